@@ -1,0 +1,101 @@
+"""The command line every script shares: flags from a dataclass, settings from `__main__`, mistakes in one line."""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from transformers.hf_argparser import HfArgumentParser
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake in a flag, a file or a row. `str(error)` is one line that names it, what was found, what is wanted."""
+
+
+def flag(default: Any, help: str) -> Any:
+    """A dataclass field that is a flag: its default and the line `--help` shows."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """One spelling a flag, no "(default: None)", and the script's docstring as it was written."""
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or len(action.option_strings) == 1 or "-h" in action.option_strings:
+            return super()._format_action_invocation(action)
+        shown = action.option_strings[0]
+        return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse names every spelling of a flag (`--batch_size/--batch-size`): one is enough
+        raise UserError(re.sub(r"^argument (--\w+)(?:/--[\w-]+)*:", r"\1:", message))
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _as_flags(settings: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """`{"batch_size": 8, "cot": True}` -> `["--batch_size", "8", "--cot", "True"]`; None means "not set"."""
+    flags = []
+    for name, value in settings.items():
+        if name not in names:
+            raise UserError(f"__main__: there is no setting {name!r}{_nearest(name, names)}")
+        if value is not None:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
+
+
+def parse_args(args_class: type[T], settings: dict[str, Any], description: str, argv: Sequence[str]) -> T:
+    """Build `args_class` from its defaults, then `settings` (the `__main__` block), then `argv`; the later wins.
+
+    Raises:
+        UserError: a name neither the class nor the command line knows, or a value of the wrong type.
+    """
+    names = [field.name for field in dataclasses.fields(args_class)]
+    parser = _Parser(args_class, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    tokens = _as_flags(settings, names) + list(argv)
+    args, unknown = parser.parse_args_into_dataclasses(
+        args=tokens, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        name = unknown[0].split("=")[0]
+        raise UserError(f"unknown flag {name}{_nearest(name, [f'--{n}' for n in names])}")
+    return args
+
+
+def check_at_least(args: Any, **minimums: float) -> None:
+    """`check_at_least(args, batch_size=1)`: a number below its minimum is a `UserError` naming flag and value."""
+    for name, minimum in minimums.items():
+        value = getattr(args, name)
+        if value is not None and not value >= minimum:  # "not >=" also catches nan
+            raise UserError(f"--{name} {value}: must be at least {minimum}")
+
+
+def run(main: Callable[[T], None], args_class: type[T], settings: dict[str, Any]) -> None:
+    """Parse the command line, call `main(args)`, and end with exit code 2 and one line on a user's mistake."""
+    script = os.path.basename(sys.argv[0])
+    try:
+        main(parse_args(args_class, settings, sys.modules["__main__"].__doc__ or "", sys.argv[1:]))
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # one process speaks for all of a distributed run
+            print(f"{script}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{script}: stopped", file=sys.stderr)
+        sys.exit(130)
