@@ -1,0 +1,156 @@
+"""task.json: what a trained directory promises about how it was trained, and inference obeys. (no torch)"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from data.arguments import UserError
+from data.files import write_json
+from data.tasks import Task, check_same_labels, resolve_task
+
+FILE_NAME = "task.json"
+FORMAT_VERSION = 1
+DEFAULT_MAX_LENGTH = 512
+_LIBRARIES = ("torch", "transformers", "trl", "peft")
+
+
+def _library_versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _LIBRARIES}
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The content of a `task.json`.
+
+    Attributes:
+        task: labels, prompt template, kind.
+        cot: whether answers carry reasoning.
+        objective: "generate" (the model writes the labels), later also "classify" and "score".
+        head: shape of the classifier head ("linear", "mlp"), None without one.
+        thresholds: label -> probability from which it is predicted, None where nothing was calibrated.
+        temperature: divides the scores before they become probabilities (1.0 = not calibrated).
+        max_length: tokens of prompt and answer together.
+        base_model: the model that was fine-tuned, as the user named it.
+        base_revision: its revision on the hub, None for a folder.
+        seed: the run's seed.
+        library_versions: the libraries the run was made with.
+    """
+
+    task: Task
+    cot: bool = False
+    objective: Literal["generate"] = "generate"
+    head: str | None = None
+    thresholds: dict[str, float] | None = None
+    temperature: float = 1.0
+    max_length: int = DEFAULT_MAX_LENGTH
+    base_model: str = ""
+    base_revision: str | None = None
+    seed: int = 42
+    library_versions: dict[str, str] = field(default_factory=_library_versions)
+
+    def save(self, directory: str | Path) -> None:
+        """Write `task.json` into `directory`."""
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        content["task"]["template_hash"] = self.task.template_hash
+        write_json(Path(directory) / FILE_NAME, content)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Contract":
+        """Read `task.json` from `directory`.
+
+        Raises:
+            UserError: the file is broken, of a newer format, or its prompt was edited after training.
+        """
+        path = Path(directory) / FILE_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise UserError(f"{path}: format version {version}; this EmoTune reads version {FORMAT_VERSION}")
+            fields = content.pop("task")
+            template_hash = fields.pop("template_hash")
+            task = Task(**{**fields, "labels": tuple(fields["labels"])})
+            contract = cls(task=task, **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: not a task.json that EmoTune wrote ({error})") from error
+        if task.template_hash != template_hash:
+            raise UserError(
+                f"{path}: the prompt template has hash {task.template_hash}, the model was trained with {template_hash}"
+            )
+        return contract
+
+
+def contract_for(
+    model_path: str,
+    task_name: str | None = None,
+    label_path: str | None = None,
+    cot: bool | None = None,
+    max_length: int | None = None,
+) -> Contract:
+    """The contract to predict under: the trained directory's own, or one made from flags for an untuned model.
+
+    Raises:
+        UserError: a flag contradicts the directory's `task.json`, a run has none, or an untuned model comes without
+            a task.
+    """
+    directory = Path(model_path)
+    if (directory / FILE_NAME).is_file():
+        contract = Contract.load(directory)
+        _check_flags(contract, directory / FILE_NAME, task_name, label_path, cot, max_length)
+        return contract
+    if (directory / "adapter_config.json").is_file():
+        raise UserError(
+            f"--model_path {model_path}: a trained adapter without task.json: its labels and prompt are unknown"
+        )
+    task = resolve_task(task_name, label_path)
+    if task is None:
+        raise UserError(
+            f"--model_path {model_path}: no task.json there, so this is an untuned model: name --task or --label_path"
+        )
+    return Contract(task, cot=bool(cot), max_length=max_length or DEFAULT_MAX_LENGTH, base_model=model_path)
+
+
+def _check_flags(
+    contract: Contract,
+    path: Path,
+    task_name: str | None,
+    label_path: str | None,
+    cot: bool | None,
+    max_length: int | None,
+) -> None:
+    asked = resolve_task(task_name, label_path)
+    if asked is not None:
+        source = f"--label_path {label_path}" if label_path else f"--task {task_name}"
+        check_same_labels(source, asked.labels, str(path), contract.task.labels)
+        if task_name is not None and task_name not in (contract.task.name, contract.task.kind):
+            raise UserError(f"--task {task_name} contradicts {path}: trained as {contract.task.name}")
+    _check_equal("--cot", cot, contract.cot, path)
+    _check_equal("--max_length", max_length, contract.max_length, path)
+
+
+def _check_equal(flag: str, asked: Any, trained: Any, path: Path) -> None:
+    if asked is not None and asked != trained:
+        raise UserError(f"{flag} {asked} contradicts {path}: trained with {trained}")
+
+
+def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequence[str]) -> None:
+    """Raise a `UserError` naming the first setting of a run to be continued that is not what it began with.
+
+    Args:
+        path: the JSON file in which the run wrote its settings when it began.
+        now: the settings it is to go on with.
+        may_change: names that do not change what is learnt.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in now.items():
+        if name not in may_change and name in before and before[name] != value:
+            raise UserError(
+                f"--{name} {value}: the run in {path.parent} began with {before[name]}; give that to continue it, "
+                "or choose another --output_dir"
+            )

@@ -1,0 +1,122 @@
+"""Token ids of a task's prompts and targets: the only way from a text to what a model reads. (no torch)"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from data.arguments import UserError
+from data.tasks import Task
+
+_TEXT, _ANSWER = "\u2402", "\u2403"  # stand-ins for text and answer while the chat template is rendered
+RATIONALE_TOKENS = 256  # room for the reasoning of a --cot answer
+MAX_ANSWER_LABELS = 5  # room for a multi-label answer: GoEmotions, the widest task, never has more
+
+
+class Encoder:
+    """Task and text -> token ids. Training, evaluation and every backend read the same ids from here.
+
+    A prompt is `head + text + tail`. The three are tokenised apart, so that all prompts of a task begin with the very
+    same ids, a long text can be cut without touching the instruction, and markup written inside a text
+    (`<|im_end|>`) is read as plain characters instead of ending the turn.
+
+    Args:
+        task: the task.
+        tokenizer: a Hugging Face tokenizer.
+        cot: ask for reasoning before the answer.
+        max_length: tokens of prompt and answer together; longer texts lose their end.
+
+    Raises:
+        UserError: `max_length` leaves no room for a text.
+    """
+
+    def __init__(self, task: Task, tokenizer, cot: bool = False, max_length: int = 512):
+        self.task, self.tokenizer, self.cot, self.max_length = task, tokenizer, cot, max_length
+        head, tail = self._rendered()
+        begin = [] if self._chat else self._begin_ids()
+        self.head_ids: list[int] = begin + self._ids(head)
+        self.tail_ids: list[int] = self._ids(tail)
+        # " joy" is the usual token after "Answer:"; after a chat header or a Chinese colon the answer starts at once
+        self._target_prefix = " " if not self._chat and tail[-1:].isascii() else ""
+        needed = len(self.head_ids) + len(self.tail_ids) + self.answer_tokens
+        if max_length <= needed:
+            raise UserError(
+                f"--max_length {max_length}: the prompt of task {task.name} takes "
+                f"{needed - self.answer_tokens} tokens without its text and the answer up to {self.answer_tokens}; "
+                f"must be over {needed}"
+            )
+
+    @property
+    def _chat(self) -> bool:
+        return self.task.use_chat_template and bool(self.tokenizer.chat_template)
+
+    def _rendered(self) -> tuple[str, str]:
+        """The prompt as text, without its text: what stands before it and what stands behind it."""
+        if self._chat:
+            prompt = self.tokenizer.apply_chat_template(
+                self.task.messages(_TEXT, self.cot),
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self.cot,
+            )
+            # templates of reasoning-only models open the reasoning themselves; our targets bring their own tag
+            prompt = (
+                prompt.removesuffix("\n").removesuffix("<think>") if prompt.rstrip().endswith("<think>") else prompt
+            )
+        else:
+            prompt = self.task.plain_prompt(_TEXT, self.cot)
+        head, _, tail = prompt.partition(_TEXT)
+        return head, tail
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _begin_ids(self) -> list[int]:
+        """The begin-of-text id, if this tokenizer puts one before a plain text (a chat template brings its own)."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if bos is not None and self.tokenizer("")["input_ids"][:1] == [bos] else []
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that ends an answer: what the chat template puts after a turn, else the tokenizer's own end."""
+        if self._chat:
+            turns = [*self.task.messages(_TEXT, self.cot), {"role": "assistant", "content": _ANSWER}]
+            behind = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_ANSWER)[2]
+            ids = self._ids(behind)
+            if ids and ids[0] in self.tokenizer.all_special_ids:
+                return ids[0]
+        if self.tokenizer.eos_token_id is None:
+            raise UserError("--model_path: the tokenizer has no end-of-text token, so an answer could never end")
+        return self.tokenizer.eos_token_id
+
+    @cached_property
+    def answer_tokens(self) -> int:
+        """Room kept for the answer, end included: the longest one of `MAX_ANSWER_LABELS` labels."""
+        by_length = sorted(self.task.labels, key=lambda label: len(self._ids(label)), reverse=True)
+        labels = by_length[: MAX_ANSWER_LABELS if self.task.kind == "multi_label" else 1]
+        rationale = "" if self.cot else None
+        return len(self._ids(" " + self.task.target(labels, rationale))) + 1 + (RATIONALE_TOKENS if self.cot else 0)
+
+    def prompt_ids(self, texts: Sequence[str], answer_tokens: Sequence[int] | None = None) -> list[list[int]]:
+        """Token ids of the prompts.
+
+        Args:
+            texts: the texts.
+            answer_tokens: room each answer needs, where it is known to be more than usual (in training).
+        """
+        room = self.max_length - len(self.head_ids) - len(self.tail_ids)
+        kept = [max(self.answer_tokens, n) for n in answer_tokens or [0] * len(texts)]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [self.head_ids + ids[: max(room - k, 0)] + self.tail_ids for ids, k in zip(encoded, kept, strict=True)]
+
+    def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
+        """Token ids of an answer, its end token included."""
+        return [*self._ids(self._target_prefix + self.task.target(labels, rationale)), self.end_id]
+
+    def is_cut(self, prompt: Sequence[int]) -> bool:
+        """Whether `prompt` is as long as `max_length` allows, so that its text may have lost its end."""
+        return len(prompt) >= self.max_length - self.answer_tokens
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The answer as text, without its end token."""
+        ids = list(token_ids)
+        end = ids.index(self.end_id) if self.end_id in ids else len(ids)
+        return self.tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()

@@ -1,0 +1,226 @@
+"""Files -> rows, by looking at the file: JSON, JSON Lines, Parquet, TSV, CSV, `text;label`. (no torch)
+
+Columns are found by name. A table without a header must be in one of the layouts `text, label[, id]` or `label, text`.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.arguments import UserError
+
+TEXT_COLUMNS = ("text", "text_a", "sentence", "content", "review", "comment", "question")
+LABEL_COLUMNS = ("label", "labels", "emotion", "emotions", "sentiment", "category", "class")
+ID_COLUMNS = ("id", "comment_id", "comment id", "idx", "index")
+RATIONALE_COLUMNS = ("rationale", "reasoning", "explanation")
+_ROWS_LOOKED_AT = 200  # to tell the label column of a file without a header
+_TABLE_SUFFIXES = (".tsv", ".csv", ".txt")  # a comment may begin with "[" without being JSON
+_Table = list[tuple[int, list[str]]]  # line number and cells of each row
+_IsGold = Callable[[str], bool]  # whether a cell could be the gold of the task at hand
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was found: line number (1 = first), its values under canonical names, or why it is none."""
+
+    line: int
+    text: Any
+    label: Any = None
+    id: Any = None
+    rationale: Any = None
+    problem: str | None = None
+
+
+def read_rows(path: Path, is_gold: _IsGold, labels_required: bool, header_allowed: bool = True) -> Iterator[Row]:
+    """Read a data file.
+
+    Args:
+        path: the file.
+        is_gold: tells the label column of a table without a header.
+        labels_required: False also takes files with a text column only.
+        header_allowed: False refuses a table that has one.
+
+    Raises:
+        UserError: the file is empty, not UTF-8, broken, or has no text (or label) column.
+    """
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin == b"PAR1":
+        return _parquet_rows(path, labels_required)
+    text = _decode(path)
+    if not text.strip():
+        raise UserError(f"{path}: the file is empty")
+    first = text.lstrip()[0]
+    if path.suffix.lower() in _TABLE_SUFFIXES or first not in "[{":
+        return _table_rows(path, text, is_gold, labels_required, header_allowed)
+    return (_json_rows if first == "[" else _json_lines_rows)(path, text, labels_required)
+
+
+def _decode(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8") from error
+
+
+def _parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a whole Parquet file ({error})") from error
+    return _named_rows(path, enumerate(table.to_pylist(), start=1), table.column_names, labels_required)
+
+
+def _json_rows(path: Path, text: str, labels_required: bool) -> Iterator[Row]:
+    try:
+        records = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    return _named_rows(path, enumerate(records, start=1), None, labels_required)
+
+
+def _json_lines_rows(path: Path, text: str, labels_required: bool) -> Iterator[Row]:
+    def records():
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    yield number, f"not JSON: {error.msg} (column {error.colno})"
+
+    return _named_rows(path, records(), None, labels_required)
+
+
+def _named_rows(
+    path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str] | None, labels_required: bool
+) -> Iterator[Row]:
+    """Rows from mappings; the names of the columns are taken from the first one."""
+    names = _find_columns(columns) if columns is not None else None
+    for number, record in records:
+        if not isinstance(record, dict):
+            yield Row(number, None, problem=record if isinstance(record, str) else "not an object with named values")
+            continue
+        if names is None:
+            names = _find_columns(list(record))
+        _require_columns(path, number, names, list(record) if columns is None else columns, labels_required)
+        yield Row(number, **{field: record.get(name) for field, name in names.items()})
+
+
+def _find_columns(header: Sequence[str]) -> dict[str, str]:
+    """Which column holds what: `["Review", "label"]` -> `{"text": "Review", "label": "label"}`."""
+    folded = {name.strip().casefold(): name for name in header}
+    wanted = {"text": TEXT_COLUMNS, "label": LABEL_COLUMNS, "id": ID_COLUMNS, "rationale": RATIONALE_COLUMNS}
+    return {
+        field: folded[next(name for name in names if name in folded)]
+        for field, names in wanted.items()
+        if any(name in folded for name in names)
+    }
+
+
+def _require_columns(path: Path, line: int, names: dict, header: Sequence[str], labels_required: bool) -> None:
+    for field, known in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
+        if field not in names and (field == "text" or labels_required):
+            raise UserError(
+                f"{path}:{line}: no {field} column among {', '.join(map(repr, header))}; "
+                f"known names are {', '.join(known)}"
+            )
+
+
+def _table_rows(path: Path, text: str, is_gold: _IsGold, labels_required: bool, header_allowed: bool) -> Iterator[Row]:
+    rows = _split(path, text)
+    header = _find_columns(rows[0][1])
+    if "text" in header and ("label" in header or not labels_required):
+        if not header_allowed and "label" in header:
+            raise UserError(
+                f"{path}:1: a header ({', '.join(rows[0][1])}), but the GoEmotions layout has none: "
+                "text<TAB>id[,id]<TAB>comment id from the first line on"
+            )
+        return _header_rows(rows, header)
+    if not labels_required and all(len(cells) == 1 for _, cells in rows):
+        return (Row(line, cells[0]) for line, cells in rows)
+    return _headerless_rows(path, rows, is_gold)
+
+
+def _split(path: Path, text: str) -> _Table:
+    """Line number and cells of each row, by the separator the first line has: TAB, else `;` or `,`."""
+    lines = text.split("\n")
+    first = next(line for line in lines if line.strip())
+    if "\t" in first:  # quotes mean nothing in a TSV: GoEmotions has thousands of them
+        return [(n, line.rstrip("\r").split("\t")) for n, line in enumerate(lines, start=1) if line.strip()]
+    if path.suffix.lower() != ".csv" and ";" in first:  # text;label: the last semicolon is the one that counts
+        return [(n, line.rstrip("\r").rsplit(";", 1)) for n, line in enumerate(lines, start=1) if line.strip()]
+    if path.suffix.lower() == ".csv":
+        separator = ";" if first.count(";") > first.count(",") else ","
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        return _csv_rows(path, reader)
+    return [(n, [line.rstrip("\r")]) for n, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _csv_rows(path: Path, reader) -> _Table:
+    rows, begin = [], 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((begin, cells))
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+    return rows
+
+
+def _header_rows(rows: _Table, names: dict[str, str]) -> Iterator[Row]:
+    header = rows[0][1]
+    places = {field: header.index(name) for field, name in names.items()}
+    for line, cells in rows[1:]:
+        if len(cells) != len(header):
+            yield Row(line, None, problem=f"{len(cells)} columns, but the header has {len(header)}")
+        else:
+            yield Row(line, **{field: cells[place] for field, place in places.items()})
+
+
+def _headerless_rows(path: Path, rows: _Table, is_gold: _IsGold) -> Iterator[Row]:
+    counts = Counter(len(cells) for _, cells in rows[:_ROWS_LOOKED_AT])
+    width = counts.most_common(1)[0][0]
+    if width not in (2, 3):
+        raise UserError(
+            f"{path}:{rows[0][0]}: {width} columns; expected text, label[, id], or label, text, or a header that names "
+            f"a text column ({', '.join(TEXT_COLUMNS)}) and a label column ({', '.join(LABEL_COLUMNS)})"
+        )
+    fields = _headerless_fields(rows, width, is_gold)
+    label_place = fields.index("label")
+    if len(rows) > 1 and not is_gold(rows[0][1][label_place]) and _looks_like_header(rows[0][1]):
+        raise UserError(
+            f"{path}:{rows[0][0]}: looks like a header ({', '.join(rows[0][1])}), where a first row is expected; "
+            f"remove it, or name the columns text and label"
+        )
+    for line, cells in rows:
+        if len(cells) != width:
+            yield Row(line, None, problem=f"{len(cells)} columns, but the file has {width}")
+        else:
+            yield Row(line, **dict(zip(fields, cells, strict=True)))
+
+
+def _headerless_fields(rows: _Table, width: int, is_gold: _IsGold) -> tuple[str, ...]:
+    """`label, text` when the first column holds labels more often than the second; else `text, label[, id]`."""
+    if width == 3:
+        return ("text", "label", "id")
+    looked_at = [cells for _, cells in rows[:_ROWS_LOOKED_AT] if len(cells) == width]
+    first, second = (sum(is_gold(cells[place]) for cells in looked_at) for place in (0, 1))
+    return ("label", "text") if first > second else ("text", "label")
+
+
+def _looks_like_header(cells: Sequence[str]) -> bool:
+    known = {*TEXT_COLUMNS, *LABEL_COLUMNS, *ID_COLUMNS}
+    return any(cell.strip().casefold() in known for cell in cells) or all(
+        len(cell.split()) <= 2 and not any(c.isdigit() for c in cell) for cell in cells
+    )

@@ -1,0 +1,177 @@
+"""Rows -> Examples, validated: every bad row is named by file and line. Then splits and the data report. (no torch)"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.arguments import UserError
+from data.formats import Row, read_rows
+from data.tasks import Task
+
+_HEADERLESS = ("goemotions-",)  # tasks whose published layout has no header: one there is a mistake
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text with its gold labels (in the task's order; empty when the file has none)."""
+
+    id: str
+    text: str
+    labels: tuple[str, ...]
+    rationale: str | None = None
+
+
+class _RowError(Exception):
+    """What is wrong with one row; the loader adds file and line."""
+
+
+def load_examples(
+    path: str | Path,
+    task: Task,
+    flag: str = "--train_data_path",
+    labels_required: bool = True,
+    cot: bool = False,
+    rejected: list[dict[str, Any]] | None = None,
+) -> list[Example]:
+    """Read and check a data file.
+
+    Args:
+        path: the file.
+        task: gives the labels; gold may be ids, names, or lists of either ("3,17", ["joy"], 0).
+        flag: the flag that named the file, for error messages.
+        labels_required: False also takes files without any labels (to predict on).
+        cot: every row needs a rationale.
+        rejected: where bad rows are put, with file, line and error; None = stop at the first.
+
+    Raises:
+        UserError: the file or one of its rows is not right.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: no such file")
+    examples, unlabelled = [], []
+    bad: list[dict[str, Any]] = []
+    header_allowed = not task.name.startswith(_HEADERLESS)
+    for row in read_rows(path, lambda cell: _is_gold(cell, task), labels_required, header_allowed):
+        try:
+            examples.append(_example(row, task, labels_required, cot))
+            unlabelled += [row.line] * (not examples[-1].labels)
+        except _RowError as error:
+            if rejected is None:
+                raise UserError(f"{path}:{row.line}: {error}") from error
+            bad.append({"file": str(path), "line": row.line, "error": str(error), "text": str(row.text)})
+    if not examples:
+        raise UserError(f"{flag} {path}: no rows in it" + (f" ({len(bad)} rejected)" if bad else ""))
+    if 0 < len(unlabelled) < len(examples):
+        raise UserError(f"{path}:{unlabelled[0]}: no label, while other rows have one")
+    if bad:
+        print(f"{path}: {len(bad)} bad rows skipped")
+        rejected.extend(bad)
+    return examples
+
+
+def _example(row: Row, task: Task, labels_required: bool, cot: bool) -> Example:
+    if row.problem:
+        raise _RowError(row.problem)
+    if not isinstance(row.text, str) or not row.text.strip():
+        raise _RowError("empty text" if row.text is None or isinstance(row.text, str) else f"text is {row.text!r}")
+    labels = () if row.label is None and not labels_required else _gold(row.label, task)
+    rationale = str(row.rationale).strip() if row.rationale is not None else ""
+    if cot and not rationale:
+        raise _RowError("no rationale, which --cot needs (a column named rationale)")
+    identity = str(row.id) if row.id not in (None, "") else str(row.line)
+    return Example(identity, row.text.strip(), labels, rationale or None)
+
+
+def _gold(value: Any, task: Task) -> tuple[str, ...]:
+    """`3`, `"3,17"`, `"joy"`, `["joy", 3]` -> labels in the task's order."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if len(values) == 1 and isinstance(values[0], str) and values[0].strip() not in task.ids:
+        values = values[0].split(",")
+    labels = {_label(v, task) for v in values}
+    if len(labels) != len(values):
+        raise _RowError(f"a label stands twice in {value!r}")
+    if task.kind == "single_label" and len(labels) > 1:
+        raise _RowError(f"{len(labels)} labels ({value}), but task {task.name} takes exactly one")
+    return tuple(sorted(labels, key=task.ids.__getitem__))
+
+
+def _label(value: Any, task: Task) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # Parquet and pandas keep ids with gaps as floats
+    name = str(value).strip() if value is not None else ""
+    if name in task.ids:
+        return name
+    if not name:
+        raise _RowError("no label")
+    if name.isascii() and name.isdigit():
+        if int(name) < len(task.labels):
+            return task.labels[int(name)]
+        raise _RowError(f"label id {name}: task {task.name} has ids 0 to {len(task.labels) - 1}")
+    raise _RowError(f"label {name!r} is not in the label set of task {task.name}")
+
+
+def _is_gold(cell: str, task: Task) -> bool:
+    try:
+        _gold(cell, task)
+    except _RowError:
+        return False
+    return True
+
+
+# --- split and report -----------------------------------------------------------------------------------------------
+
+
+def _key(text: str) -> str:
+    """Texts that differ in case or spaces only are one."""
+    return " ".join(text.casefold().split())
+
+
+def split_validation(examples: Sequence[Example], ratio: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Split off a share for validation, stratified by each row's rarest label; equal texts stay on one side.
+
+    Returns:
+        Training and validation examples, each in the file's order. With few rows a label may miss in validation, but
+        a label never misses in training.
+    """
+    frequency = Counter(label for example in examples for label in example.labels)
+    rows_of_text, texts_of_label = defaultdict(list), defaultdict(list)
+    for i, example in enumerate(examples):
+        rows_of_text[_key(example.text)].append(i)
+    for key, rows in rows_of_text.items():
+        labels = [label for i in rows for label in examples[i].labels]
+        texts_of_label[min(labels, key=lambda label: (frequency[label], label))].append(key)
+    generator, chosen, owed = random.Random(seed), set(), 0.0
+    for label in sorted(texts_of_label):
+        keys = texts_of_label[label]
+        generator.shuffle(keys)
+        owed += len(keys) * ratio  # carried over, so that many small labels still add up to the ratio
+        take = min(int(owed + 0.5), len(keys) - 1)
+        owed -= take
+        chosen.update(i for key in keys[:take] for i in rows_of_text[key])
+    train = [example for i, example in enumerate(examples) if i not in chosen]
+    return train, [examples[i] for i in sorted(chosen)]
+
+
+def data_report(train: Sequence[Example], dev: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:
+    """Leakage and conflicts: what makes a score look better, or a model worse, than it is.
+
+    Returns:
+        Rows of each split, label counts of train, rows of train that repeat an earlier one, texts of train that carry
+        different labels, and rows of dev and test whose text also stands in train.
+    """
+    gold_of: dict[str, set] = defaultdict(set)
+    for example in train:
+        gold_of[_key(example.text)].add(example.labels)
+    counts = Counter(label for example in train for label in example.labels)
+    return {
+        "rows": {"train": len(train), "dev": len(dev), "test": len(test)},
+        "train_label_counts": dict(counts.most_common()),
+        "train_repeated_rows": len(train) - len(gold_of),
+        "train_texts_with_different_labels": sum(len(gold) > 1 for gold in gold_of.values()),
+        "dev_rows_also_in_train": sum(_key(example.text) in gold_of for example in dev),
+        "test_rows_also_in_train": sum(_key(example.text) in gold_of for example in test),
+    }

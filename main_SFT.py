@@ -1,0 +1,440 @@
+"""Supervised fine-tuning: a language model learns to write the labels of a text.
+
+TRL's SFTTrainer does the training, with the loss on the answer only. What is watched, and what the best checkpoint is
+chosen by, are label metrics of generated answers on the validation rows, never token accuracy.
+
+    # LoRA on the GoEmotions groups (labels.txt alone says which task it is)
+    python main_SFT.py --model_path models/Qwen2.5-7B-Instruct --train_data_path data/goemotions/group/train.tsv \\
+        --dev_data_path data/goemotions/group/dev.tsv --label_path data/goemotions/group/labels.txt \\
+        --test_data_path data/goemotions/group/test.tsv --output_dir outputs/group
+
+    # every weight instead of an adapter
+    python main_SFT.py --tuning full ...
+
+    # eight GPUs
+    accelerate launch --num_processes 8 main_SFT.py ...
+
+A killed run goes on from its newest whole checkpoint when the same command is given again.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.arguments import UserError, check_at_least, flag, run
+from data.contract import Contract, check_run_settings
+from data.encoding import Encoder
+from data.files import write_json, write_json_lines
+from data.loading import Example, data_report, load_examples, split_validation
+from data.metrics import DEFAULT_BEST, LABEL_METRICS, label_metrics
+from data.tasks import Task, resolve_task
+from inference import Predictor, base_model_path, check_model_path, evaluate, load_model, load_tokenizer
+
+DEFAULT_LEARNING_RATE = {"full": 2e-5, "lora": 2e-4}
+# Flags that may differ when a run is continued: they change where and how often it reports, or how long it goes on.
+MAY_CHANGE = (
+    "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
+    "max_steps", "predict_batch_size",
+)  # fmt: skip
+
+
+@dataclass
+class Args:
+    # what
+    model_path: str | None = flag(None, "hub id or directory of the model to fine-tune")
+    task: str | None = flag(None, "built-in task, or single_label / multi_label for your own labels")
+    label_path: str | None = flag(None, "labels.txt: one label a line, line number = id; names the task by itself")
+    train_data_path: str | None = flag(None, "training file: TSV, CSV, JSON, JSON Lines, Parquet or text;label")
+    dev_data_path: str | None = flag(None, "validation file (default: --val_ratio of the training rows)")
+    test_data_path: str | None = flag(None, "labelled file the finished model is scored on")
+    output_dir: str = flag("outputs/sft", "where the run goes")
+    val_ratio: float = flag(0.15, "share of the training rows kept for validation when there is no --dev_data_path")
+    skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
+    cot: bool = flag(False, "train answers with reasoning, from the data's rationale column")
+    max_length: int = flag(512, "tokens of prompt and answer together; longer texts lose their end")
+    # how
+    objective: Literal["generate"] = flag("generate", "what is learnt: generate = the model writes the labels")
+    tuning: Literal["full", "lora"] = flag("lora", "train all weights, or a low-rank adapter")
+    lora_r: int = flag(16, "rank of the adapter")
+    lora_alpha: int = flag(32, "scale of the adapter (alpha / r multiplies it)")
+    lora_dropout: float = flag(0.05, "dropout before the adapter")
+    lora_target_modules: list[str] = flag(["all-linear"], "layers that get an adapter; all-linear = all but the output")
+    num_epochs: float = flag(3.0, "passes over the training rows")
+    max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
+    batch_size: int = flag(8, "training texts a step on each device")
+    gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
+    learning_rate: float | None = flag(None, "peak learning rate (default: 2e-4 for lora, 2e-5 for full)")
+    lr_scheduler_type: str = flag("linear", "linear, cosine, constant_with_warmup ... (Transformers' names)")
+    warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
+    weight_decay: float = flag(0.01, "weight decay of AdamW")
+    precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
+    gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
+    seed: int = flag(42, "seed of weights, order and split")
+    # watching and keeping
+    metric_for_best: str | None = flag(
+        None, "chooses the best checkpoint (default: f1_macro, or accuracy if one label)"
+    )
+    eval_steps: int | None = flag(None, "score the validation rows every N steps (default: after each epoch)")
+    eval_samples: int = flag(500, "validation rows scored while training, drawn once; 0 = all")
+    save_steps: int | None = flag(
+        None, "checkpoint every N steps (default: with each scoring); the best is always kept"
+    )
+    save_total_limit: int = flag(2, "checkpoints kept, the best one among them")
+    logging_steps: int = flag(10, "report the loss every N steps")
+    predict_batch_size: int = flag(32, "texts a batch when answers are generated")
+    resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
+
+    def __post_init__(self):
+        for name in ("model_path", "train_data_path"):
+            if getattr(self, name) is None:
+                raise UserError(f"--{name} is needed")
+        if self.task is None and self.label_path is None:
+            raise UserError("--task or --label_path is needed: which labels to learn")
+        check_at_least(
+            self, batch_size=1, gradient_accumulation_steps=1, max_length=1, lora_r=1, lora_alpha=1, lora_dropout=0,
+            max_steps=1, val_ratio=0, warmup_ratio=0, weight_decay=0, eval_steps=1, eval_samples=0, save_steps=1,
+            save_total_limit=1, logging_steps=1, predict_batch_size=1, seed=0,
+        )  # fmt: skip
+        for name in ("val_ratio", "warmup_ratio", "lora_dropout"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be below 1")
+        for name in ("learning_rate", "num_epochs"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
+        if self.metric_for_best not in (None, "loss", *LABEL_METRICS):
+            raise UserError(
+                f"--metric_for_best {self.metric_for_best}: must be loss or one of {', '.join(LABEL_METRICS)}"
+            )
+        if self.eval_steps and self.save_steps and self.save_steps % self.eval_steps:
+            raise UserError(f"--save_steps {self.save_steps}: must be a multiple of --eval_steps {self.eval_steps}")
+        if self.learning_rate is None:
+            self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything read from the user's files."""
+
+    task: Task
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    rejected: list[dict[str, Any]]
+
+
+def load_data(args: Args) -> Data:
+    """Read and check all files before anything heavy starts."""
+    task = resolve_task(args.task, args.label_path)
+    rejected: list[dict[str, Any]] = []
+
+    def load(flag_name: str) -> list[Example]:
+        path = getattr(args, flag_name)
+        if path is None:
+            return []
+        return load_examples(
+            path, task, f"--{flag_name}", cot=args.cot, rejected=rejected if args.skip_bad_rows else None
+        )
+
+    train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
+    if args.task is None and task.name not in _built_in_names() and all(len(e.labels) == 1 for e in train):
+        task = _as_single_label(task)
+    if not dev and args.val_ratio:
+        train, dev = split_validation(train, args.val_ratio, args.seed)
+    if not dev and args.metric_for_best is not None:
+        raise UserError(f"--metric_for_best {args.metric_for_best}: there are no validation rows (--val_ratio 0)")
+    return Data(task, train, dev, test, rejected)
+
+
+def _built_in_names() -> Sequence[str]:
+    from data.tasks import BUILT_IN_TASKS
+
+    return BUILT_IN_TASKS
+
+
+def _as_single_label(task: Task) -> Task:
+    from dataclasses import replace
+
+    print(f"task {task.name}: every training row has one label, so it is learnt as single_label")
+    return replace(task, kind="single_label")
+
+
+def tokenize(examples: Sequence[Example], encoder: Encoder):
+    """Examples -> a data set of `input_ids` (prompt + answer + end) and `labels` (-100 on the prompt)."""
+    from datasets import Dataset
+
+    targets = [encoder.target_ids(e.labels, e.rationale if encoder.cot else None) for e in examples]
+    prompts = encoder.prompt_ids([e.text for e in examples], [len(t) for t in targets])
+    return Dataset.from_dict(
+        {
+            "input_ids": [p + t for p, t in zip(prompts, targets, strict=True)],
+            "labels": [[-100] * len(p) + t for p, t in zip(prompts, targets, strict=True)],
+        }
+    )
+
+
+# --- model and trainer ----------------------------------------------------------------------------------------------
+
+
+def load_trainable_model(args: Args):
+    """The model to train: whole in fp32 for `full` (autocast lowers it), in `--precision` under an adapter."""
+    model = load_model(args.model_path, "fp32" if args.tuning == "full" else args.precision, device="cpu")
+    return model.train()
+
+
+def lora_config(args: Args):
+    """PEFT's configuration of the adapter, or None for `--tuning full`."""
+    if args.tuning == "full":
+        return None
+    from peft import LoraConfig
+
+    modules = args.lora_target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+    )
+
+
+class LabelMetrics:
+    """Mixin over a TRL trainer: scores generated answers at each evaluation, and keeps each new best model.
+
+    The classes that use it are made in `trainer_class`, since importing TRL takes seconds that a mistyped flag should
+    not cost.
+    """
+
+    contract: Contract
+    encoder: Encoder
+    dev: Sequence[Example]
+    predict_batch_size: int
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
+        scores = {f"eval_{name}": value for name, value in self._label_scores().items()}
+        self.log(dict(scores))
+        return metrics | scores
+
+    def _label_scores(self) -> dict[str, float]:
+        """Label metrics of greedy answers; each process answers its share of the rows."""
+        from accelerate.utils import gather_object
+
+        mine = self.dev[self.args.process_index :: self.args.world_size]
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        predictor = Predictor.from_model(model.eval(), self.encoder, self.contract, self.predict_batch_size)
+        with self.compute_loss_context_manager():
+            predictions = predictor.predict_batch([e.text for e in mine], progress=self.is_world_process_zero())
+        model.train(training)
+        pairs = gather_object([(e.labels, p) for e, p in zip(mine, predictions, strict=True)])
+        scores = label_metrics(*zip(*pairs, strict=True), self.contract.task)
+        return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best  # Transformers keeps the best only if a checkpoint happens to be due
+        return is_best
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        self.contract.save(output_dir or self.args.output_dir)  # a checkpoint is a directory to predict from, too
+
+
+def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
+    """TRL's SFTTrainer with label metrics, on tokenised data."""
+    from trl import SFTTrainer
+
+    class LabelSFTTrainer(LabelMetrics, SFTTrainer):
+        pass
+
+    dev = _drawn(data.dev, args.eval_samples, args.seed)
+    trainer = LabelSFTTrainer(
+        model=model,
+        args=training_arguments(args, data.task, has_dev=bool(dev)),
+        train_dataset=tokenize(data.train, encoder),
+        eval_dataset=tokenize(dev, encoder) if dev else None,
+        processing_class=encoder.tokenizer,
+        peft_config=lora_config(args),
+    )
+    trainer.contract, trainer.encoder, trainer.dev = contract, encoder, dev
+    trainer.predict_batch_size = args.predict_batch_size
+    return trainer
+
+
+def _drawn(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
+    """`size` rows drawn once (0 = all), in the file's order."""
+    import random
+
+    if size == 0 or len(examples) <= size:
+        return examples
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), size))]
+
+
+def training_arguments(args: Args, task: Task, has_dev: bool):
+    """Our flags as TRL's SFTConfig."""
+    import torch
+    from trl import SFTConfig
+
+    if args.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
+    strategy = "steps" if args.eval_steps or args.save_steps else "epoch"
+    best = args.metric_for_best or DEFAULT_BEST[task.kind]
+    return SFTConfig(
+        output_dir=args.output_dir,
+        num_train_epochs=args.num_epochs,
+        max_steps=args.max_steps or -1,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_steps=args.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=args.weight_decay,
+        bf16=args.precision == "bf16",
+        fp16=args.precision == "fp16",
+        gradient_checkpointing=args.gradient_checkpointing,
+        seed=args.seed,
+        eval_strategy=strategy if has_dev else "no",
+        eval_steps=args.eval_steps or args.save_steps,
+        save_strategy=strategy,
+        save_steps=args.save_steps or args.eval_steps or 500,
+        save_total_limit=args.save_total_limit,
+        load_best_model_at_end=has_dev,
+        metric_for_best_model=best if has_dev else None,
+        greater_is_better=best != "loss" if has_dev else None,
+        logging_steps=args.logging_steps,
+        report_to=["tensorboard"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        max_length=None,  # the Encoder has cut the texts, never an answer
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(args: Args) -> str | None:
+    """The checkpoint to go on from, or None to begin anew.
+
+    Raises:
+        UserError: the checkpoint is not there, or the run in `--output_dir` is another one.
+    """
+    output_dir = Path(args.output_dir)
+    wanted = args.resume_from_checkpoint
+    if wanted not in ("auto", "none"):
+        if not _is_whole(Path(wanted)):
+            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
+        return wanted
+    checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if wanted == "none":
+        if checkpoints or is_finished(args):
+            raise UserError(
+                f"--output_dir {output_dir}: holds a run already; choose another, or go on with "
+                "--resume_from_checkpoint auto"
+            )
+        return None
+    check_run_settings(output_dir / "args.json", asdict(args), MAY_CHANGE)
+    return next((str(path) for path in reversed(checkpoints) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Transformers writes trainer_state.json last: a checkpoint cut off by a kill lacks it or has half of it."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def is_finished(args: Args) -> bool:
+    """Whether the run in `--output_dir` has trained to its end (its results are the last thing it writes)."""
+    return (Path(args.output_dir) / "train_results.json").is_file()
+
+
+def train(trainer, checkpoint: str | None) -> None:
+    """Train, keep the best model, and write it and `train_results.json`."""
+    begin = time.perf_counter()
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    parameters = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    write_json(
+        Path(trainer.args.output_dir) / "train_results.json",
+        {
+            "steps": trainer.state.global_step,
+            "epochs": metrics["epoch"],
+            "train_loss": metrics["train_loss"],
+            "seconds": round(time.perf_counter() - begin, 1),
+            "resumed_from": checkpoint,
+            "metric_for_best": trainer.args.metric_for_best_model,
+            "best_metric": trainer.state.best_metric,
+            "best_step": trainer.state.best_global_step,
+            "trainable_parameters": sum(n for n, trained in parameters if trained),
+            "all_parameters": sum(n for n, _ in parameters),
+        },
+    )
+
+
+def write_run_facts(args: Args, data: Data) -> None:
+    """What the run was started with, and what is to be known about its data."""
+    output_dir = Path(args.output_dir)
+    report = data_report(data.train, data.dev, data.test)
+    write_json(output_dir / "args.json", asdict(args))
+    write_json(output_dir / "data_report.json", report)
+    if data.rejected:
+        write_json_lines(output_dir / "rejected.jsonl", data.rejected)
+    rows = report.pop("rows")
+    print(f"task {data.task.name}: {rows['train']} training, {rows['dev']} validation, {rows['test']} test rows")
+    for name, count in report.items():
+        if isinstance(count, int) and count:
+            print(f"  {name.replace('_', ' ')}: {count}")
+
+
+def score_test_rows(args: Args, data: Data, predictor: Predictor) -> None:
+    """Score the finished model on `--test_data_path`."""
+    evaluate(predictor, data.test, args.output_dir, args.seed)
+    print((Path(args.output_dir) / "test_summary.txt").read_text(encoding="utf-8"))
+
+
+def main(args: Args) -> None:
+    check_model_path(args.model_path)
+    if base_model_path(args.model_path) is not None:
+        raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
+    data = load_data(args)
+    checkpoint = find_checkpoint(args)
+    if is_finished(args):
+        print(f"{args.output_dir}: trained to its end already")
+        predictor = Predictor(args.output_dir, batch_size=args.predict_batch_size, precision=args.precision)
+    else:
+        contract = Contract(
+            data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path, seed=args.seed
+        )
+        encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
+        trainer = build_trainer(args, data, load_trainable_model(args), encoder, contract)
+        if trainer.is_world_process_zero():
+            write_run_facts(args, data)
+        train(trainer, checkpoint)
+        if not trainer.is_world_process_zero():
+            return
+        predictor = Predictor.from_model(trainer.model.eval(), encoder, contract, args.predict_batch_size)
+    if data.test:
+        score_test_rows(args, data, predictor)
+    print(f"written to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    # Edit here, or pass the same names as flags: a flag wins.
+    settings = dict(
+        model_path="models/Qwen2.5-7B-Instruct",
+        train_data_path="data/goemotions/group/train.tsv",
+        label_path="data/goemotions/group/labels.txt",
+    )
+    run(main, Args, settings)
