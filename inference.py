@@ -122,13 +122,14 @@ def load_tokenizer(model_path: str):
     return tokenizer
 
 
-def load_model(model_path: str, precision: str = "bf16", device: str | None = None):
+def load_model(model_path: str, precision: str = "bf16", device: str | None = None, attention: str | None = None):
     """Load a causal language model for prediction or further training.
 
     Args:
         model_path: a hub id, a model directory, or an adapter directory (whose base model is loaded under it).
         precision: "bf16", "fp16" or "fp32".
         device: where to put it; None = the first GPU, else the CPU.
+        attention: Transformers' name of the attention code ("sdpa", "eager", ...); None = its own choice.
 
     Returns:
         The model in evaluation mode.
@@ -142,13 +143,16 @@ def load_model(model_path: str, precision: str = "bf16", device: str | None = No
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     base = base_model_path(model_path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(base or model_path, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(base or model_path, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise UserError(f"--model_path {base or model_path}: does not load: {str(error).splitlines()[0]}") from error
     if base is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, model_path)
+    # Generation projects `hidden[:, -1:]`, a slice with gaps, for which the CPU's batched product copies the whole
+    # vocabulary matrix once per row.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     return model.to(pick_device(device)).eval()
 
 

@@ -20,7 +20,7 @@ A killed run goes on from its newest whole checkpoint when the same command is g
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ from data.encoding import Encoder
 from data.files import write_json, write_json_lines
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import DEFAULT_BEST, LABEL_METRICS, label_metrics
-from data.tasks import Task, resolve_task
-from inference import Predictor, base_model_path, check_model_path, evaluate, load_model, load_tokenizer
+from data.tasks import BUILT_IN_TASKS, Task, resolve_task
+from inference import Predictor, base_model_path, check_model_path, evaluate, load_model, load_tokenizer, pick_device
 
 DEFAULT_LEARNING_RATE = {"full": 2e-5, "lora": 2e-4}
 # Flags that may differ when a run is continued: they change where and how often it reports, or how long it goes on.
@@ -60,7 +60,7 @@ class Args:
     tuning: Literal["full", "lora"] = flag("lora", "train all weights, or a low-rank adapter")
     lora_r: int = flag(16, "rank of the adapter")
     lora_alpha: int = flag(32, "scale of the adapter (alpha / r multiplies it)")
-    lora_dropout: float = flag(0.05, "dropout before the adapter")
+    lora_dropout: float = flag(0.0, "dropout before the adapter (slow on a CPU: a third of a step)")
     lora_target_modules: list[str] = flag(["all-linear"], "layers that get an adapter; all-linear = all but the output")
     num_epochs: float = flag(3.0, "passes over the training rows")
     max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
@@ -142,26 +142,14 @@ def load_data(args: Args) -> Data:
         )
 
     train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
-    if args.task is None and task.name not in _built_in_names() and all(len(e.labels) == 1 for e in train):
-        task = _as_single_label(task)
+    if args.task is None and task.name not in BUILT_IN_TASKS and all(len(e.labels) == 1 for e in train):
+        print(f"task {task.name}: every training row has one label, so it is learnt as single_label")
+        task = replace(task, kind="single_label")
     if not dev and args.val_ratio:
         train, dev = split_validation(train, args.val_ratio, args.seed)
     if not dev and args.metric_for_best is not None:
         raise UserError(f"--metric_for_best {args.metric_for_best}: there are no validation rows (--val_ratio 0)")
     return Data(task, train, dev, test, rejected)
-
-
-def _built_in_names() -> Sequence[str]:
-    from data.tasks import BUILT_IN_TASKS
-
-    return BUILT_IN_TASKS
-
-
-def _as_single_label(task: Task) -> Task:
-    from dataclasses import replace
-
-    print(f"task {task.name}: every training row has one label, so it is learnt as single_label")
-    return replace(task, kind="single_label")
 
 
 def tokenize(examples: Sequence[Example], encoder: Encoder):
@@ -183,8 +171,10 @@ def tokenize(examples: Sequence[Example], encoder: Encoder):
 
 def load_trainable_model(args: Args):
     """The model to train: whole in fp32 for `full` (autocast lowers it), in `--precision` under an adapter."""
-    model = load_model(args.model_path, "fp32" if args.tuning == "full" else args.precision, device="cpu")
-    return model.train()
+    # the CPU's fused attention takes ten times as long backwards as plain matrix products on short texts
+    attention = "eager" if pick_device() == "cpu" else None
+    precision = "fp32" if args.tuning == "full" else args.precision
+    return load_model(args.model_path, precision, device="cpu", attention=attention).train()
 
 
 def lora_config(args: Args):
@@ -203,17 +193,64 @@ def lora_config(args: Args):
     )
 
 
-class LabelMetrics:
-    """Mixin over a TRL trainer: scores generated answers at each evaluation, and keeps each new best model.
+class AnswerCollator:
+    """Examples -> a batch padded on the left, so that all answers end in the last column.
 
-    The classes that use it are made in `trainer_class`, since importing TRL takes seconds that a mistyped flag should
-    not cost.
+    Args:
+        pad_id: the padding token.
+    """
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        """Returns `input_ids`, `attention_mask` and `labels`, each (B, T)."""
+        import torch
+        from trl.trainer.utils import pad
+
+        ids = [torch.tensor(example["input_ids"]) for example in examples]
+        labels = [torch.tensor(example["labels"]) for example in examples]
+        return {
+            "input_ids": pad(ids, self.pad_id, padding_side="left"),
+            "attention_mask": pad([torch.ones_like(i) for i in ids], 0, padding_side="left"),
+            "labels": pad(labels, -100, padding_side="left"),
+        }
+
+
+class LabelTraining:
+    """Mixin over TRL's SFTTrainer: the loss from the answer's positions only, and label metrics at each evaluation.
+
+    A mixin, since importing TRL takes seconds that a mistyped flag should not cost; `build_trainer` joins the two.
     """
 
     contract: Contract
     encoder: Encoder
     dev: Sequence[Example]
     predict_batch_size: int
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean negative log-likelihood of the answers' tokens over the whole (accumulated, distributed) batch.
+
+        TRL's own projects every position onto the vocabulary; here only the columns that hold an answer are, about
+        one in twenty.
+        """
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")  # (B, T)
+        answer_length = int((labels != -100).sum(dim=1).max())
+        targets = labels[:, -answer_length:]  # (B, A)
+        outputs = model(**inputs, use_cache=False, logits_to_keep=answer_length + 1)
+        logits = outputs.logits[:, :-1].float()  # (B, A, V): each column predicts the next
+        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        if num_items_in_batch is None:
+            loss = loss / (targets != -100).sum()
+        else:
+            loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device)
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # DDP takes the mean of the gradients, not their sum
+        return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
@@ -250,13 +287,14 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     """TRL's SFTTrainer with label metrics, on tokenised data."""
     from trl import SFTTrainer
 
-    class LabelSFTTrainer(LabelMetrics, SFTTrainer):
+    class LabelSFTTrainer(LabelTraining, SFTTrainer):
         pass
 
     dev = _drawn(data.dev, args.eval_samples, args.seed)
     trainer = LabelSFTTrainer(
         model=model,
         args=training_arguments(args, data.task, has_dev=bool(dev)),
+        data_collator=AnswerCollator(encoder.tokenizer.pad_token_id),
         train_dataset=tokenize(data.train, encoder),
         eval_dataset=tokenize(dev, encoder) if dev else None,
         processing_class=encoder.tokenizer,
@@ -296,6 +334,7 @@ def training_arguments(args: Args, task: Task, has_dev: bool):
         lr_scheduler_type=args.lr_scheduler_type,
         warmup_steps=args.warmup_ratio,  # below 1 it is a share of all steps
         weight_decay=args.weight_decay,
+        use_cpu=pick_device() == "cpu",
         bf16=args.precision == "bf16",
         fp16=args.precision == "fp16",
         gradient_checkpointing=args.gradient_checkpointing,
@@ -433,8 +472,9 @@ def main(args: Args) -> None:
 if __name__ == "__main__":
     # Edit here, or pass the same names as flags: a flag wins.
     settings = dict(
-        model_path="models/Qwen2.5-7B-Instruct",
-        train_data_path="data/goemotions/group/train.tsv",
-        label_path="data/goemotions/group/labels.txt",
+        # model_path="models/Qwen2.5-7B-Instruct",
+        # train_data_path="data/goemotions/group/train.tsv",
+        # label_path="data/goemotions/group/labels.txt",
+        # test_data_path="data/goemotions/group/test.tsv",
     )
     run(main, Args, settings)

@@ -81,7 +81,7 @@ class Encoder:
             turns = [*self.task.messages(_TEXT, self.cot), {"role": "assistant", "content": _ANSWER}]
             behind = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_ANSWER)[2]
             ids = self._ids(behind)
-            if ids and ids[0] in self.tokenizer.all_special_ids:
+            if ids and ids[0] in self.tokenizer.added_tokens_decoder:
                 return ids[0]
         if self.tokenizer.eos_token_id is None:
             raise UserError("--model_path: the tokenizer has no end-of-text token, so an answer could never end")

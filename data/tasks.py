@@ -22,17 +22,10 @@ _REASONED = re.compile(r"\s*<think>(?P<rationale>.*?)</think>\s*<answer>(?P<answ
 _TAGS = re.compile(r"</?(?:think|answer)>")
 
 ANSWER_FORM = {
-    "single_label": "Answer with one label and nothing else.",
-    "multi_label": "Answer with every label that fits, separated by commas, and nothing else.",
+    "single_label": "Answer with one of them.",
+    "multi_label": "Answer with all that apply, separated by commas.",
 }
-COT_FORM = (
-    "First think about it between <think> and </think>, then answer between <answer> and </answer>. "
-    "Inside <answer>, give {form}"
-)
-COT_ANSWER = {
-    "single_label": "one label and nothing else.",
-    "multi_label": "every label that fits, separated by commas, and nothing else.",
-}
+COT_FORM = "Reason first, between <think> and </think>. Then, between <answer> and </answer>: {form}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,8 @@ class Task:
 
     def prompt(self, text: str, cot: bool = False) -> str:
         """The question about one text, without any chat markup."""
-        form = COT_FORM.format(form=COT_ANSWER[self.kind]) if cot else ANSWER_FORM[self.kind]
+        form = ANSWER_FORM[self.kind]
+        form = COT_FORM.format(form=form) if cot else form
         template = self.template
         if cot and "{answer_form}" not in template:
             template = "{answer_form}\n" + template
@@ -192,9 +186,8 @@ def _after_reasoning(completion: str) -> tuple[str, str | None]:
 # --- built-in tasks -------------------------------------------------------------------------------------------------
 
 # Instruction and labels first, text last: the prompts of a data set share all of their beginning.
-_LABELS_FIRST = "{question} Choose from this list:\n{{labels}}\n{{answer_form}}\n\n{noun}:\n{{text}}"
-EMOTION_TEMPLATE = _LABELS_FIRST.format(question="Which emotions does the writer of this comment feel?", noun="Comment")
-CUSTOM_TEMPLATE = _LABELS_FIRST.format(question="Which labels fit this text?", noun="Text")
+EMOTION_TEMPLATE = "Emotions: {labels}\nWhich does the writer of the comment feel? {answer_form}\n\nComment:\n{text}"
+CUSTOM_TEMPLATE = "Labels: {labels}\nWhich fits the text? {answer_form}\n\nText:\n{text}"
 # The earlier classification system's own wording, text first (FEATURES B7).
 REFERENCE_TEMPLATE = (
     'Please carefully read the following reference text:"{{text}}", and determine which of the following categories '
