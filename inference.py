@@ -149,7 +149,7 @@ def load_model(model_path: str, precision: str = "bf16", device: str | None = No
     if base is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, model_path)
+        model = PeftModel.from_pretrained(model, model_path, autocast_adapter_dtype=False)  # in the base dtype
     # Generation projects `hidden[:, -1:]`, a slice with gaps, for which the CPU's batched product copies the whole
     # vocabulary matrix once per row.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
@@ -252,12 +252,14 @@ def stop_token_ids(model, end_id: int) -> list[int]:
 def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int], max_new_tokens: int, pad_id: int):
     """Continue each prompt with its most probable token until a stop token or `max_new_tokens`.
 
+    What all prompts begin with is computed once; the rest of the shorter ones is padded on its left.
+
     Args:
         model: a causal language model.
         prompts: B lists of token ids.
         stop_ids: tokens that end an answer.
         max_new_tokens: length at which an answer is cut off.
-        pad_id: fills the left of shorter prompts.
+        pad_id: the padding token.
 
     Returns:
         B lists of generated token ids (up to the stop token, without it), and log-probabilities (B,) of the
@@ -266,10 +268,11 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
-    width = max(map(len, prompts))
-    device = model.device
-    input_ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)  # (B, T)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B, T)
+    shared = shared_length(prompts) if keeps_whole_cache(model) else 0
+    gaps = [max(map(len, prompts)) - len(p) for p in prompts]
+    rows = [[*p[:shared], *[pad_id] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)]
+    masks = [[1] * shared + [0] * gap + [1] * (len(p) - shared) for p, gap in zip(prompts, gaps, strict=True)]
+    input_ids = torch.tensor(rows, device=model.device)  # (B, T)
     config = GenerationConfig(  # every field a model's own generation_config could turn: greedy means greedy
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0,
         top_k=50, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
@@ -278,10 +281,11 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
     with torch.inference_mode():
         output = model.generate(
             input_ids=input_ids,
-            attention_mask=mask,
+            attention_mask=torch.tensor(masks, device=model.device),  # (B, T)
             generation_config=config,
             logits_processor=LogitsProcessorList([watch]),
-        )[:, width:]  # (B, new)
+            past_key_values=prefix_cache(model, input_ids[:1, :shared], len(prompts)) if shared else None,
+        )[:, input_ids.shape[1] :]  # (B, new)
     steps = torch.stack(watch.steps, dim=1)  # (B, new)
     generated, log_probs = [], []
     for row, ids in enumerate(output.tolist()):
@@ -289,6 +293,31 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
         generated.append(ids[:length])
         log_probs.append(steps[row, : length + 1].sum())
     return generated, torch.stack(log_probs)
+
+
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; each keeps at least one of its own.
+
+    >>> shared_length([[5, 6, 7, 8], [5, 6, 9]])
+    2
+    """
+    first, last = min(prompts), max(prompts)  # in sorted order, the two that differ soonest
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return min(same, min(map(len, prompts)) - 1)
+
+
+def keeps_whole_cache(model) -> bool:
+    """Whether every layer attends to all earlier tokens, so that a computed prefix can be reused as it is."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    return set(layers) == {"full_attention"} if layers else getattr(config, "sliding_window", None) is None
+
+
+def prefix_cache(model, prefix, batch_size: int):
+    """Keys and values of `prefix` (1, S), repeated for `batch_size` rows."""
+    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(batch_size)
+    return cache
 
 
 class _GreedyLogProbs:

@@ -266,7 +266,7 @@ class LabelTraining:
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         predictor = Predictor.from_model(model.eval(), self.encoder, self.contract, self.predict_batch_size)
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             predictions = predictor.predict_batch([e.text for e in mine], progress=self.is_world_process_zero())
         model.train(training)
         pairs = gather_object([(e.labels, p) for e, p in zip(mine, predictions, strict=True)])
@@ -398,8 +398,12 @@ def is_finished(args: Args) -> bool:
 
 def train(trainer, checkpoint: str | None) -> None:
     """Train, keep the best model, and write it and `train_results.json`."""
+    from peft.helpers import disable_input_dtype_casting
+
     begin = time.perf_counter()
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    # an adapter in fp32 would have every layer's input copied to fp32, and autocast copy it back to bf16
+    with disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16):
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
     trainer.save_state()
     if not trainer.is_world_process_zero():
@@ -437,10 +441,22 @@ def write_run_facts(args: Args, data: Data) -> None:
             print(f"  {name.replace('_', ' ')}: {count}")
 
 
-def score_test_rows(args: Args, data: Data, predictor: Predictor) -> None:
-    """Score the finished model on `--test_data_path`."""
+def score_test_rows(args: Args, data: Data) -> None:
+    """Score the run on `--test_data_path`, as it was written: what inference.py would load is what is measured."""
+    predictor = Predictor(args.output_dir, batch_size=args.predict_batch_size, precision=args.precision)
     evaluate(predictor, data.test, args.output_dir, args.seed)
     print((Path(args.output_dir) / "test_summary.txt").read_text(encoding="utf-8"))
+
+
+def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
+    """Build everything and train. Returns whether this process is the one that goes on to report."""
+    contract = Contract(data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path, seed=args.seed)
+    encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
+    trainer = build_trainer(args, data, load_trainable_model(args), encoder, contract)
+    if trainer.is_world_process_zero():
+        write_run_facts(args, data)
+    train(trainer, checkpoint)
+    return trainer.is_world_process_zero()
 
 
 def main(args: Args) -> None:
@@ -451,21 +467,10 @@ def main(args: Args) -> None:
     checkpoint = find_checkpoint(args)
     if is_finished(args):
         print(f"{args.output_dir}: trained to its end already")
-        predictor = Predictor(args.output_dir, batch_size=args.predict_batch_size, precision=args.precision)
-    else:
-        contract = Contract(
-            data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path, seed=args.seed
-        )
-        encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
-        trainer = build_trainer(args, data, load_trainable_model(args), encoder, contract)
-        if trainer.is_world_process_zero():
-            write_run_facts(args, data)
-        train(trainer, checkpoint)
-        if not trainer.is_world_process_zero():
-            return
-        predictor = Predictor.from_model(trainer.model.eval(), encoder, contract, args.predict_batch_size)
+    elif not fine_tune(args, data, checkpoint):
+        return
     if data.test:
-        score_test_rows(args, data, predictor)
+        score_test_rows(args, data)
     print(f"written to {args.output_dir}")
 
 

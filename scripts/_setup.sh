@@ -1,0 +1,28 @@
+# Sourced by the launchers: an environment of the project's own in .venv, made once and reused while requirements.txt
+# stays as it is. PYTHON names another interpreter; VENV another place.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+VENV="${VENV:-.venv}"
+stamp="$VENV/requirements.stamp"
+
+pick_python() {
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "Python 3.11 or newer is needed; none was found (name one with PYTHON=/path/to/python3)" >&2
+  return 1
+}
+
+wanted="$(cksum requirements.txt)"
+if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
+  python_command="$(pick_python)"
+  echo "setting up $VENV (once; a few minutes)"
+  [[ -x "$VENV/bin/python" ]] || "$python_command" -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  echo "$wanted" > "$stamp"
+fi
+PATH="$PWD/$VENV/bin:$PATH"
+export VIRTUAL_ENV="$PWD/$VENV"
