@@ -218,7 +218,7 @@ class Predictor:
 
         if any(not text.strip() for text in texts):
             raise ValueError("a text is empty")
-        prompts = self.encoder.prompt_ids(texts)
+        prompts = self.encoder.prompt_ids(texts) if texts else []
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest batch first
         predictions: list[Prediction | None] = [None] * len(prompts)
         with tqdm(total=len(prompts), desc="predict", unit="text", disable=not progress) as bar:

@@ -1,6 +1,6 @@
 """Put the test results of several runs side by side: a table on the console and `baseline_comparison.json`.
 
-    python -m scripts.compare untuned=outputs/base fine-tuned=outputs/sft --output_dir outputs
+python -m scripts.compare untuned=outputs/base fine-tuned=outputs/sft --output_dir outputs
 """
 
 import json

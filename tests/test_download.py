@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 
 import download
+from data import published
 from data.arguments import UserError, parse_args
 from data.tasks import BUILT_IN_TASKS
 from download import KNOWN, Archive, Args, Item, main
@@ -320,8 +321,8 @@ def parquet(rows: list[dict]) -> bytes:
 
 def expect_rows(monkeypatch, name: str, **counts: int) -> None:
     """Let the table of expected rows say other numbers."""
-    splits = {split: (download.SPLITS[name][split][0], count) for split, count in counts.items()}
-    monkeypatch.setitem(download.SPLITS, name, splits)
+    splits = {split: (published.SPLITS[name][split][0], count) for split, count in counts.items()}
+    monkeypatch.setitem(published.SPLITS, name, splits)
 
 
 GOEMOTIONS_ROWS = {
@@ -376,7 +377,7 @@ def test_goemotions_taxonomies_are_the_published_ones(monkeypatch, tmp_path):
         rows = [{"text": text, "labels": [int(i) for i in ids.split(",")], "id": own} for text, ids, own in cells]
         (tmp_path / f"raw/simplified/{on_hub}-0.parquet").write_bytes(parquet(rows))
     expect_rows(monkeypatch, "goemotions", train=43_410, dev=5_426)
-    download.convert_goemotions(tmp_path / "raw", tmp_path)
+    published.convert_goemotions(tmp_path / "raw", tmp_path)
     for path in (*tmp_path.glob("*/train.tsv"), *tmp_path.glob("*/dev.tsv")):
         assert path.read_bytes() == (source / path.parent.name / path.name).read_bytes()
 
@@ -415,15 +416,15 @@ PAIR = [{"text": "not\tgood", "label": 0}, {"text": "好", "label": 1}]
 )
 def test_single_label_data_sets(hub, monkeypatch, tmp_path, name, files, expected):
     hub.files["dataset", KNOWN[name].hf] = files
-    expect_rows(monkeypatch, name, **dict.fromkeys(download.SPLITS[name], 2))
+    expect_rows(monkeypatch, name, **dict.fromkeys(published.SPLITS[name], 2))
     main(Args(dataset=name))
     assert {file: (tmp_path / "data" / name / file).read_text() for file in expected} == expected
 
 
 def test_hub_ids_are_the_ids_of_the_tasks():
     for name in ("sst2", "r8", "chnsenticorp"):  # `emotion` is written by name
-        assert download.LAYOUTS[name][3] == BUILT_IN_TASKS[name].labels
-    assert sorted(download.LAYOUTS["emotion"][3]) == sorted(BUILT_IN_TASKS["emotion"].labels)
+        assert published.LAYOUTS[name][3] == BUILT_IN_TASKS[name].labels
+    assert sorted(published.LAYOUTS["emotion"][3]) == sorted(BUILT_IN_TASKS["emotion"].labels)
 
 
 @pytest.mark.parametrize(
@@ -458,8 +459,8 @@ def write_reviews(folder: Path) -> None:
 
 def test_chn_reviews(monkeypatch, tmp_path, capsys):
     write_reviews(tmp_path / "raw")
-    monkeypatch.setattr(download, "CHN_REVIEWS_LINES", {"neg.txt": 34, "pos.txt": 41})
-    download.convert_chn_reviews(tmp_path / "raw", tmp_path)
+    monkeypatch.setattr(published, "CHN_REVIEWS_LINES", {"neg.txt": 34, "pos.txt": 41})
+    published.convert_chn_reviews(tmp_path / "raw", tmp_path)
     rows = {
         split: [json.loads(line) for line in (tmp_path / f"{split}.jsonl").open()] for split in ("train", "dev", "test")
     }
@@ -474,7 +475,7 @@ def test_chn_reviews(monkeypatch, tmp_path, capsys):
 def test_chn_reviews_counts(tmp_path):
     write_reviews(tmp_path / "raw")
     with pytest.raises(UserError, match=r"neg\.txt: found 34 lines, expected 18,576"):
-        download.convert_chn_reviews(tmp_path / "raw", tmp_path)
+        published.convert_chn_reviews(tmp_path / "raw", tmp_path)
 
 
 # --- archives of a package index, by a real pip ---------------------------------------------------------------------
