@@ -70,12 +70,11 @@ def parse_args(args_class: type[T], settings: dict[str, Any], description: str, 
     names = [field.name for field in dataclasses.fields(args_class)]
     parser = _Parser(args_class, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     tokens = _as_flags(settings, names) + list(argv)
-    args, unknown = parser.parse_args_into_dataclasses(
-        args=tokens, return_remaining_strings=True, look_for_args_file=False
-    )
+    _, unknown = parser.parse_known_args(tokens)  # before the class finds fault with what is missing because of a typo
     if unknown:
         name = unknown[0].split("=")[0]
         raise UserError(f"unknown flag {name}{_nearest(name, [f'--{n}' for n in names])}")
+    (args,) = parser.parse_args_into_dataclasses(args=tokens, look_for_args_file=False)
     return args
 
 

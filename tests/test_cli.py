@@ -1,0 +1,142 @@
+"""Bad input through the real command line: one clear line, exit code 2, soon, and nothing written."""
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SAMPLE
+
+GOOD = "I love it\t18\tc1\nno\t27\tc2\n"
+LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
+
+# name -> (script, flags; {dir} is the case's own folder, what the line must say)
+SFT = "main_SFT.py --model_path {model} --train_data_path {dir}/good.tsv --label_path {dir}/labels.txt --output_dir {dir}/out"
+INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --output_dir {dir}/out"
+CASES = {
+    "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
+    "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
+    "missing labels": (f"{SFT} --label_path {{dir}}/nowhere.txt", "--label_path {dir}/nowhere.txt: cannot be read"),
+    "wrong label id": (f"{SFT} --train_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
+    "label not in the set": (f"{SFT} --dev_data_path {{dir}}/label.tsv", "{dir}/label.tsv:2: label 'hunger' is not in"),
+    "wrong number of columns": (f"{SFT} --train_data_path {{dir}}/columns.tsv", "{dir}/columns.tsv:2: 2 columns"),
+    "empty text": (f"{SFT} --train_data_path {{dir}}/text.tsv", "{dir}/text.tsv:2: empty text"),
+    "empty file": (f"{SFT} --train_data_path {{dir}}/empty.tsv", "{dir}/empty.tsv: the file is empty"),
+    "non-UTF-8 byte": (f"{SFT} --test_data_path {{dir}}/latin.tsv", "{dir}/latin.tsv:2: byte 0xe9 is not UTF-8"),
+    "duplicate label": (f"{SFT} --label_path {{dir}}/twice.txt", "{dir}/twice.txt:3: label 'joy' stands already on line 1"),
+    "header": (f"{SFT} --train_data_path {{dir}}/header.tsv", "{dir}/header.tsv:1: a header"),
+    "run without task.json": (f"{INFER} --model_path {{dir}}/run --text hi", "{dir}/run: a trained adapter without task.json"),
+    "contradicting labels": (f"{SFT} --task goemotions-group", "contradicts --task goemotions-group: id 0 is 'admiration'"),
+    "labels that contradict the run": (f"{INFER} --model_path {{dir}}/trained --text hi", "contradicts {dir}/trained/task.json"),
+    "unknown flag": (f"{SFT} --learning_rat 1e-3", "unknown flag --learning_rat; did you mean --learning_rate?"),
+    "unknown flag of inference": (f"{INFER} --txt hi", "unknown flag --txt; did you mean --text?"),
+    "wrong type": (f"{SFT} --batch_size many", "--batch_size: invalid int value: 'many'"),
+    "wrong choice": (f"{SFT} --tuning lara", "--tuning: invalid choice: 'lara'"),
+    "below its minimum": (f"{SFT} --batch_size 0", "--batch_size 0: must be at least 1"),
+    "ratio over one": (f"{SFT} --val_ratio 1.5", "--val_ratio 1.5: must be below 1"),
+    "no learning rate": (f"{SFT} --learning_rate 0", "--learning_rate 0.0: must be above 0"),
+    "unknown metric": (f"{SFT} --metric_for_best f1", "--metric_for_best f1: must be loss or one of"),
+    "steps that do not fit": (f"{SFT} --eval_steps 50 --save_steps 70", "--save_steps 70: must be a multiple of --eval_steps 50"),
+    "unknown task": (f"{SFT} --task goemotion", "--task goemotion: unknown; known tasks are goemotions-original"),
+    "nothing to do": (f"{INFER}", "give either --test_data_path (a file) or --text (one text)"),
+    "empty --text": (f"{INFER} --text ''", "--text is empty"),
+    "nothing given": ("main_SFT.py", "--model_path is needed"),
+    "not a model": (f"{INFER} --model_path {{dir}} --text hi", "{dir}: holds neither config.json nor adapter_config.json"),
+}  # fmt: skip
+SLOW_CASES = {  # known only once the tokenizer is there
+    "max_length shorter than the prompt": (f"{SFT} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
+}  # fmt: skip
+SECONDS = 3
+
+
+def write_files(directory: Path) -> None:
+    run, trained = directory / "run", directory / "trained"
+    files = {
+        "good.tsv": GOOD,
+        "labels.txt": LABELS,
+        "id.tsv": "fine\t3\tc1\nbad\t28\tc2\n",
+        "label.tsv": "fine\tjoy\tc1\nbad\thunger\tc2\n",
+        "columns.tsv": "fine\t3\tc1\nbad\t3\n",
+        "text.tsv": "fine\t3\tc1\n \t3\tc2\n",
+        "empty.tsv": "",
+        "latin.tsv": b"fine\t3\tc1\ncaf\xe9\t3\tc2\n",
+        "twice.txt": "joy\nfear\njoy\n",
+        "header.tsv": "text\tlabels\tid\n" + GOOD,
+        "run/adapter_config.json": "{}",
+        "trained/config.json": "{}",
+    }
+    for folder in (run, trained):
+        folder.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    from data.contract import Contract
+    from data.tasks import BUILT_IN_TASKS
+
+    Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
+
+
+def call(command: str, cwd=ROOT) -> tuple[subprocess.CompletedProcess, float]:
+    import shlex
+
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, text=True, cwd=cwd, timeout=120)
+    return done, time.perf_counter() - begin
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, tiny_model_dir):
+    """All cases, two at a time: each starts an interpreter of its own."""
+    directory = tmp_path_factory.mktemp("bad-input")
+    write_files(directory)
+    before = sorted(directory.rglob("*"))
+    places = {"dir": directory, "model": tiny_model_dir}
+    with ThreadPoolExecutor(2) as pool:
+        cases = CASES | SLOW_CASES
+        done = dict(zip(cases, pool.map(lambda case: call(case[0].format(**places)), cases.values()), strict=True))
+    return done, places, before, sorted(directory.rglob("*"))
+
+
+@pytest.mark.parametrize("name", CASES | SLOW_CASES)
+def test_bad_input_is_one_clear_line(outcomes, name):
+    done, _ = outcomes[0][name]
+    script, message = (CASES | SLOW_CASES)[name]
+    assert done.returncode == 2, done.stderr
+    assert message.format(**outcomes[1]) in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith(f"{script.split()[0]}: error: ")
+    assert len(lines) == 1 or name in SLOW_CASES  # loading a tokenizer may have something to say of its own
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_was_written(outcomes):
+    assert outcomes[2] == outcomes[3]
+
+
+def test_a_typo_in_main_names_the_setting(tmp_path):
+    for script in ("main_SFT.py", "inference.py", "download.py"):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        begin, _, end = source.rpartition("settings = ")
+        call_line = end[end.index("run(") :]
+        copy = tmp_path / script
+        copy.write_text(
+            f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{begin.replace('from __future__', '')}settings = dict(modle_path='x')\n    {call_line}",
+            encoding="utf-8",
+        )
+        done, _ = call(str(copy))
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"{script}: error: __main__: there is no setting 'modle_path'")
+
+
+@pytest.mark.parametrize("script", ["main_SFT.py", "inference.py", "-m scripts.compare"])
+def test_help_explains_every_flag_without_heavy_imports(script):
+    done, seconds = call(f"{script} --help")
+    assert done.returncode == 0
+    assert seconds < 10 * SECONDS  # generous: a guard against importing torch, not a benchmark
+    described = [line for line in done.stdout.splitlines() if line.strip().startswith("--")]
+    assert described
+    assert "None)" not in done.stdout
+    imported, _ = call(f"-X importtime {script} --help")
+    assert " torch\n" not in imported.stderr.replace("\r", "")

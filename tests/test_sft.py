@@ -1,0 +1,218 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+import main_SFT
+from data.arguments import UserError
+from data.encoding import Encoder
+from data.loading import Example, load_examples
+from data.tasks import BUILT_IN_TASKS
+from inference import Predictor, load_model
+from main_SFT import AnswerCollator, Args, LabelTraining, find_checkpoint, load_data, main, tokenize
+from tests.conftest import SAMPLE
+
+ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
+
+
+@pytest.fixture
+def args(tiny_model_dir, tmp_path) -> Args:
+    for split, rows in (("train", 24), ("dev", 8), ("test", 6)):
+        lines = (SAMPLE / f"{split}.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+        (tmp_path / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
+    return Args(
+        model_path=str(tiny_model_dir),
+        label_path=str(SAMPLE / "labels.txt"),
+        train_data_path=str(tmp_path / "train.tsv"),
+        dev_data_path=str(tmp_path / "dev.tsv"),
+        output_dir=str(tmp_path / "run"),
+        precision="fp32",
+        max_steps=6,
+        batch_size=4,
+        learning_rate=1e-2,
+        eval_steps=2,
+        logging_steps=1,
+    )
+
+
+def adapter(directory) -> dict[str, torch.Tensor]:
+    return load_file(Path(directory) / "adapter_model.safetensors")
+
+
+def test_the_loss_is_on_the_answer_only(tokenizer):
+    encoder = Encoder(ORIGINAL, tokenizer)
+    (row,) = tokenize([Example("1", "thank you", ("gratitude", "joy"))], encoder)
+    learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert learnt == [label for label in row["labels"] if label != -100]
+    assert tokenizer.decode(learnt) == "gratitude, joy<|im_end|>"
+    assert row["labels"][-len(learnt) :] == learnt
+    assert tokenizer.decode(row["input_ids"]).endswith("<|im_start|>assistant\ngratitude, joy<|im_end|>")
+
+
+def test_what_is_learnt_is_what_inference_asks(tokenizer):
+    encoder = Encoder(ORIGINAL, tokenizer)
+    (row,) = tokenize([Example("1", "thank you", ("joy",))], encoder)
+    (prompt,) = encoder.prompt_ids(["thank you"])
+    assert row["input_ids"][: len(prompt)] == prompt
+    assert row["input_ids"][len(prompt) :] == encoder.target_ids(("joy",))
+
+
+def test_a_batch_ends_with_its_answers():
+    rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}]
+    batch = AnswerCollator(pad_id=9)(rows)
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert batch["labels"].tolist() == [[-100, 2, 3], [-100, -100, 4]]
+
+
+def plain_loss(model, rows, num_items):
+    """Row by row, every position projected: what the fast loss must equal."""
+    total = 0.0
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        labels = torch.tensor(row["labels"])[1:]
+        total = total + torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    return total / num_items
+
+
+@pytest.mark.parametrize("num_items_in_batch", [None, 100])
+def test_loss_and_gradients_equal_the_plain_path(tiny_model_dir, tokenizer, num_items_in_batch):
+    examples = load_examples(SAMPLE / "dev.tsv", ORIGINAL)[:6]
+    rows = list(tokenize(examples, Encoder(ORIGINAL, tokenizer)))
+    batch = AnswerCollator(tokenizer.pad_token_id)(rows)
+    model = load_model(str(tiny_model_dir), "fp32", "cpu", attention="eager")
+    answer_tokens = sum(label != -100 for row in rows for label in row["labels"])
+
+    trainer = LabelTraining()  # only what compute_loss reads
+    trainer.args = type("args", (), {"average_tokens_across_devices": True})
+    trainer.accelerator = type("accelerator", (), {"num_processes": 1})
+    fast = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+    fast.backward()
+    fast_gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    plain = plain_loss(model, rows, num_items_in_batch or answer_tokens)
+    plain.backward()
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(fast_gradients[name], parameter.grad, atol=1e-5, rtol=0, msg=name)
+
+
+def test_a_lora_run_from_start_to_scores(args, tmp_path):
+    before = load_file(Path(args.model_path) / "model.safetensors")
+    main(dataclasses.replace(args, test_data_path=str(tmp_path / "test.tsv"), gradient_accumulation_steps=2))
+    run = Path(args.output_dir)
+    for name in (
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "task.json", "args.json",
+        "data_report.json", "train_results.json", "trainer_state.json", "test_results.json", "test_summary.txt",
+        "predictions.jsonl", "checkpoint-6/task.json",
+    ):  # fmt: skip
+        assert (run / name).is_file(), name
+    assert any((run / "runs").rglob("events.out.tfevents*"))
+    assert len(list(run.glob("checkpoint-*"))) <= 2
+    results = json.loads((run / "train_results.json").read_text())
+    assert results["metric_for_best"] == "f1_macro"
+    assert results["steps"] == 6
+    assert 0 < results["trainable_parameters"] < results["all_parameters"]
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    assert [entry["step"] for entry in history if "eval_f1_macro" in entry] == [2, 4, 6]
+    # the adapter has moved, the base model has not
+    assert any(bool(tensor.abs().sum() > 0) for name, tensor in adapter(run).items() if "lora_B" in name)
+    for name, tensor in load_file(Path(args.model_path) / "model.safetensors").items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_the_directory_predicts_what_was_scored(args, tmp_path):
+    main(dataclasses.replace(args, test_data_path=str(tmp_path / "test.tsv")))
+    written = [
+        json.loads(line)
+        for line in (Path(args.output_dir) / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    predictor = Predictor(args.output_dir, precision="fp32")
+    assert [p.completion for p in predictor.predict_batch([row["text"] for row in written])] == [
+        row["completion"] for row in written
+    ]
+    with pytest.raises(UserError, match="contradicts"):
+        Predictor(args.output_dir, task="sst2")
+
+
+def test_full_tuning_writes_a_plain_model(args):
+    main(dataclasses.replace(args, tuning="full", learning_rate=1e-3, max_steps=2))
+    before = load_file(Path(args.model_path) / "model.safetensors")
+    after = AutoModelForCausalLM.from_pretrained(args.output_dir).state_dict()
+    assert all(not torch.equal(after[name], tensor) for name, tensor in before.items() if "layernorm" not in name)
+    assert Predictor(args.output_dir, precision="fp32").predict("hello").completion is not None
+
+
+class Killed(BaseException):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):
+    args = dataclasses.replace(args, lora_dropout=0.1)  # so that the random state counts too
+    main(args)
+    killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
+    build = main_SFT.build_trainer
+
+    def build_and_kill(*arguments):
+        trainer = build(*arguments)
+        trainer.add_callback(KillAt(5))
+        return trainer
+
+    monkeypatch.setattr(main_SFT, "build_trainer", build_and_kill)
+    with pytest.raises(Killed):
+        main(killed)
+    monkeypatch.undo()
+    # a checkpoint that was being written when the run was killed
+    half = tmp_path / "killed" / "checkpoint-5"
+    half.mkdir()
+    (half / "trainer_state.json").write_text("{")
+    main(killed)
+    results = json.loads((tmp_path / "killed" / "train_results.json").read_text())
+    assert results["resumed_from"].endswith("checkpoint-4")
+    expected, found = adapter(args.output_dir), adapter(tmp_path / "killed")
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_finished_run_is_not_trained_again(args, capsys):
+    main(args)
+    before = (Path(args.output_dir) / "adapter_model.safetensors").stat().st_mtime_ns
+    main(args)
+    assert "trained to its end already" in capsys.readouterr().out
+    assert (Path(args.output_dir) / "adapter_model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="began with"):
+        main(dataclasses.replace(args, learning_rate=5e-5))
+    with pytest.raises(UserError, match="holds a run already"):
+        find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="none"))
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="nowhere"))
+
+
+def test_own_labels_become_a_single_label_task(args, tmp_path):
+    (tmp_path / "labels.txt").write_text("bird\nfish\n")
+    rows = "".join(f"text {i} about it\t{i % 2}\n" for i in range(40))
+    (tmp_path / "animals.tsv").write_text(rows)
+    own = dataclasses.replace(
+        args, label_path=str(tmp_path / "labels.txt"), train_data_path=str(tmp_path / "animals.tsv"), dev_data_path=None
+    )
+    data = load_data(own)
+    assert data.task.kind == "single_label"
+    assert (len(data.train), len(data.dev)) == (34, 6)
+    main(own)
+    assert json.loads((Path(args.output_dir) / "train_results.json").read_text())["metric_for_best"] == "accuracy"
+    assert json.loads((Path(args.output_dir) / "task.json").read_text())["task"]["kind"] == "single_label"
