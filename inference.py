@@ -63,6 +63,8 @@ class Args:
             raise UserError("give either --test_data_path (a file) or --text (one text)")
         if self.text is not None and not self.text.strip():
             raise UserError("--text is empty")
+        if self.output_dir is not None and Path(self.output_dir).is_file():
+            raise UserError(f"--output_dir {self.output_dir}: is a file")
         check_at_least(self, batch_size=1, limit=1, max_length=1)
 
 
@@ -138,13 +140,14 @@ def load_model(model_path: str, precision: str = "bf16", device: str | None = No
         UserError: nothing there that loads.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     base = base_model_path(model_path)
     try:
         model = AutoModelForCausalLM.from_pretrained(base or model_path, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"--model_path {base or model_path}: does not load: {str(error).splitlines()[0]}") from error
     if base is not None:
         from peft import PeftModel

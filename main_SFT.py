@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, flag, run
+from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract, check_run_settings
 from data.encoding import Encoder
 from data.files import write_json, write_json_lines
@@ -67,7 +67,9 @@ class Args:
     batch_size: int = flag(8, "training texts a step on each device")
     gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
     learning_rate: float | None = flag(None, "peak learning rate (default: 2e-4 for lora, 2e-5 for full)")
-    lr_scheduler_type: str = flag("linear", "linear, cosine, constant_with_warmup ... (Transformers' names)")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = flag(
+        "linear", "course of the learning rate after the warm-up"
+    )
     warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
     weight_decay: float = flag(0.01, "weight decay of AdamW")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
@@ -110,6 +112,8 @@ class Args:
             )
         if self.eval_steps and self.save_steps and self.save_steps % self.eval_steps:
             raise UserError(f"--save_steps {self.save_steps}: must be a multiple of --eval_steps {self.eval_steps}")
+        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
+            raise UserError(f"--output_dir {self.output_dir}: is a file")
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
 
@@ -158,6 +162,9 @@ def tokenize(examples: Sequence[Example], encoder: Encoder):
 
     targets = [encoder.target_ids(e.labels, e.rationale if encoder.cot else None) for e in examples]
     prompts = encoder.prompt_ids([e.text for e in examples], [len(t) for t in targets])
+    cut = sum(encoder.is_cut(p, len(t)) for p, t in zip(prompts, targets, strict=True))
+    if cut and is_first_process():
+        print(f"{cut} of {len(examples)} texts are too long for --max_length {encoder.max_length} and lose their end")
     return Dataset.from_dict(
         {
             "input_ids": [p + t for p, t in zip(prompts, targets, strict=True)],
@@ -177,13 +184,21 @@ def load_trainable_model(args: Args):
     return load_model(args.model_path, precision, device="cpu", attention=attention).train()
 
 
-def lora_config(args: Args):
-    """PEFT's configuration of the adapter, or None for `--tuning full`."""
+def lora_config(args: Args, model):
+    """PEFT's configuration of the adapter, or None for `--tuning full`.
+
+    Raises:
+        UserError: `--lora_target_modules` names layers the model does not have.
+    """
     if args.tuning == "full":
         return None
     from peft import LoraConfig
 
     modules = args.lora_target_modules
+    if modules != ["all-linear"]:
+        names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
+        for unknown in sorted(set(modules) - names):
+            raise UserError(f"--lora_target_modules {unknown}: the model has {', '.join(sorted(names))}")
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=args.lora_r,
@@ -298,7 +313,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         train_dataset=tokenize(data.train, encoder),
         eval_dataset=tokenize(dev, encoder) if dev else None,
         processing_class=encoder.tokenizer,
-        peft_config=lora_config(args),
+        peft_config=lora_config(args, model),
     )
     trainer.contract, trainer.encoder, trainer.dev = contract, encoder, dev
     trainer.predict_batch_size = args.predict_batch_size

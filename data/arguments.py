@@ -78,6 +78,11 @@ def parse_args(args_class: type[T], settings: dict[str, Any], description: str, 
     return args
 
 
+def is_first_process() -> bool:
+    """Whether this is the one process that speaks for all of a distributed run (torchrun and accelerate set RANK)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_at_least(args: Any, **minimums: float) -> None:
     """`check_at_least(args, batch_size=1)`: a number below its minimum is a `UserError` naming flag and value."""
     for name, minimum in minimums.items():
@@ -92,7 +97,7 @@ def run(main: Callable[[T], None], args_class: type[T], settings: dict[str, Any]
     try:
         main(parse_args(args_class, settings, sys.modules["__main__"].__doc__ or "", sys.argv[1:]))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # one process speaks for all of a distributed run
+        if is_first_process():
             print(f"{script}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -111,9 +111,9 @@ class Encoder:
         """Token ids of an answer, its end token included."""
         return [*self._ids(self._target_prefix + self.task.target(labels, rationale)), self.end_id]
 
-    def is_cut(self, prompt: Sequence[int]) -> bool:
+    def is_cut(self, prompt: Sequence[int], answer_tokens: int = 0) -> bool:
         """Whether `prompt` is as long as `max_length` allows, so that its text may have lost its end."""
-        return len(prompt) >= self.max_length - self.answer_tokens
+        return len(prompt) >= self.max_length - max(self.answer_tokens, answer_tokens)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The answer as text, without its end token."""

@@ -21,7 +21,7 @@ if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
   python_command="$(pick_python)"
   echo "setting up $VENV (once; a few minutes)"
   [[ -x "$VENV/bin/python" ]] || "$python_command" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+  "$VENV/bin/python" -m pip install --disable-pip-version-check -r requirements.txt
   echo "$wanted" > "$stamp"
 fi
 PATH="$PWD/$VENV/bin:$PATH"

@@ -1,5 +1,7 @@
 """Bad input through the real command line: one clear line, exit code 2, soon, and nothing written."""
 
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -8,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from data.contract import Contract
+from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 
 GOOD = "I love it\t18\tc1\nno\t27\tc2\n"
@@ -38,6 +42,8 @@ CASES = {
     "below its minimum": (f"{SFT} --batch_size 0", "--batch_size 0: must be at least 1"),
     "ratio over one": (f"{SFT} --val_ratio 1.5", "--val_ratio 1.5: must be below 1"),
     "no learning rate": (f"{SFT} --learning_rate 0", "--learning_rate 0.0: must be above 0"),
+    "unknown scheduler": (f"{SFT} --lr_scheduler_type zigzag", "--lr_scheduler_type: invalid choice: 'zigzag'"),
+    "output_dir that is a file": (f"{SFT} --output_dir {{dir}}/good.tsv", "--output_dir {dir}/good.tsv: is a file"),
     "unknown metric": (f"{SFT} --metric_for_best f1", "--metric_for_best f1: must be loss or one of"),
     "steps that do not fit": (f"{SFT} --eval_steps 50 --save_steps 70", "--save_steps 70: must be a multiple of --eval_steps 50"),
     "unknown task": (f"{SFT} --task goemotion", "--task goemotion: unknown; known tasks are goemotions-original"),
@@ -48,11 +54,14 @@ CASES = {
 }  # fmt: skip
 SLOW_CASES = {  # known only once the tokenizer is there
     "max_length shorter than the prompt": (f"{SFT} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
+    "unknown layers": (f"{SFT} --lora_target_modules q_proj w_pack", "--lora_target_modules w_pack: the model has down_proj, gate_proj"),
+    "broken weights": (f"{INFER} --model_path {{dir}}/broken --text hi", "--model_path {dir}/broken: does not load"),
+    "unknown device": (f"{INFER} --device abacus --text hi", "--device abacus: not to be had here"),
 }  # fmt: skip
 SECONDS = 3
 
 
-def write_files(directory: Path) -> None:
+def write_files(directory: Path, model: Path) -> None:
     run, trained = directory / "run", directory / "trained"
     files = {
         "good.tsv": GOOD,
@@ -72,15 +81,12 @@ def write_files(directory: Path) -> None:
         folder.mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    from data.contract import Contract
-    from data.tasks import BUILT_IN_TASKS
-
+    shutil.copytree(model, directory / "broken")
+    (directory / "broken" / "model.safetensors").write_bytes(b"these are not weights")
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
 
 
 def call(command: str, cwd=ROOT) -> tuple[subprocess.CompletedProcess, float]:
-    import shlex
-
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, text=True, cwd=cwd, timeout=120)
     return done, time.perf_counter() - begin
@@ -90,7 +96,7 @@ def call(command: str, cwd=ROOT) -> tuple[subprocess.CompletedProcess, float]:
 def outcomes(tmp_path_factory, tiny_model_dir):
     """All cases, two at a time: each starts an interpreter of its own."""
     directory = tmp_path_factory.mktemp("bad-input")
-    write_files(directory)
+    write_files(directory, tiny_model_dir)
     before = sorted(directory.rglob("*"))
     places = {"dir": directory, "model": tiny_model_dir}
     with ThreadPoolExecutor(2) as pool:

@@ -57,6 +57,7 @@ def test_a_long_text_loses_its_end_and_leaves_room_for_the_answer(tokenizer):
     assert len(prompt) == 300 - encoder.answer_tokens
     assert prompt[-len(encoder.tail_ids) :] == encoder.tail_ids
     assert encoder.is_cut(prompt)
+    assert not encoder.is_cut(prompt[:-1])
     assert not encoder.is_cut(encoder.prompt_ids(["word"])[0])
     (longer_answer,) = encoder.prompt_ids(["word " * 1000], [encoder.answer_tokens + 7])
     assert len(longer_answer) == len(prompt) - 7
