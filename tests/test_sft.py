@@ -12,7 +12,7 @@ from data.arguments import UserError
 from data.encoding import Encoder
 from data.loading import Example, load_examples
 from data.tasks import BUILT_IN_TASKS
-from inference import Predictor, load_model
+from inference import Predictor, load_model, load_tokenizer
 from main_SFT import AnswerCollator, Args, LabelTraining, find_checkpoint, load_data, main, tokenize
 from tests.conftest import SAMPLE
 
@@ -216,3 +216,19 @@ def test_own_labels_become_a_single_label_task(args, tmp_path):
     main(own)
     assert json.loads((Path(args.output_dir) / "train_results.json").read_text())["metric_for_best"] == "accuracy"
     assert json.loads((Path(args.output_dir) / "task.json").read_text())["task"]["kind"] == "single_label"
+
+
+def test_reasoning_is_learnt_from_rationales(args, tmp_path):
+    rows = [{"text": f"text {i}", "label": "joy", "rationale": f"because of {i}"} for i in range(8)]
+    (tmp_path / "cot.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cot = dataclasses.replace(
+        args, cot=True, max_length=1024, train_data_path=str(tmp_path / "cot.jsonl"), dev_data_path=None, max_steps=1,
+        eval_samples=1,
+    )  # fmt: skip
+    data = load_data(cot)
+    encoder = Encoder(ORIGINAL, load_tokenizer(args.model_path), cot=True, max_length=1024)
+    (row,) = tokenize(data.train[:1], encoder)
+    learnt = encoder.decode([token for token in row["labels"] if token != -100])
+    assert learnt == f"<think>\n{data.train[0].rationale}\n</think>\n<answer>joy</answer>"
+    main(cot)
+    assert Predictor(args.output_dir, precision="fp32").contract.cot
