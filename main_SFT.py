@@ -293,6 +293,9 @@ class LabelTraining:
         self.control.should_save |= is_best  # Transformers keeps the best only if a checkpoint happens to be due
         return is_best
 
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: TRL's card of a local model links to a model named None and asks it about time machines."""
+
     def _save(self, output_dir=None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
         self.contract.save(output_dir or self.args.output_dir)  # a checkpoint is a directory to predict from, too

@@ -68,7 +68,13 @@ def parse_args(args_class: type[T], settings: dict[str, Any], description: str, 
         UserError: a name neither the class nor the command line knows, or a value of the wrong type.
     """
     names = [field.name for field in dataclasses.fields(args_class)]
-    parser = _Parser(args_class, description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    parser = _Parser(
+        args_class,
+        description=description,
+        usage="%(prog)s [--flag value ...]",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
     tokens = _as_flags(settings, names) + list(argv)
     _, unknown = parser.parse_known_args(tokens)  # before the class finds fault with what is missing because of a typo
     if unknown:
