@@ -72,15 +72,21 @@ class Args:
 
 
 def check_model_path(model_path: str) -> None:
-    """Raise a `UserError` when `model_path` is meant as a directory, but is none that holds a model."""
+    """Raise a `UserError` when `model_path` is meant as a directory, but is none that holds a model.
+
+    A name with at most one slash that does not begin like a path, or in a folder that is here, is taken for a hub id.
+    """
     path = Path(model_path)
-    looks_like_hub_id = model_path.count("/") <= 1 and not model_path.startswith((".", "/", "~"))
-    if not path.exists() and not (looks_like_hub_id and not path.parent.is_dir()):
+    if path.exists():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise UserError(
+                f"--model_path {model_path}: holds neither config.json nor adapter_config.json, so no model"
+            )
+        return
+    owner, slash, _ = model_path.partition("/")
+    local = model_path.startswith((".", "/", "~")) or model_path.count("/") > 1 or owner in ("models", "outputs")
+    if local or (slash and Path(owner).is_dir()):
         raise UserError(f"--model_path {model_path}: no such directory")
-    if not path.exists() and "/" not in model_path:
-        raise UserError(f"--model_path {model_path}: neither a directory nor a hub id (owner/name)")
-    if path.exists() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"--model_path {model_path}: holds neither config.json nor adapter_config.json, so no model")
 
 
 def base_model_path(model_path: str) -> str | None:
@@ -92,7 +98,7 @@ def base_model_path(model_path: str) -> str | None:
     try:
         check_model_path(base)
     except UserError as error:
-        raise UserError(f"{path}: its base model {base!r} is not to be found from here") from error
+        raise UserError(f"{path}: its base model {base!r} is not there; a relative path counts from here") from error
     return base
 
 

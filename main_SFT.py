@@ -146,8 +146,8 @@ def load_data(args: Args) -> Data:
         )
 
     train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
-    if args.task is None and task.name not in BUILT_IN_TASKS and all(len(e.labels) == 1 for e in train):
-        print(f"task {task.name}: every training row has one label, so it is learnt as single_label")
+    if args.task is None and task.name not in BUILT_IN_TASKS and all(len(e.labels) == 1 for e in train + dev + test):
+        print(f"task {task.name}: every row has one label, so it is learnt as single_label")
         task = replace(task, kind="single_label")
     if not dev and args.val_ratio:
         train, dev = split_validation(train, args.val_ratio, args.seed)
@@ -388,7 +388,8 @@ def find_checkpoint(args: Args) -> str | None:
         if not _is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
         return wanted
-    checkpoints = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     if wanted == "none":
         if checkpoints or is_finished(args):
             raise UserError(
@@ -396,8 +397,10 @@ def find_checkpoint(args: Args) -> str | None:
                 "--resume_from_checkpoint auto"
             )
         return None
-    check_run_settings(output_dir / "args.json", asdict(args), MAY_CHANGE)
-    return next((str(path) for path in reversed(checkpoints) if _is_whole(path)), None)
+    newest = next((str(path) for path in checkpoints if _is_whole(path)), None)
+    if newest or is_finished(args):
+        check_run_settings(output_dir / "args.json", asdict(args), MAY_CHANGE)
+    return newest
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -10,6 +10,7 @@ from data.encoding import Encoder
 from data.loading import Example
 from data.tasks import BUILT_IN_TASKS, Task
 from inference import Predictor, evaluate, generate_greedy, keeps_whole_cache, load_model, shared_length
+from tests.conftest import ROOT
 
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"]
 
@@ -123,3 +124,15 @@ def test_a_model_directory_loads_as_a_predictor(tiny_model_dir):
 def test_a_device_that_is_not_there():
     with pytest.raises(UserError, match="--device cuda:77"):
         inference.pick_device("cuda:77")
+
+
+@pytest.mark.parametrize("name", ["bert-base-chinese", "Qwen/Qwen3-0.6B"])
+def test_hub_ids_are_not_taken_for_missing_folders(name):
+    inference.check_model_path(name)
+
+
+@pytest.mark.parametrize("name", ["models/none", "outputs/a/b", "./none", "/none/at/all", "data/none"])
+def test_missing_folders_are_not_taken_for_hub_ids(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="no such directory"):
+        inference.check_model_path(name)

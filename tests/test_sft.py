@@ -181,6 +181,7 @@ def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):
     half = tmp_path / "killed" / "checkpoint-5"
     half.mkdir()
     (half / "trainer_state.json").write_text("{")
+    (tmp_path / "killed" / "checkpoint-mine").mkdir()  # not one of the trainer's
     main(killed)
     results = json.loads((tmp_path / "killed" / "train_results.json").read_text())
     assert results["resumed_from"].endswith("checkpoint-4")
@@ -201,6 +202,12 @@ def test_a_finished_run_is_not_trained_again(args, capsys):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="none"))
     with pytest.raises(UserError, match="not a whole checkpoint"):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="nowhere"))
+
+
+def test_a_run_that_saved_nothing_yet_may_begin_otherwise(args):
+    Path(args.output_dir).mkdir()
+    (Path(args.output_dir) / "args.json").write_text(json.dumps({"learning_rate": 3.0}))
+    assert find_checkpoint(args) is None
 
 
 def test_own_labels_become_a_single_label_task(args, tmp_path):
