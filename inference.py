@@ -94,7 +94,10 @@ def base_model_path(model_path: str) -> str | None:
     path = Path(model_path) / "adapter_config.json"
     if not path.is_file():
         return None
-    base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: names no base model, so it is no adapter that PEFT wrote") from error
     try:
         check_model_path(base)
     except UserError as error:
