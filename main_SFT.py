@@ -11,13 +11,14 @@ chosen by, are label metrics of generated answers on the validation rows, never 
     # every weight instead of an adapter
     python main_SFT.py --tuning full ...
 
-    # eight GPUs
+    # eight GPUs (without a launcher, the first one is used)
     accelerate launch --num_processes 8 main_SFT.py ...
 
 A killed run goes on from its newest whole checkpoint when the same command is given again.
 """
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -141,9 +142,9 @@ def load_data(args: Args) -> Data:
         path = getattr(args, flag_name)
         if path is None:
             return []
-        return load_examples(
-            path, task, f"--{flag_name}", cot=args.cot, rejected=rejected if args.skip_bad_rows else None
-        )
+        learnt_from = flag_name != "test_data_path"  # the model writes its own reasoning about test rows
+        bad_rows = rejected if args.skip_bad_rows else None
+        return load_examples(path, task, f"--{flag_name}", cot=args.cot and learnt_from, rejected=bad_rows)
 
     train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
     if args.task is None and task.name not in BUILT_IN_TASKS and all(len(e.labels) == 1 for e in train + dev + test):
@@ -471,6 +472,8 @@ def score_test_rows(args: Args, data: Data) -> None:
 
 def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     contract = Contract(data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path, seed=args.seed)
     encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
     trainer = build_trainer(args, data, load_trainable_model(args), encoder, contract)
