@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, flag, run
+from data.arguments import UserError, check_at_least, check_output_dir, flag, run
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
 from data.files import write_json, write_json_lines, write_text
@@ -63,8 +63,10 @@ class Args:
             raise UserError("give either --test_data_path (a file) or --text (one text)")
         if self.text is not None and not self.text.strip():
             raise UserError("--text is empty")
-        if self.output_dir is not None and Path(self.output_dir).is_file():
-            raise UserError(f"--output_dir {self.output_dir}: is a file")
+        if self.text is not None and not self.text.isprintable() and any("\ud800" <= c <= "\udfff" for c in self.text):
+            raise UserError("--text is not UTF-8")
+        if self.output_dir is not None:
+            check_output_dir(self.output_dir)
         check_at_least(self, batch_size=1, limit=1, max_length=1)
 
 
@@ -126,7 +128,7 @@ def load_tokenizer(model_path: str):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--model_path {model_path}: no tokenizer: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -156,7 +158,7 @@ def load_model(model_path: str, precision: str = "bf16", device: str | None = No
     base = base_model_path(model_path)
     try:
         model = AutoModelForCausalLM.from_pretrained(base or model_path, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model_path {base or model_path}: does not load: {str(error).splitlines()[0]}") from error
     if base is not None:
         from peft import PeftModel
@@ -395,7 +397,8 @@ def main(args: Args) -> None:
     check_model_path(args.model_path)
     contract = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)
     output_dir = output_directory(args)
-    examples = load_test_examples(args, contract, output_dir) if args.text is None else []
+    rejected: list[dict[str, Any]] = []
+    examples = load_test_examples(args, contract, rejected) if args.text is None else []
     predictor = Predictor(
         args.model_path, args.task, args.label_path, args.cot, args.max_length,
         args.batch_size, args.precision, args.device,
@@ -403,6 +406,8 @@ def main(args: Args) -> None:
     if args.text is not None:
         print(json.dumps(asdict(predictor.predict(args.text)), ensure_ascii=False))
         return
+    if rejected:
+        write_json_lines(output_dir / "rejected.jsonl", rejected)
     evaluate(predictor, examples, output_dir, args.seed)
     summary = output_dir / "test_summary.txt"
     if all(example.labels for example in examples):
@@ -417,14 +422,12 @@ def output_directory(args: Args) -> Path:
     return Path(args.output_dir or Path(args.model_path) / "test")
 
 
-def load_test_examples(args: Args, contract: Contract, output_dir: Path) -> list[Example]:
+def load_test_examples(args: Args, contract: Contract, rejected: list[dict[str, Any]]) -> list[Example]:
     """The rows of `--test_data_path`, at most `--limit`."""
-    rejected = [] if args.skip_bad_rows else None
+    bad_rows = rejected if args.skip_bad_rows else None
     examples = load_examples(
-        args.test_data_path, contract.task, "--test_data_path", labels_required=False, rejected=rejected
+        args.test_data_path, contract.task, "--test_data_path", labels_required=False, rejected=bad_rows
     )
-    if rejected:
-        write_json_lines(output_dir / "rejected.jsonl", rejected)
     return examples[: args.limit]
 
 

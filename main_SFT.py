@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, flag, is_first_process, run
+from data.arguments import UserError, check_at_least, check_output_dir, flag, is_first_process, run
 from data.contract import Contract, check_run_settings
 from data.encoding import Encoder
 from data.files import write_json, write_json_lines
@@ -68,7 +68,7 @@ class Args:
     batch_size: int = flag(8, "training texts a step on each device")
     gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
     learning_rate: float | None = flag(None, "peak learning rate (default: 2e-4 for lora, 2e-5 for full)")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = flag(
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = flag(
         "linear", "course of the learning rate after the warm-up"
     )
     warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
@@ -105,16 +105,17 @@ class Args:
             if getattr(self, name) >= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be below 1")
         for name in ("learning_rate", "num_epochs"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be above 0")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0 and finite")
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: must be below 2**32")
         if self.metric_for_best not in (None, "loss", *LABEL_METRICS):
             raise UserError(
                 f"--metric_for_best {self.metric_for_best}: must be loss or one of {', '.join(LABEL_METRICS)}"
             )
         if self.eval_steps and self.save_steps and self.save_steps % self.eval_steps:
             raise UserError(f"--save_steps {self.save_steps}: must be a multiple of --eval_steps {self.eval_steps}")
-        if Path(self.output_dir).exists() and not Path(self.output_dir).is_dir():
-            raise UserError(f"--output_dir {self.output_dir}: is a file")
+        check_output_dir(self.output_dir)
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
 
@@ -153,7 +154,7 @@ def load_data(args: Args) -> Data:
     if not dev and args.val_ratio:
         train, dev = split_validation(train, args.val_ratio, args.seed)
     if not dev and args.metric_for_best is not None:
-        raise UserError(f"--metric_for_best {args.metric_for_best}: there are no validation rows (--val_ratio 0)")
+        raise UserError(f"--metric_for_best {args.metric_for_best}: there are no validation rows")
     return Data(task, train, dev, test, rejected)
 
 
@@ -198,6 +199,7 @@ def lora_config(args: Args, model):
     modules = args.lora_target_modules
     if modules != ["all-linear"]:
         names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
+        names.discard("lm_head")  # TRL multiplies with its weight directly, past an adapter
         for unknown in sorted(set(modules) - names):
             raise UserError(f"--lora_target_modules {unknown}: the model has {', '.join(sorted(names))}")
     return LoraConfig(
@@ -385,9 +387,14 @@ def find_checkpoint(args: Args) -> str | None:
     """
     output_dir = Path(args.output_dir)
     wanted = args.resume_from_checkpoint
+    if (output_dir / "config.json").is_file() and not (output_dir / "args.json").is_file():
+        raise UserError(
+            f"--output_dir {output_dir}: holds a model that is no run of this script; choose another folder"
+        )
     if wanted not in ("auto", "none"):
         if not _is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
+        check_run_settings(Path(wanted).parent / "args.json", asdict(args), MAY_CHANGE)
         return wanted
     folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
@@ -407,10 +414,10 @@ def find_checkpoint(args: Args) -> str | None:
 def _is_whole(checkpoint: Path) -> bool:
     """Transformers writes trainer_state.json last: a checkpoint cut off by a kill lacks it or has half of it."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return True
+    return "global_step" in state
 
 
 def is_finished(args: Args) -> bool:
@@ -476,7 +483,11 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     contract = Contract(data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path, seed=args.seed)
     encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
-    trainer = build_trainer(args, data, load_trainable_model(args), encoder, contract)
+    model = load_trainable_model(args)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or args.max_length
+    if args.max_length > positions:
+        raise UserError(f"--max_length {args.max_length}: {args.model_path} reads at most {positions} tokens")
+    trainer = build_trainer(args, data, model, encoder, contract)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
     train(trainer, checkpoint)
@@ -489,6 +500,8 @@ def main(args: Args) -> None:
         raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
     data = load_data(args)
     checkpoint = find_checkpoint(args)
+    if checkpoint is not None and (trained := Contract.load(checkpoint).task) != data.task:
+        raise UserError(f"{checkpoint}: learns task {trained.name} {list(trained.labels)[:3]}…, not {data.task.name}")
     if is_finished(args):
         print(f"{args.output_dir}: trained to its end already")
     elif not fine_tune(args, data, checkpoint):

@@ -7,6 +7,7 @@ import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
@@ -95,6 +96,17 @@ def check_at_least(args: Any, **minimums: float) -> None:
         value = getattr(args, name)
         if value is not None and not value >= minimum:  # "not >=" also catches nan
             raise UserError(f"--{name} {value}: must be at least {minimum}")
+
+
+def check_output_dir(path: str, flag: str = "--output_dir") -> None:
+    """Raise a `UserError` when `path` is no folder and cannot become one."""
+    if not path:
+        raise UserError(f"{flag}: is empty")
+    existing = next(p for p in (Path(path).absolute(), *Path(path).absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise UserError(f"{flag} {path}: {'is' if existing == Path(path).absolute() else f'{existing} is'} a file")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{flag} {path}: no permission to write in {existing}")
 
 
 def run(main: Callable[[T], None], args_class: type[T], settings: dict[str, Any]) -> None:

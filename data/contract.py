@@ -147,7 +147,10 @@ def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequen
     path = Path(path)
     if not path.is_file():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: broken, so the run there cannot be continued; choose another --output_dir") from error
     for name, value in now.items():
         if name not in may_change and name in before and before[name] != value:
             raise UserError(

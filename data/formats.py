@@ -36,6 +36,10 @@ class Row:
     problem: str | None = None
 
 
+class _NotJson(str):
+    """Why a line is no JSON, in the place of its record."""
+
+
 def read_rows(path: Path, is_gold: _IsGold, labels_required: bool, header_allowed: bool = True) -> Iterator[Row]:
     """Read a data file.
 
@@ -77,15 +81,15 @@ def _parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole Parquet file ({error})") from error
+        raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
     return _named_rows(path, enumerate(table.to_pylist(), start=1), table.column_names, labels_required)
 
 
 def _json_rows(path: Path, text: str, labels_required: bool) -> Iterator[Row]:
     try:
         records = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({error})") from error
     return _named_rows(path, enumerate(records, start=1), None, labels_required)
 
 
@@ -95,8 +99,8 @@ def _json_lines_rows(path: Path, text: str, labels_required: bool) -> Iterator[R
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield number, f"not JSON: {error.msg} (column {error.colno})"
+                except (ValueError, RecursionError) as error:
+                    yield number, _NotJson(f"not JSON ({error}); expected an object a line, or a list of objects")
 
     return _named_rows(path, records(), None, labels_required)
 
@@ -104,15 +108,18 @@ def _json_lines_rows(path: Path, text: str, labels_required: bool) -> Iterator[R
 def _named_rows(
     path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str] | None, labels_required: bool
 ) -> Iterator[Row]:
-    """Rows from mappings; the names of the columns are taken from the first one."""
-    names = _find_columns(columns) if columns is not None else None
+    """Rows from mappings, by the names of their values."""
+    names_of: dict[tuple[str, ...], dict[str, str]] = {}  # records of one file mostly have the same keys
     for number, record in records:
         if not isinstance(record, dict):
-            yield Row(number, None, problem=record if isinstance(record, str) else "not an object with named values")
+            problem = str(record) if isinstance(record, _NotJson) else "not an object with named values"
+            yield Row(number, None, problem=problem)
             continue
-        if names is None:
-            names = _find_columns(list(record))
-        _require_columns(path, number, names, list(record) if columns is None else columns, labels_required)
+        header = tuple(columns or record)
+        if header not in names_of:
+            names_of[header] = _find_columns(header)
+            _require_columns(path, number, names_of[header], header, labels_required)
+        names = names_of[header]
         yield Row(number, **{field: record.get(name) for field, name in names.items()})
 
 
@@ -160,6 +167,7 @@ def _split(path: Path, text: str) -> _Table:
     if path.suffix.lower() != ".csv" and ";" in first:  # text;label: the last semicolon is the one that counts
         return [(n, line.rstrip("\r").rsplit(";", 1)) for n, line in enumerate(lines, start=1) if line.strip()]
     if path.suffix.lower() == ".csv":
+        csv.field_size_limit(2**31 - 1)  # a text may be long
         separator = ";" if first.count(";") > first.count(",") else ","
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         return _csv_rows(path, reader)

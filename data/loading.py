@@ -78,6 +78,8 @@ def _example(row: Row, task: Task, labels_required: bool, cot: bool) -> Example:
         raise _RowError(row.problem)
     if not isinstance(row.text, str) or not row.text.strip():
         raise _RowError("empty text" if row.text is None or isinstance(row.text, str) else f"text is {row.text!r}")
+    if not row.text.isprintable() and any("\ud800" <= c <= "\udfff" for c in row.text):
+        raise _RowError("the text holds half a character (a lone surrogate)")
     labels = () if row.label is None and not labels_required else _gold(row.label, task)
     rationale = str(row.rationale).strip() if row.rationale is not None else ""
     if cot and not rationale:
@@ -107,7 +109,8 @@ def _label(value: Any, task: Task) -> str:
         return name
     if not name:
         raise _RowError("no label")
-    if name.isascii() and name.isdigit():
+    # labels that are numbers themselves ("1" to "5" stars) are read as names only, for ids would be mistaken for them
+    if name.isascii() and name.isdigit() and len(name) < 9 and not any(label.isdigit() for label in task.labels):
         if int(name) < len(task.labels):
             return task.labels[int(name)]
         raise _RowError(f"label id {name}: task {task.name} has ids 0 to {len(task.labels) - 1}")

@@ -96,12 +96,12 @@ class Task:
 
     @cached_property
     def _by_folded(self) -> dict[str, str]:
-        return {label.casefold(): label for label in self.labels}
+        return {_folded(label): label for label in self.labels}
 
     @cached_property
     def _anywhere(self) -> re.Pattern:
         """Finds labels inside other words; longer labels first, so that "money-fx" is not read as "money"."""
-        alternatives = (re.escape(label.casefold()) for label in sorted(self.labels, key=len, reverse=True))
+        alternatives = (re.escape(folded) for folded in sorted(self._by_folded, key=len, reverse=True))
         guarded = (rf"(?<!\w){a}(?!\w)" if a.isascii() else a for a in alternatives)
         return re.compile("|".join(guarded))
 
@@ -162,18 +162,24 @@ class Task:
 
     def _read(self, answer: str) -> tuple[tuple[str, ...], bool]:
         """Labels in `answer`, and whether there was nothing else in it."""
-        pieces = [" ".join(piece.split()).casefold() for piece in _SEPARATORS.split(answer.strip().rstrip(_CLOSING))]
+        pieces = [_folded(piece) for piece in _SEPARATORS.split(answer.strip(" \t\r\n,，、"))]
+        # as it stands first: a label may end with a full stop of its own
         known = [self._by_folded.get(p) or self._by_folded.get(p.rstrip(_CLOSING)) for p in pieces]
         if all(known):
             found, clean = known, len(set(known)) == len(known)
         else:
-            found, clean = [self._by_folded[m] for m in self._anywhere.findall(answer.casefold())], False
+            found, clean = [self._by_folded[m] for m in self._anywhere.findall(_folded(answer))], False
         if self.kind == "single_label":
             return tuple(found[:1]), clean and len(found) == 1
         return self._in_order(found), clean
 
     def _in_order(self, labels: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(set(labels), key=self.ids.__getitem__))
+
+
+def _folded(text: str) -> str:
+    """Case and spaces that make no difference taken out."""
+    return " ".join(text.split()).casefold()
 
 
 def _after_reasoning(completion: str) -> tuple[str, str | None]:
@@ -249,7 +255,7 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
         UserError: the file is missing, empty, not UTF-8, or a line is blank or stands twice.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")  # as editors count lines
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--label_path {path}: cannot be read ({_reason(error)})") from error
     if len(lines) < 2:

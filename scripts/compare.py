@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, flag, run
+from data.arguments import UserError, check_output_dir, flag, run
 from data.files import write_json
 
 COLUMNS = ("n", "f1_macro", "f1_micro", "jaccard", "accuracy", "invalid_rate", "examples_per_second")
@@ -23,6 +23,8 @@ class Args:
     def __post_init__(self):
         if not self.runs:
             raise UserError("--runs is needed: folders with a test_results.json, each as name=folder")
+        if self.output_dir is not None:
+            check_output_dir(self.output_dir)
 
 
 def read_results(spec: str) -> tuple[str, dict[str, Any]]:
@@ -30,10 +32,10 @@ def read_results(spec: str) -> tuple[str, dict[str, Any]]:
     name, _, folder = spec.rpartition("=")
     path = Path(folder) / "test_results.json"
     try:
-        return name or folder, json.loads(path.read_text(encoding="utf-8"))
+        return name or folder, dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
 
 
@@ -55,7 +57,10 @@ def _shown(value: Any) -> str:
 
 
 def main(args: Args) -> None:
-    results = dict(map(read_results, args.runs))
+    named = [read_results(spec) for spec in args.runs]
+    results = dict(named)
+    if len(results) < len(named):
+        raise UserError("--runs: two of them have the same name")
     print(table(results))
     if args.output_dir is not None:
         write_json(Path(args.output_dir) / "baseline_comparison.json", results)

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -136,3 +137,10 @@ def test_missing_folders_are_not_taken_for_hub_ids(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="no such directory"):
         inference.check_model_path(name)
+
+
+def test_broken_weights_are_one_clear_error(tiny_model_dir, tmp_path):
+    shutil.copytree(tiny_model_dir, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"these are not weights")
+    with pytest.raises(UserError, match="broken: does not load"):
+        load_model(str(tmp_path / "broken"))

@@ -61,6 +61,8 @@ def test_comment_id_or_line_is_the_id(tmp_path):
 def test_a_label_named_like_a_number_is_a_name(tmp_path):
     stars = Task("stars", "single_label", ("1", "2", "3"), "{text}")
     assert load_examples(write(tmp_path / "a.jsonl", '{"text": "x", "label": 1}'), stars)[0].labels == ("1",)
+    with pytest.raises(UserError, match="label '0' is not in the label set"):  # an id would be another label's name
+        load_examples(write(tmp_path / "b.jsonl", '{"text": "x", "label": 0}'), stars)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,10 @@ def test_a_label_named_like_a_number_is_a_name(tmp_path):
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": 5, "label": 1}', SST2, r"a.jsonl:2: text is 5"),
         ("a.jsonl", '{"text": "a", "label": 1}\n[]', SST2, r"a.jsonl:2: not an object"),
         ("a.json", '[{"text": "a",]', SST2, r"a.json:1: not JSON"),
+        ("a.json", '["just a text"]', SST2, r"a.json:1: not an object with named values"),
+        ("a.jsonl", '{"text": "\\ud800", "label": 1}', SST2, r"a.jsonl:1: the text holds half a character"),
+        ("a.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}", SST2, r"a.jsonl:1: not JSON"),
+        ("a.tsv", "a\t" + "1" * 5000 + "\n", SST2, r"a.tsv:1: label '1"),
         ("a.csv", 'text,label\n"a,1\n', SST2, r"a.csv:2: not CSV"),
     ],
 )
@@ -114,6 +120,9 @@ def test_files_to_predict_on_need_no_labels(tmp_path):
     assert pairs(load_examples(lines, GROUP, labels_required=False)) == [("first text", ()), ("second, with comma", ())]
     records = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b"}\n')
     assert pairs(load_examples(records, GROUP, labels_required=False)) == [("a", ()), ("b", ())]
+    late = write(tmp_path / "c.jsonl", '{"text": "a"}\n{"text": "b", "label": 1}\n')
+    with pytest.raises(UserError, match=r"c.jsonl:1: no label, while other rows have one"):
+        load_examples(late, GROUP, labels_required=False)
     mixed = write(tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n')
     with pytest.raises(UserError, match=r"b.jsonl:2: no label, while other rows have one"):
         load_examples(mixed, GROUP, labels_required=False)

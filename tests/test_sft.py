@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 import main_SFT
 from data.arguments import UserError
+from data.contract import Contract
 from data.encoding import Encoder
 from data.loading import Example, load_examples
 from data.tasks import BUILT_IN_TASKS
@@ -198,10 +199,29 @@ def test_a_finished_run_is_not_trained_again(args, capsys):
     assert (Path(args.output_dir) / "adapter_model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="began with"):
         main(dataclasses.replace(args, learning_rate=5e-5))
+    newest = str(Path(args.output_dir) / "checkpoint-6")
+    with pytest.raises(UserError, match="began with"):
+        main(dataclasses.replace(args, learning_rate=5e-5, resume_from_checkpoint=newest))
+    with pytest.raises(UserError, match="holds a model that is no run"):
+        main(dataclasses.replace(args, output_dir=args.model_path))
     with pytest.raises(UserError, match="holds a run already"):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="none"))
     with pytest.raises(UserError, match="not a whole checkpoint"):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="nowhere"))
+    Contract(BUILT_IN_TASKS["sst2"]).save(newest)  # as if labels.txt had been another then
+    with pytest.raises(UserError, match="learns task sst2"):
+        main(args)
+
+
+def test_layers_the_model_does_not_have(args):
+    with pytest.raises(UserError, match="--lora_target_modules w_pack: the model has down_proj, gate_proj"):
+        main(dataclasses.replace(args, lora_target_modules=["q_proj", "w_pack"]))
+    assert not Path(args.output_dir).exists()
+
+
+def test_more_positions_than_the_model_has(args):
+    with pytest.raises(UserError, match=r"--max_length 4096: .* reads at most 2048 tokens"):
+        main(dataclasses.replace(args, max_length=4096))
 
 
 def test_a_run_that_saved_nothing_yet_may_begin_otherwise(args):

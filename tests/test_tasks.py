@@ -96,6 +96,14 @@ def test_every_target_parses_to_itself(data):
     assert (reasoned.labels, reasoned.rationale) == (in_order, "because, well, joy")
 
 
+def test_labels_with_punctuation_and_spaces_of_their_own():
+    task = Task("odd", "multi_label", ("No.", "why?", "U.S.", "very  good"), "{text}")
+    for label in task.labels:
+        prediction = task.parse(task.target([label]))
+        assert (prediction.labels, prediction.valid) == ((label,), True)
+    assert task.parse("why?, no., U.S.").labels == ("No.", "why?", "U.S.")
+
+
 @given(st.text())
 def test_parse_takes_any_text(text):
     prediction = GROUP.parse(text)
