@@ -136,11 +136,10 @@ def test_a_typo_in_main_names_the_setting(tmp_path):
 
 @pytest.mark.parametrize("script", ["main_SFT.py", "inference.py", "-m scripts.compare"])
 def test_help_explains_every_flag_without_heavy_imports(script):
-    done, seconds = call(f"{script} --help")
+    done, _ = call(f"-X importtime {script} --help")
     assert done.returncode == 0
-    assert seconds < 10 * SECONDS  # generous: a guard against importing torch, not a benchmark
-    described = [line for line in done.stdout.splitlines() if line.strip().startswith("--")]
-    assert described
+    assert any(line.strip().startswith("--") for line in done.stdout.splitlines())
     assert "None)" not in done.stdout
-    imported, _ = call(f"-X importtime {script} --help")
-    assert " torch\n" not in imported.stderr.replace("\r", "")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "transformers" in imported
+    assert not imported & {"torch", "trl", "peft", "sklearn", "datasets"}
