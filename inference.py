@@ -287,9 +287,10 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
     rows = [[*p[:shared], *[pad_id] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)]
     masks = [[1] * shared + [0] * gap + [1] * (len(p) - shared) for p, gap in zip(prompts, gaps, strict=True)]
     input_ids = torch.tensor(rows, device=model.device)  # (B, T)
-    config = GenerationConfig(  # every field a model's own generation_config could turn: greedy means greedy
+    config = GenerationConfig(  # what a model's own generation_config would turn: greedy means greedy
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0,
-        top_k=50, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
+        top_k=50, min_new_tokens=0, min_length=0, suppress_tokens=[], use_cache=True,
+        max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
     )  # fmt: skip
     watch = _GreedyLogProbs()
     with torch.inference_mode():
@@ -417,8 +418,8 @@ def main(args: Args) -> None:
 
 def output_directory(args: Args) -> Path:
     """`--output_dir`, or a folder of the run's own."""
-    if args.output_dir is None and args.text is None and not Path(args.model_path).is_dir():
-        raise UserError("--output_dir is needed: where predictions and scores are to go")
+    if args.output_dir is None and args.text is None and not (Path(args.model_path) / "task.json").is_file():
+        raise UserError("--output_dir is needed for an untuned model: where predictions and scores are to go")
     return Path(args.output_dir or Path(args.model_path) / "test")
 
 

@@ -17,6 +17,7 @@ chosen by, are label metrics of generated answers on the validation rows, never 
 A killed run goes on from its newest whole checkpoint when the same command is given again.
 """
 
+import gc
 import json
 import os
 import time
@@ -27,7 +28,7 @@ from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, is_first_process, run
 from data.contract import Contract, check_run_settings
-from data.encoding import Encoder
+from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.files import write_json, write_json_lines
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import DEFAULT_BEST, LABEL_METRICS, label_metrics
@@ -148,7 +149,11 @@ def load_data(args: Args) -> Data:
         return load_examples(path, task, f"--{flag_name}", cot=args.cot and learnt_from, rejected=bad_rows)
 
     train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
-    if args.task is None and task.name not in BUILT_IN_TASKS and all(len(e.labels) == 1 for e in train + dev + test):
+    if (
+        args.task is None
+        and task not in BUILT_IN_TASKS.values()
+        and all(len(e.labels) == 1 for e in train + dev + test)
+    ):
         print(f"task {task.name}: every row has one label, so it is learnt as single_label")
         task = replace(task, kind="single_label")
     if not dev and args.val_ratio:
@@ -163,10 +168,16 @@ def tokenize(examples: Sequence[Example], encoder: Encoder):
     from datasets import Dataset
 
     targets = [encoder.target_ids(e.labels, e.rationale if encoder.cot else None) for e in examples]
-    prompts = encoder.prompt_ids([e.text for e in examples], [len(t) for t in targets])
-    cut = sum(encoder.is_cut(p, len(t)) for p, t in zip(prompts, targets, strict=True))
-    if cut and is_first_process():
-        print(f"{cut} of {len(examples)} texts are too long for --max_length {encoder.max_length} and lose their end")
+    for example, target in zip(examples, targets, strict=True):
+        if len(target) > encoder.answer_tokens:
+            raise UserError(
+                f"row {example.id}: its answer takes {len(target)} tokens, while inference gives an answer "
+                f"{encoder.answer_tokens} (at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of reasoning)"
+            )
+    prompts = encoder.prompt_ids([e.text for e in examples])
+    full = sum(encoder.is_full(prompt) for prompt in prompts)
+    if full and is_first_process():
+        print(f"{full} of {len(examples)} texts fill --max_length {encoder.max_length}; what is longer loses its end")
     return Dataset.from_dict(
         {
             "input_ids": [p + t for p, t in zip(prompts, targets, strict=True)],
@@ -301,6 +312,7 @@ class LabelTraining:
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)  # PEFT's card is a blank form
         self.contract.save(output_dir or self.args.output_dir)  # a checkpoint is a directory to predict from, too
 
 
@@ -387,6 +399,8 @@ def find_checkpoint(args: Args) -> str | None:
     """
     output_dir = Path(args.output_dir)
     wanted = args.resume_from_checkpoint
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     if (output_dir / "config.json").is_file() and not (output_dir / "args.json").is_file():
         raise UserError(
             f"--output_dir {output_dir}: holds a model that is no run of this script; choose another folder"
@@ -395,9 +409,9 @@ def find_checkpoint(args: Args) -> str | None:
         if not _is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
         check_run_settings(Path(wanted).parent / "args.json", asdict(args), MAY_CHANGE)
+        if Path(wanted).resolve().parent != output_dir.resolve() and (checkpoints or is_finished(args)):
+            raise UserError(f"--output_dir {output_dir}: holds another run than --resume_from_checkpoint {wanted}")
         return wanted
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     if wanted == "none":
         if checkpoints or is_finished(args):
             raise UserError(
@@ -407,7 +421,8 @@ def find_checkpoint(args: Args) -> str | None:
         return None
     newest = next((str(path) for path in checkpoints if _is_whole(path)), None)
     if newest or is_finished(args):
-        check_run_settings(output_dir / "args.json", asdict(args), MAY_CHANGE)
+        may_change = set(MAY_CHANGE) - ({"num_epochs", "max_steps"} if is_finished(args) else set())
+        check_run_settings(output_dir / "args.json", asdict(args), may_change)
     return newest
 
 
@@ -437,14 +452,16 @@ def train(trainer, checkpoint: str | None) -> None:
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
+    # Transformers' own mean divides the loss since the resumption by all steps
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     parameters = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
     write_json(
         Path(trainer.args.output_dir) / "train_results.json",
         {
             "steps": trainer.state.global_step,
             "epochs": metrics["epoch"],
-            "train_loss": metrics["train_loss"],
-            "seconds": round(time.perf_counter() - begin, 1),
+            "train_loss": sum(losses) / len(losses) if losses else None,
+            "seconds_since_resumed": round(time.perf_counter() - begin, 1),
             "resumed_from": checkpoint,
             "metric_for_best": trainer.args.metric_for_best_model,
             "best_metric": trainer.state.best_metric,
@@ -472,6 +489,7 @@ def write_run_facts(args: Args, data: Data) -> None:
 
 def score_test_rows(args: Args, data: Data) -> None:
     """Score the run on `--test_data_path`, as it was written: what inference.py would load is what is measured."""
+    gc.collect()  # the trainer and its model hold each other; two models may not fit
     predictor = Predictor(args.output_dir, batch_size=args.predict_batch_size, precision=args.precision)
     evaluate(predictor, data.test, args.output_dir, args.seed)
     print((Path(args.output_dir) / "test_summary.txt").read_text(encoding="utf-8"))
@@ -481,12 +499,15 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
-    contract = Contract(data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path, seed=args.seed)
     encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
     model = load_trainable_model(args)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or args.max_length
     if args.max_length > positions:
         raise UserError(f"--max_length {args.max_length}: {args.model_path} reads at most {positions} tokens")
+    contract = Contract(
+        data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path,
+        base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,
+    )  # fmt: skip
     trainer = build_trainer(args, data, model, encoder, contract)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
@@ -503,6 +524,8 @@ def main(args: Args) -> None:
     if checkpoint is not None and (trained := Contract.load(checkpoint).task) != data.task:
         raise UserError(f"{checkpoint}: learns task {trained.name} {list(trained.labels)[:3]}…, not {data.task.name}")
     if is_finished(args):
+        if not is_first_process():
+            return
         print(f"{args.output_dir}: trained to its end already")
     elif not fine_tune(args, data, checkpoint):
         return

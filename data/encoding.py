@@ -95,25 +95,19 @@ class Encoder:
         rationale = "" if self.cot else None
         return len(self._ids(" " + self.task.target(labels, rationale))) + 1 + (RATIONALE_TOKENS if self.cot else 0)
 
-    def prompt_ids(self, texts: Sequence[str], answer_tokens: Sequence[int] | None = None) -> list[list[int]]:
-        """Token ids of the prompts.
-
-        Args:
-            texts: the texts.
-            answer_tokens: room each answer needs, where it is known to be more than usual (in training).
-        """
-        room = self.max_length - len(self.head_ids) - len(self.tail_ids)
-        kept = [max(self.answer_tokens, n) for n in answer_tokens or [0] * len(texts)]
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts; a text that leaves no room for the answer loses its end."""
+        room = self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
         encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [self.head_ids + ids[: max(room - k, 0)] + self.tail_ids for ids, k in zip(encoded, kept, strict=True)]
+        return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded]
 
     def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
         """Token ids of an answer, its end token included."""
         return [*self._ids(self._target_prefix + self.task.target(labels, rationale)), self.end_id]
 
-    def is_cut(self, prompt: Sequence[int], answer_tokens: int = 0) -> bool:
-        """Whether `prompt` is as long as `max_length` allows, so that its text may have lost its end."""
-        return len(prompt) >= self.max_length - max(self.answer_tokens, answer_tokens)
+    def is_full(self, prompt: Sequence[int]) -> bool:
+        """Whether `prompt` is as long as `max_length` allows: its text just fitted, or has lost its end."""
+        return len(prompt) == self.max_length - self.answer_tokens
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The answer as text, without its end token."""

@@ -144,7 +144,7 @@ def _require_columns(path: Path, line: int, names: dict, header: Sequence[str], 
 
 
 def _table_rows(path: Path, text: str, is_gold: _IsGold, labels_required: bool, header_allowed: bool) -> Iterator[Row]:
-    rows = _split(path, text)
+    rows = _split(path, text, is_gold if not labels_required else None)
     header = _find_columns(rows[0][1])
     if "text" in header and ("label" in header or not labels_required):
         if not header_allowed and "label" in header:
@@ -158,13 +158,19 @@ def _table_rows(path: Path, text: str, is_gold: _IsGold, labels_required: bool, 
     return _headerless_rows(path, rows, is_gold)
 
 
-def _split(path: Path, text: str) -> _Table:
-    """Line number and cells of each row, by the separator the first line has: TAB, else `;` or `,`."""
+def _split(path: Path, text: str, is_gold: _IsGold | None) -> _Table:
+    """Line number and cells of each row, by the separator the first line has: TAB, else `;` or `,`.
+
+    With `is_gold`, a `;` separates only if what stands behind it is gold: the file may be plain sentences.
+    """
     lines = text.split("\n")
     first = next(line for line in lines if line.strip())
     if "\t" in first:  # quotes mean nothing in a TSV: GoEmotions has thousands of them
         return [(n, line.rstrip("\r").split("\t")) for n, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix.lower() != ".csv" and ";" in first:  # text;label: the last semicolon is the one that counts
+    behind = first.rstrip("\r").rpartition(";")[2]
+    if (
+        path.suffix.lower() != ".csv" and ";" in first and (is_gold is None or is_gold(behind))
+    ):  # text;label: the last semicolon is the one that counts
         return [(n, line.rstrip("\r").rsplit(";", 1)) for n, line in enumerate(lines, start=1) if line.strip()]
     if path.suffix.lower() == ".csv":
         csv.field_size_limit(2**31 - 1)  # a text may be long

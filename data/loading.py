@@ -91,6 +91,8 @@ def _example(row: Row, task: Task, labels_required: bool, cot: bool) -> Example:
 def _gold(value: Any, task: Task) -> tuple[str, ...]:
     """`3`, `"3,17"`, `"joy"`, `["joy", 3]` -> labels in the task's order."""
     values = value if isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise _RowError("no label")
     if len(values) == 1 and isinstance(values[0], str) and values[0].strip() not in task.ids:
         values = values[0].split(",")
     labels = {_label(v, task) for v in values}
@@ -137,8 +139,8 @@ def split_validation(examples: Sequence[Example], ratio: float, seed: int) -> tu
     """Split off a share for validation, stratified by each row's rarest label; equal texts stay on one side.
 
     Returns:
-        Training and validation examples, each in the file's order. With few rows a label may miss in validation, but
-        a label never misses in training.
+        Training and validation examples, each in the file's order. With few rows a label may miss in validation;
+        the last text of which a label is the rarest stays in training.
     """
     frequency = Counter(label for example in examples for label in example.labels)
     rows_of_text, texts_of_label = defaultdict(list), defaultdict(list)

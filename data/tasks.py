@@ -305,6 +305,8 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
             if task.labels == labels:
                 return task
     own_name = Path(label_path).resolve().parent.name or "custom"
+    if own_name in BUILT_IN_TASKS:
+        own_name = f"own-{own_name}"
     return Task(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
 
 

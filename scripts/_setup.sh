@@ -24,5 +24,6 @@ if [[ ! -f "$stamp" || "$(cat "$stamp")" != "$wanted" ]]; then
   "$VENV/bin/python" -m pip install --disable-pip-version-check -r requirements.txt
   echo "$wanted" > "$stamp"
 fi
-PATH="$PWD/$VENV/bin:$PATH"
-export VIRTUAL_ENV="$PWD/$VENV"
+VENV="$(cd "$VENV" && pwd)"
+PATH="$VENV/bin:$PATH"
+export VIRTUAL_ENV="$VENV"

@@ -84,6 +84,7 @@ def test_a_label_named_like_a_number_is_a_name(tmp_path):
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', SST2, r"a.jsonl:2: not JSON"),
         ("a.jsonl", '{"text": "a", "label": [0, 1]}', SST2, r"a.jsonl:1: 2 labels .* takes exactly one"),
         ("a.jsonl", '{"words": "a", "label": 1}', SST2, r"a.jsonl:1: no text column among 'words', 'label'"),
+        ("a.jsonl", '{"text": "a", "label": []}', GROUP, r"a.jsonl:1: no label"),
         ("a.jsonl", '{"text": "a"}', SST2, r"a.jsonl:1: no label column"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": 5, "label": 1}', SST2, r"a.jsonl:2: text is 5"),
         ("a.jsonl", '{"text": "a", "label": 1}\n[]', SST2, r"a.jsonl:2: not an object"),
@@ -120,6 +121,8 @@ def test_files_to_predict_on_need_no_labels(tmp_path):
     assert pairs(load_examples(lines, GROUP, labels_required=False)) == [("first text", ()), ("second, with comma", ())]
     records = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b"}\n')
     assert pairs(load_examples(records, GROUP, labels_required=False)) == [("a", ()), ("b", ())]
+    sentences = write(tmp_path / "d.txt", "well; that was it\nyes\n")
+    assert pairs(load_examples(sentences, GROUP, labels_required=False)) == [("well; that was it", ()), ("yes", ())]
     late = write(tmp_path / "c.jsonl", '{"text": "a"}\n{"text": "b", "label": 1}\n')
     with pytest.raises(UserError, match=r"c.jsonl:1: no label, while other rows have one"):
         load_examples(late, GROUP, labels_required=False)

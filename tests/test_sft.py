@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -204,13 +205,24 @@ def test_a_finished_run_is_not_trained_again(args, capsys):
         main(dataclasses.replace(args, learning_rate=5e-5, resume_from_checkpoint=newest))
     with pytest.raises(UserError, match="holds a model that is no run"):
         main(dataclasses.replace(args, output_dir=args.model_path))
+    with pytest.raises(UserError, match=r"--max_steps 9: .* began with 6"):
+        main(dataclasses.replace(args, max_steps=9))
     with pytest.raises(UserError, match="holds a run already"):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="none"))
     with pytest.raises(UserError, match="not a whole checkpoint"):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="nowhere"))
     Contract(BUILT_IN_TASKS["sst2"]).save(newest)  # as if labels.txt had been another then
+    elsewhere = Path(args.output_dir + "-2")
+    shutil.copytree(args.output_dir, elsewhere)
+    with pytest.raises(UserError, match="holds another run than"):
+        find_checkpoint(dataclasses.replace(args, output_dir=str(elsewhere), resume_from_checkpoint=newest))
     with pytest.raises(UserError, match="learns task sst2"):
         main(args)
+
+
+def test_an_answer_inference_could_not_give(tokenizer):
+    with pytest.raises(UserError, match=r"row c7: its answer takes \d+ tokens"):
+        tokenize([Example("c7", "all of it", ORIGINAL.labels[:12])], Encoder(ORIGINAL, tokenizer))
 
 
 def test_layers_the_model_does_not_have(args):
