@@ -289,7 +289,7 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
     input_ids = torch.tensor(rows, device=model.device)  # (B, T)
     config = GenerationConfig(  # what a model's own generation_config would turn: greedy means greedy
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0,
-        top_k=50, min_new_tokens=0, min_length=0, suppress_tokens=[], use_cache=True,
+        top_k=50, min_new_tokens=0, suppress_tokens=[], use_cache=True,
         max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
     )  # fmt: skip
     watch = _GreedyLogProbs()

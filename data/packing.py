@@ -1,0 +1,246 @@
+"""Prefix-tree packing: sequences that begin alike become one row in which every shared token stands once.
+
+Sort the sequences and neighbours begin alike; what each adds to the one before it spells a trie, depth first:
+
+    sequences            trie                    row
+    a b c d              a ─ b ─ c ─ d           index         0  1  2  3  4  5
+    a b c e                      └─ e            token         a  b  c  d  e  f
+    a f                  └─ f                    position_ids  0  1  2  3  3  1
+                                                 subtree_end   6  5  5  4  5  6
+
+`position_ids` is a token's depth in its own sequence. `subtree_end[k]` is the index just past the last token below k.
+Token k stands in the prefix of token q exactly if q lies in the subtree of k, and that is the whole attention mask:
+
+    q attends to k  iff  k <= q < subtree_end[k]
+
+A language model that computes the row under this mask computes every token as if its own sequence stood alone, and a
+token that many sequences share only once: same log-probabilities, same gradients. With nothing shared, the row is the
+sequences one behind the other, without padding.
+
+Hydragen (Juravsky et al., 2024) and "Prefix Grouper" (Liu et al., 2025) share one prefix; the trie shares all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Sequences packed into one row of N tokens; S sequences, T targets, K positions whose logits are needed.
+
+    Attributes:
+        input_ids: (N,) tokens, each node of the trie once.
+        position_ids: (N,) depth of each token in its sequence, from 0.
+        subtree_end: (N,) index just past the last token below each token.
+        sequences: (S,) which of the sequences given to `pack` are in this row, ascending.
+        last_index: (S,) where in the row each of them ends.
+        logit_index: (K,) row positions that predict a target, ascending and each once.
+        target_ids: (T,) target tokens, by sequence, then by position.
+        target_logit: (T,) which of the K positions predicts each target.
+        target_sequence: (T,) which of the given sequences each target belongs to.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    subtree_end: Tensor
+    sequences: Tensor
+    last_index: Tensor
+    logit_index: Tensor
+    target_ids: Tensor
+    target_logit: Tensor
+    target_sequence: Tensor
+
+    def __post_init__(self):
+        n, depth, end = len(self.input_ids), self.position_ids, self.subtree_end
+        assert n > 0, "an empty row"
+        assert depth.shape == end.shape == (n,), "one depth and one subtree a token"
+        assert depth[0] == 0, "a row begins with a root"
+        assert bool((depth.diff() <= 1).all()), "a child is one deeper than its parent"
+        assert bool((end > torch.arange(n, device=end.device)).all() and (end <= n).all()), "a token is in its subtree"
+        behind = end < n
+        assert bool((depth[end[behind]] <= depth[behind]).all()), "a subtree goes on behind its end"
+        assert bool((self.logit_index.diff() > 0).all()), "a position is projected once"
+        assert len(self.sequences) == len(self.last_index), "one end a sequence"
+        assert len(self.target_ids) == len(self.target_logit) == len(self.target_sequence), "one gather a target"
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device) -> "PackedRow":
+        """The same row on another device."""
+        return PackedRow(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def pack(
+    sequences: Sequence[Sequence[int]], is_target: Sequence[Sequence[bool]], max_tokens: int | None = None
+) -> list[PackedRow]:
+    """Pack sequences into rows, each a prefix tree.
+
+    What stands behind a sequence's last target is left out, and so is that target itself: it is predicted, but nothing
+    is predicted from it. A first token cannot be a target; a flag there is ignored, as language models do.
+
+    Args:
+        sequences: token ids of each sequence.
+        is_target: for each of them, which tokens are to be predicted (have their log-probability computed).
+        max_tokens: upper bound of a row's length; None = everything in one row. A sequence longer than that gets a row
+            of its own. Rows are made about equally long.
+
+    Returns:
+        The rows. A sequence without a target is in none of them.
+
+    Raises:
+        ValueError: `sequences` and `is_target` differ in shape.
+    """
+    if [len(s) for s in sequences] != [len(t) for t in is_target]:
+        raise ValueError("sequences and is_target differ in shape")
+    targets = [[d for d in range(1, len(flags)) if flags[d]] for flags in is_target]
+    read = [tuple(s[: t[-1]]) if t else () for s, t in zip(sequences, targets, strict=True)]
+    order = sorted((i for i in range(len(read)) if read[i]), key=read.__getitem__)
+    shared = [0, *(common_prefix_length(read[a], read[b]) for a, b in pairwise(order))]
+    begins = _row_begins([len(read[i]) for i in order], shared, max_tokens)
+    return [_packed_row(order[a:b], shared[a:b], sequences, read, targets) for a, b in pairwise([*begins, len(order)])]
+
+
+def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """With how many equal tokens two sequences begin.
+
+    >>> common_prefix_length([5, 6, 7], [5, 6, 9, 9])
+    2
+    """
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
+
+
+def _row_begins(lengths: Sequence[int], shared: Sequence[int], max_tokens: int | None) -> list[int]:
+    """Where in the sorted order each row begins: as few rows as `max_tokens` allows, the longest as short as can be."""
+
+    def begins(limit: int) -> list[int]:
+        found, tokens = [], limit + 1
+        for i, length in enumerate(lengths):
+            tokens += length - shared[i]
+            if tokens > limit:  # its shared beginning has to stand in the new row once more
+                found.append(i)
+                tokens = length
+        return found
+
+    if not lengths:
+        return []
+    if max_tokens is None:
+        return [0]
+    low, high = 1, max_tokens
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(begins(middle)) <= len(begins(max_tokens)) else (middle + 1, high)
+    return begins(low)
+
+
+def _packed_row(order, shared, sequences, read, targets) -> PackedRow:
+    """One row of the sequences `order`, which are sorted; `shared[i]` = tokens that order[i] begins like order[i-1]."""
+    input_ids: list[int] = []
+    position_ids: list[int] = []
+    subtree_end: list[int] = []
+    paths: dict[int, list[int]] = {}  # sequence -> the row index of each of its tokens
+    path: list[int] = []
+    for i, sequence in enumerate(order):
+        common = shared[i] if i else 0
+        begin, new = len(input_ids), read[sequence][common:]
+        for closed in path[common:]:
+            subtree_end[closed] = begin
+        path = paths[sequence] = path[:common] + list(range(begin, begin + len(new)))
+        input_ids += new
+        position_ids += range(common, common + len(new))
+        subtree_end += [0] * len(new)
+    for closed in path:
+        subtree_end[closed] = len(input_ids)
+
+    members = sorted(order)
+    gather = [(paths[s][d - 1], sequences[s][d], s) for s in members for d in targets[s]]
+    predicted_from, target_ids, target_sequence = zip(*gather, strict=True)
+    logit_index, target_logit = torch.tensor(predicted_from).unique(return_inverse=True)
+    return PackedRow(
+        input_ids=torch.tensor(input_ids),
+        position_ids=torch.tensor(position_ids),
+        subtree_end=torch.tensor(subtree_end),
+        sequences=torch.tensor(members),
+        last_index=torch.tensor([paths[s][-1] for s in members]),
+        logit_index=logit_index,
+        target_ids=torch.tensor(target_ids),
+        target_logit=target_logit,
+        target_sequence=torch.tensor(target_sequence),
+    )
+
+
+def unpack(row: PackedRow) -> list[list[int]]:
+    """The sequences of a row, as far as they are computed (without the last target), in the order of `sequences`."""
+    index = torch.arange(len(row), device=row.input_ids.device)
+    return [row.input_ids[(index <= last) & (last < row.subtree_end)].tolist() for last in row.last_index]
+
+
+# --- masks: three spellings of `k <= q < subtree_end[k]` ------------------------------------------------------------
+
+
+def dense_mask(subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, 1, N, N), 0 where query (row) may attend to key (column), the lowest number elsewhere; for sdpa and eager.
+
+    Additive, since eager attention adds its mask: a boolean one would be silently wrong there.
+    """
+    index = torch.arange(len(subtree_end), device=subtree_end.device)
+    return _additive(index[:, None], index, subtree_end, dtype)[None, None]
+
+
+def _additive(queries: Tensor, keys: Tensor, subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask of row indices `queries` (n, 1) against row indices `keys` (m,): (n, m)."""
+    allowed = (keys <= queries) & (queries < subtree_end[keys])
+    return torch.zeros(allowed.shape, dtype=dtype, device=keys.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def mask_mod(subtree_end: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The mask as FlexAttention's predicate of (batch, head, query, key)."""
+    return lambda batch, head, query, key: (key <= query) & (query < subtree_end[key])
+
+
+def block_mask(subtree_end: Tensor):
+    """The mask as FlexAttention's `BlockMask`: blocks of 128 x 128 without a single pair are skipped on a GPU."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    n = len(subtree_end)
+    return create_block_mask(mask_mod(subtree_end), None, None, n, n, device=str(subtree_end.device))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the row, and the keys its queries may see: what lies above its first token, then itself.
+
+    Attributes:
+        begin, end: the stretch's row indices, end excluded; n = end - begin.
+        above: (A,) row indices of the tokens before `begin` in whose subtree `begin` lies, ascending.
+        mask: (n, A + n) additive mask over those keys.
+    """
+
+    begin: int
+    end: int
+    above: Tensor
+    mask: Tensor
+
+
+def spans(subtree_end: Tensor, dtype: torch.dtype, size: int = 128) -> list[Span]:
+    """Cut a row into spans, so that attention computes about N * (depth + size) scores instead of N * N.
+
+    A key before the span that one of its queries sees stands above the span's first token: from
+    `key < begin <= query < subtree_end[key]` follows that `begin` lies in the key's subtree, too.
+    """
+    n = len(subtree_end)
+    index = torch.arange(n, device=subtree_end.device)
+    cut = []
+    for begin in range(0, n, size):
+        own = index[begin : begin + size]
+        above = (subtree_end[:begin] > begin).nonzero().flatten()
+        mask = _additive(own[:, None], torch.cat([above, own]), subtree_end, dtype)
+        cut.append(Span(begin, min(begin + size, n), above, mask))
+    return cut

@@ -1,0 +1,217 @@
+"""Language models on packed rows: which models may be given one, how attention computes it, and what comes out.
+
+On a GPU, FlexAttention skips the blocks of the mask in which nothing is to be seen. On a CPU it has no backward pass,
+and a dense mask would have 30 layers compute N x N scores, most of them for nothing; so here a row is cut into spans
+(`packing.spans`), each a few plain matrix products.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface
+
+from data.packing import PackedRow, Span, block_mask, dense_mask, spans
+
+SPAN_ATTENTION = "prefix_tree_spans"  # the name under which Transformers finds `span_attention`
+
+
+# --- which models ---------------------------------------------------------------------------------------------------
+
+
+def sharing_obstacle(model, longest: int) -> str | None:
+    """Why packed rows would not give what a model gives row by row, or None where they do.
+
+    A model qualifies if each token sees exactly the tokens before it, through an attention that takes its mask from
+    outside, and knows its position from `position_ids` alone.
+
+    Args:
+        model: a causal language model, as it was loaded (no adapter on it yet).
+        longest: tokens of the longest sequence it will be given.
+    """
+    config = model.config.get_text_config()
+    accepted = inspect.signature(model.forward).parameters
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of kind {', '.join(sorted(kinds))}"
+    if getattr(model, "_is_stateful", False):
+        return "it carries a state from token to token"
+    if missing := [name for name in ("position_ids", "logits_to_keep") if name not in accepted]:
+        return f"it takes no {missing[0]}"
+    if not model._supports_attention_backend:
+        return "its attention takes no mask from outside"
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
+        return "its attention is not causal"
+    if window := _sliding_window(config, longest):
+        return f"its sliding window of {window} tokens is shorter than a sequence of {longest}"
+    for name in ("attn_logit_softcapping", "attention_chunk_size", "alibi"):
+        if getattr(config, name, None):
+            return f"its attention has {name}"
+    if any(name.rpartition(".")[2] == "sinks" for name, _ in model.named_parameters()):
+        return "its attention has sinks"
+    return None
+
+
+def _sliding_window(config, longest: int) -> int | None:
+    """The model's sliding window, if it has one in use that is shorter than `longest`."""
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None)
+    in_use = "sliding_attention" in layers if layers else getattr(config, "use_sliding_window", True)
+    return window if window and in_use and window < longest else None
+
+
+def sharing_attention(model, device: str) -> str:
+    """The attention code to compute packed rows with on `device`, as `set_attn_implementation` takes it.
+
+    Spans on a CPU; on a GPU FlexAttention, or a dense mask where that cannot be.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if getattr(model.config.get_text_config(), "attention_dropout", 0.0):
+        return "eager" if on_cpu else "sdpa"  # neither of the other two drops anything
+    if on_cpu:
+        return SPAN_ATTENTION
+    # fp32 weights under autocast give queries and keys in fp32 and values in bf16, which FlexAttention refuses
+    mixed = model.dtype == torch.float32
+    return (
+        "flex_attention" if torch.device(device).type == "cuda" and model._supports_flex_attn and not mixed else "sdpa"
+    )
+
+
+@contextmanager
+def ordinary_attention(model) -> Iterator[None]:
+    """Within this context, a model set up for packed rows takes ordinary batches, as generation does."""
+    attention = model.config._attn_implementation
+    if attention not in (SPAN_ATTENTION, "flex_attention"):
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+
+
+# --- a row through a model ------------------------------------------------------------------------------------------
+
+
+def row_inputs(row: PackedRow, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What a model's forward takes to compute `row` with the attention code its config names.
+
+    Args:
+        row: the row, on the model's device.
+        attention: the model's `config._attn_implementation`.
+        dtype: number format the attention computes in.
+    """
+    inputs = {
+        "input_ids": row.input_ids[None],  # (1, N)
+        "position_ids": row.position_ids[None],  # (1, N)
+        "logits_to_keep": row.logit_index,
+        "use_cache": False,
+    }
+    # never without a mask: Transformers would take repeating positions for sequences of their own
+    if attention == SPAN_ATTENTION:
+        return inputs | {"spans": spans(row.subtree_end, dtype)}
+    if attention == "flex_attention":
+        return inputs | {"attention_mask": block_mask(row.subtree_end)}
+    return inputs | {"attention_mask": dense_mask(row.subtree_end, dtype)}
+
+
+def target_log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype) -> Tensor:
+    """Log-probability of each target of `row`, (T,) in fp32, in the order of `row.target_ids`.
+
+    Args:
+        model: the model as the trainer wrapped it, so that DDP, FSDP and autocast see the call.
+        row, attention, dtype: see `row_inputs`.
+    """
+    logits = model(**row_inputs(row, attention, dtype)).logits[0]  # (K, V)
+    return logits.float().log_softmax(dim=-1)[row.target_logit, row.target_ids]
+
+
+# --- attention in spans ---------------------------------------------------------------------------------------------
+
+
+class _SpanAttention(torch.autograd.Function):
+    """Softmax attention, span by span. With autograd instead, slicing alone would take half of the time backwards.
+
+    H query heads of width D share K key heads, G = H / K each. In a span, n queries see m = A + n keys.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, cut: list[Span], scaling: float) -> Tensor:
+        """query (K, G, N, D), key and value (K, N, D) -> (K, G, N, D)."""
+        heads, groups, _, width = query.shape
+        output = torch.empty_like(query)
+        probabilities = []
+        for span in cut:
+            stretch, n = slice(span.begin, span.end), span.end - span.begin
+            queries = query[:, :, stretch].reshape(heads, groups * n, width)
+            keys, values = _visible(key, span), _visible(value, span)  # (K, m, D)
+            scores = span.mask.expand(heads, groups, -1, -1).reshape(heads, groups * n, -1)
+            weights = scores.baddbmm_(queries, keys.transpose(1, 2), alpha=scaling).softmax(dim=-1)  # (K, G * n, m)
+            output[:, :, stretch] = torch.bmm(weights, values).view(heads, groups, n, width)
+            probabilities.append(weights)
+        ctx.save_for_backward(query, key, value, *probabilities)
+        ctx.cut, ctx.scaling = cut, scaling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        query, key, value, *probabilities = ctx.saved_tensors
+        heads, groups, _, width = query.shape
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for span, weights in zip(ctx.cut, probabilities, strict=True):
+            stretch, n = slice(span.begin, span.end), span.end - span.begin
+            queries = query[:, :, stretch].reshape(heads, groups * n, width)
+            gradient = grad_output[:, :, stretch].reshape(heads, groups * n, width)
+            keys, values = _visible(key, span), _visible(value, span)
+            grad_weights = torch.bmm(gradient, values.transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scaling)
+            grad_query[:, :, stretch] = torch.bmm(grad_scores, keys).view(heads, groups, n, width)
+            _add_visible(grad_key, span, torch.bmm(grad_scores.transpose(1, 2), queries))
+            _add_visible(grad_value, span, torch.bmm(weights.transpose(1, 2), gradient))
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _visible(tensor: Tensor, span: Span) -> Tensor:
+    """What a span's queries see of keys or values (K, N, D): (K, m, D)."""
+    return torch.cat([tensor.index_select(1, span.above), tensor[:, span.begin : span.end]], dim=1)
+
+
+def _add_visible(total: Tensor, span: Span, gradient: Tensor) -> None:
+    """Add the gradient (K, m, D) of `_visible` to where it was taken from, in place."""
+    above = len(span.above)
+    total.index_add_(1, span.above, gradient[:, :above])
+    total[:, span.begin : span.end] += gradient[:, above:]
+
+
+@torch.compiler.disable
+def span_attention(
+    module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, spans: list[Span], **_
+) -> tuple[Tensor, None]:
+    """Attention of one packed row in the form Transformers calls it.
+
+    Args:
+        module: the attention layer; not used.
+        query: (1, H, N, D).
+        key, value: (1, K, N, D).
+        attention_mask: None; the spans bring their own.
+        scaling: factor of the scores.
+        spans: the row, cut up.
+
+    Returns:
+        (1, N, H, D), and None where other attentions may give their weights.
+    """
+    heads, device = key.shape[1], query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    query = query[0].unflatten(0, (heads, -1)).to(dtype)
+    with torch.autocast(device, enabled=False):
+        output = _SpanAttention.apply(query, key[0].to(dtype), value[0].to(dtype), spans, scaling)
+    return output.flatten(0, 1).transpose(0, 1)[None].contiguous(), None
+
+
+AttentionInterface.register(SPAN_ATTENTION, span_attention)
