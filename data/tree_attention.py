@@ -150,7 +150,7 @@ class _SpanAttention(torch.autograd.Function):
             stretch, n = slice(span.begin, span.end), span.end - span.begin
             queries = query[:, :, stretch].reshape(heads, groups * n, width)
             keys, values = _visible(key, span), _visible(value, span)  # (K, m, D)
-            scores = span.mask.expand(heads, groups, -1, -1).reshape(heads, groups * n, -1)
+            scores = span.mask.repeat(heads, groups, 1)  # (K, G * n, m)
             weights = scores.baddbmm_(queries, keys.transpose(1, 2), alpha=scaling).softmax(dim=-1)  # (K, G * n, m)
             output[:, :, stretch] = torch.bmm(weights, values).view(heads, groups, n, width)
             probabilities.append(weights)
