@@ -21,6 +21,7 @@ Hydragen (Juravsky et al., 2024) and "Prefix Grouper" (Liu et al., 2025) share o
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -72,7 +73,10 @@ class PackedRow:
 
     def to(self, device) -> "PackedRow":
         """The same row on another device."""
-        return PackedRow(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        moved = copy(self)  # not made anew: on a GPU, each check would wait for it
+        for field in fields(self):
+            object.__setattr__(moved, field.name, getattr(self, field.name).to(device))
+        return moved
 
 
 def pack(

@@ -8,6 +8,7 @@ and a dense mask would have 30 layers compute N x N scores, most of them for not
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,7 +71,8 @@ def sharing_attention(model, device: str) -> str:
     Spans on a CPU; on a GPU FlexAttention, or a dense mask where that cannot be.
     """
     on_cpu = torch.device(device).type == "cpu"
-    if getattr(model.config.get_text_config(), "attention_dropout", 0.0):
+    config = model.config.get_text_config()
+    if any(getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop")):
         return "eager" if on_cpu else "sdpa"  # neither of the other two drops anything
     if on_cpu:
         return SPAN_ATTENTION
@@ -114,7 +116,7 @@ def row_inputs(row: PackedRow, attention: str, dtype: torch.dtype) -> dict[str, 
     }
     # never without a mask: Transformers would take repeating positions for sequences of their own
     if attention == SPAN_ATTENTION:
-        return inputs | {"spans": spans(row.subtree_end, dtype)}
+        return inputs | {"spans": CutRow(spans(row.subtree_end, dtype))}
     if attention == "flex_attention":
         return inputs | {"attention_mask": block_mask(row.subtree_end)}
     return inputs | {"attention_mask": dense_mask(row.subtree_end, dtype)}
@@ -134,6 +136,13 @@ def target_log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype) 
 # --- attention in spans ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class CutRow:
+    """A row's spans, in an object torch.compile does not look into: lists of another length would be compiled anew."""
+
+    spans: list[Span]
+
+
 class _SpanAttention(torch.autograd.Function):
     """Softmax attention, span by span. With autograd instead, slicing alone would take half of the time backwards.
 
@@ -142,9 +151,9 @@ class _SpanAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, cut: list[Span], scaling: float) -> Tensor:
-        """query (K, G, N, D), key and value (K, N, D) -> (K, G, N, D)."""
+        """query (K, G, N, D), key (K, N, D), value (K, N, V) -> (K, G, N, V)."""
         heads, groups, _, width = query.shape
-        output = torch.empty_like(query)
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
         probabilities = []
         for span in cut:
             stretch, n = slice(span.begin, span.end), span.end - span.begin
@@ -152,7 +161,7 @@ class _SpanAttention(torch.autograd.Function):
             keys, values = _visible(key, span), _visible(value, span)  # (K, m, D)
             scores = span.mask.repeat(heads, groups, 1)  # (K, G * n, m)
             weights = scores.baddbmm_(queries, keys.transpose(1, 2), alpha=scaling).softmax(dim=-1)  # (K, G * n, m)
-            output[:, :, stretch] = torch.bmm(weights, values).view(heads, groups, n, width)
+            output[:, :, stretch] = torch.bmm(weights, values).view(heads, groups, n, -1)
             probabilities.append(weights)
         ctx.save_for_backward(query, key, value, *probabilities)
         ctx.cut, ctx.scaling = cut, scaling
@@ -167,7 +176,7 @@ class _SpanAttention(torch.autograd.Function):
         for span, weights in zip(ctx.cut, probabilities, strict=True):
             stretch, n = slice(span.begin, span.end), span.end - span.begin
             queries = query[:, :, stretch].reshape(heads, groups * n, width)
-            gradient = grad_output[:, :, stretch].reshape(heads, groups * n, width)
+            gradient = grad_output[:, :, stretch].reshape(heads, groups * n, -1)
             keys, values = _visible(key, span), _visible(value, span)
             grad_weights = torch.bmm(gradient, values.transpose(1, 2))
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(ctx.scaling)
@@ -191,26 +200,37 @@ def _add_visible(total: Tensor, span: Span, gradient: Tensor) -> None:
 
 @torch.compiler.disable
 def span_attention(
-    module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, spans: list[Span], **_
+    module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float,
+    spans: CutRow,
+    dropout: float = 0.0,
+    **_,
 ) -> tuple[Tensor, None]:
     """Attention of one packed row in the form Transformers calls it.
 
     Args:
         module: the attention layer; not used.
         query: (1, H, N, D).
-        key, value: (1, K, N, D).
+        key: (1, K, N, D).
+        value: (1, K, N, V).
         attention_mask: None; the spans bring their own.
         scaling: factor of the scores.
         spans: the row, cut up.
+        dropout: 0; nothing is dropped here.
 
     Returns:
-        (1, N, H, D), and None where other attentions may give their weights.
+        (1, N, H, V), and None where other attentions may give their weights.
     """
+    assert not dropout, "sharing_attention chooses another attention for a model that drops"
     heads, device = key.shape[1], query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     query = query[0].unflatten(0, (heads, -1)).to(dtype)
     with torch.autocast(device, enabled=False):
-        output = _SpanAttention.apply(query, key[0].to(dtype), value[0].to(dtype), spans, scaling)
+        output = _SpanAttention.apply(query, key[0].to(dtype), value[0].to(dtype), spans.spans, scaling)
     return output.flatten(0, 1).transpose(0, 1)[None].contiguous(), None
 
 

@@ -69,6 +69,80 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_result(model, tmp_path):
     assert losses[-1] < losses[0]
 
 
+def test_two_processes_train_as_one_that_accumulates(model, tmp_path):
+    """Two processes of one batch each (gloo) take the steps that one process takes from two batches each."""
+    flags = ["--max_steps", "3", "--batch_size", "2", "--eval_steps", "3", "--precision", "fp32"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(*sft_command(model, one), *flags, "--lora_dropout", "0", "--gradient_accumulation_steps", "2")
+    finish("-m", "torch.distributed.run", "--nproc_per_node=2", *sft_command(model, two), *flags, "--lora_dropout", "0")
+    expected, found = (
+        [
+            entry["loss"]
+            for entry in json.loads((run / "trainer_state.json").read_text())["log_history"]
+            if "loss" in entry
+        ]
+        for run in (one, two)
+    )
+    assert len(found) == 3
+    assert found == pytest.approx(expected, abs=1e-4)
+    adapters = [load_file(run / "adapter_model.safetensors") for run in (one, two)]
+    moved = max(tensor.abs().max() for name, tensor in adapters[0].items() if "lora_B" in name)
+    assert max((adapters[0][name] - adapters[1][name]).abs().max() for name in adapters[0]) < moved / 2
+
+
+def packed_and_plain(model: Path, precision: str, **options):
+    """Loss and gradients of 16 comments under a fresh adapter: as one packed row, and padded as ever."""
+    from peft import LoraConfig, get_peft_model
+
+    from data.encoding import Encoder
+    from data.loading import load_examples
+    from data.packing import pack
+    from data.tasks import BUILT_IN_TASKS
+    from data.tree_attention import SPAN_ATTENTION, target_log_probs
+    from inference import load_model, load_tokenizer
+    from main_SFT import AnswerCollator, LabelTraining, compile_layers, tokenize
+
+    task = BUILT_IN_TASKS["goemotions-original"]
+    encoder = Encoder(task, load_tokenizer(str(model)))
+    rows = list(tokenize(load_examples(SAMPLE / "train.tsv", task)[:16], encoder))
+    network = load_model(str(model), precision, "cpu", attention="eager").train()
+    if options.get("compiled"):
+        compile_layers(network)
+    torch.manual_seed(0)
+    network = get_peft_model(network, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+
+    def gradients(log_probs):
+        loss = -log_probs().mean()
+        loss.backward()
+        found = torch.cat([p.grad.flatten() for p in network.parameters() if p.requires_grad])
+        network.zero_grad()
+        return loss.item(), found
+
+    batch = AnswerCollator(encoder.tokenizer.pad_token_id)(rows)
+    (row,) = pack([r["input_ids"] for r in rows], [[label != -100 for label in r["labels"]] for r in rows])
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        plain = gradients(lambda: LabelTraining()._padded_log_probs(network, batch))
+        network.set_attn_implementation(SPAN_ATTENTION)
+        packed = gradients(lambda: target_log_probs(network, row, SPAN_ATTENTION, dtype))
+    return packed, plain
+
+
+def test_a_packed_row_in_bf16(model):
+    (loss, gradient), (plain_loss, plain_gradient) = packed_and_plain(model, "bf16")
+    assert loss == pytest.approx(plain_loss, rel=0.01)
+    assert torch.cosine_similarity(gradient, plain_gradient, dim=0) > 0.999
+
+
+def test_a_packed_row_in_fp32_compiled(model):
+    (loss, gradient), (plain_loss, plain_gradient) = packed_and_plain(model, "fp32", compiled=True)
+    assert loss == pytest.approx(plain_loss, abs=1e-5)
+    torch.testing.assert_close(gradient, plain_gradient, atol=1e-5, rtol=1e-4)
+
+
 def test_prediction_stays_within_two_gigabytes(model):
     code = (
         "import resource, sys; from inference import Predictor; "

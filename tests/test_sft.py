@@ -1,7 +1,12 @@
 import dataclasses
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +18,23 @@ from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
 from data.loading import Example, load_examples
+from data.packing import pack
 from data.tasks import BUILT_IN_TASKS
+from data.tree_attention import SPAN_ATTENTION
 from inference import Predictor, load_model, load_tokenizer
-from main_SFT import AnswerCollator, Args, LabelTraining, find_checkpoint, load_data, main, tokenize
-from tests.conftest import SAMPLE
+from main_SFT import (
+    AnswerCollator,
+    Args,
+    LabelTraining,
+    PackingCollator,
+    compile_layers,
+    find_checkpoint,
+    load_data,
+    main,
+    share_prefixes,
+    tokenize,
+)
+from tests.conftest import ROOT, SAMPLE
 
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
 
@@ -81,26 +99,150 @@ def plain_loss(model, rows, num_items):
     return total / num_items
 
 
+class OneProcess:
+    """What compute_loss reads of an accelerator."""
+
+    num_processes = 1
+
+    def unwrap_model(self, model):
+        return model
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", SPAN_ATTENTION, "padded"])
 @pytest.mark.parametrize("num_items_in_batch", [None, 100])
-def test_loss_and_gradients_equal_the_plain_path(tiny_model_dir, tokenizer, num_items_in_batch):
+def test_loss_and_gradients_equal_the_plain_path(tiny_model_dir, tokenizer, num_items_in_batch, attention):
     examples = load_examples(SAMPLE / "dev.tsv", ORIGINAL)[:6]
     rows = list(tokenize(examples, Encoder(ORIGINAL, tokenizer)))
-    batch = AnswerCollator(tokenizer.pad_token_id)(rows)
+    batch = (AnswerCollator(tokenizer.pad_token_id) if attention == "padded" else PackingCollator())(rows)
     model = load_model(str(tiny_model_dir), "fp32", "cpu", attention="eager")
     answer_tokens = sum(label != -100 for row in rows for label in row["labels"])
-
-    trainer = LabelTraining()  # only what compute_loss reads
-    trainer.args = type("args", (), {"average_tokens_across_devices": True})
-    trainer.accelerator = type("accelerator", (), {"num_processes": 1})
-    fast = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
-    fast.backward()
-    fast_gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
     plain = plain_loss(model, rows, num_items_in_batch or answer_tokens)
     plain.backward()
+    plain_gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    trainer = LabelTraining()  # only what compute_loss reads
+    trainer.args = SimpleNamespace(average_tokens_across_devices=True, bf16=False, fp16=False)
+    trainer.accelerator = OneProcess()
+    if attention != "padded":
+        model.set_attn_implementation(attention)
+    assert (batch["labels"][:, 1:] != -100).sum() == answer_tokens  # what Transformers counts num_items_in_batch by
+    fast = trainer.compute_loss(model, batch, num_items_in_batch=num_items_in_batch)
+    fast.backward()
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(fast_gradients[name], parameter.grad, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(parameter.grad, plain_gradients[name], atol=1e-5, rtol=0, msg=name)
+
+
+def losses_of(output_dir) -> list[float]:
+    history = json.loads((Path(output_dir) / "trainer_state.json").read_text())["log_history"]
+    return [entry[name] for entry in history for name in ("loss", "eval_loss") if name in entry]
+
+
+def test_the_same_run_with_and_without_sharing(args, capsys):
+    """Same seed, fp32, no dropout: step by step the same losses, gradients accumulated, and the same adapter."""
+    found = {}
+    for sharing in ("on", "off"):
+        output_dir = f"{args.output_dir}-{sharing}"
+        main(
+            dataclasses.replace(
+                args, output_dir=output_dir, prefix_sharing=sharing, gradient_accumulation_steps=2, max_steps=4
+            )
+        )
+        found[sharing] = losses_of(output_dir)
+        expected = "prefix sharing on: a batch has" if sharing == "on" else ""
+        assert expected in capsys.readouterr().out
+    assert len(found["on"]) == 6  # 4 steps, 2 evaluations
+    assert found["on"] == pytest.approx(found["off"], abs=1e-4)
+    shared, plain = (adapter(f"{args.output_dir}-{sharing}") for sharing in ("on", "off"))
+    for name, tensor in plain.items():
+        torch.testing.assert_close(shared[name], tensor, atol=1e-3, rtol=0, msg=name)
+
+
+def test_two_processes_have_the_gradients_of_one(tiny_model_dir, tokenizer, tmp_path):
+    """Each process packs its own half of the batch under DDP (gloo); together, the gradients of the plain path."""
+    examples = load_examples(SAMPLE / "dev.tsv", ORIGINAL)[:5]
+    rows = list(tokenize(examples, Encoder(ORIGINAL, tokenizer)))
+    model = load_model(str(tiny_model_dir), "fp32", "cpu", attention="eager")
+    answer_tokens = sum(label != -100 for row in rows for label in row["labels"])
+    plain = plain_loss(model, rows, answer_tokens)
+    plain.backward()
+    torch.save({"rows": rows, "answer_tokens": answer_tokens}, tmp_path / "batch.pt")
+    code = "import sys; from tests.test_sft import half_of_the_batch; half_of_the_batch(sys.argv[1], sys.argv[2])"
+    port = str(free_port())
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tiny_model_dir), str(tmp_path)], cwd=ROOT,
+            env=os.environ | {
+                "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.testing.assert_close((halves[0]["loss"] + halves[1]["loss"]) / 2, plain, atol=1e-5, rtol=0)
+    for name, parameter in model.named_parameters():
+        for half in halves:
+            torch.testing.assert_close(half["gradients"][name], parameter.grad, atol=1e-5, rtol=0, msg=name)
+
+
+def half_of_the_batch(model_dir: str, folder: str) -> None:
+    """What one of two processes does; in a process of its own."""
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    batch = torch.load(f"{folder}/batch.pt")
+    mine = batch["rows"][rank * 3 : rank * 3 + 3]  # three and two: not the same number of tokens
+    (row,) = pack([r["input_ids"] for r in mine], [[label != -100 for label in r["labels"]] for r in mine])
+    model = load_model(model_dir, "fp32", "cpu", attention=SPAN_ATTENTION)
+    trainer = LabelTraining()
+    trainer.args = SimpleNamespace(average_tokens_across_devices=True, bf16=False, fp16=False)
+    trainer.accelerator = SimpleNamespace(num_processes=2, unwrap_model=lambda wrapped: wrapped.module)
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    loss = trainer.compute_loss(wrapped, {"row": row}, num_items_in_batch=batch["answer_tokens"])
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    torch.save({"loss": loss.detach(), "gradients": gradients}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(("sharing", "packed"), [("on", True), ("off", False), ("auto", False)])
+def test_sharing_where_nothing_is_saved(args, capsys, tmp_path, sharing, packed):
+    """`auto` measures: texts of one length that share nothing are not worth packing."""
+    model = load_model(args.model_path, "fp32", "cpu")
+    dataset = {"input_ids": [[i + 10, *range(19)] for i in range(40)]}
+    own = dataclasses.replace(args, prefix_sharing=sharing)
+    assert share_prefixes(own, model, dataset) is packed
+    assert (model.config._attn_implementation == SPAN_ATTENTION) is packed
+    if sharing == "auto":
+        assert "prefix sharing off: a batch has 95%" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_share(args, capsys):
+    model = load_model(args.model_path, "fp32", "cpu")
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    dataset = {"input_ids": [[1, 2, 3]] * 8}
+    assert share_prefixes(args, model, dataset) is False
+    assert capsys.readouterr().out == (
+        "warning: every text is computed whole, since it has layers of kind linear_attention (--prefix_sharing)\n"
+    )
+    with pytest.raises(UserError, match=r"--prefix_sharing on: .* cannot share prefixes, since it has layers of kind"):
+        share_prefixes(dataclasses.replace(args, prefix_sharing="on"), model, dataset)
+
+
+def test_compiling_needs_a_compiler(args):
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/nowhere/g++",)}),
+        pytest.raises(UserError, match="--compile: needs a C"),
+    ):
+        compile_layers(load_model(args.model_path, "fp32", "cpu"))
 
 
 def test_a_lora_run_from_start_to_scores(args, tmp_path):
