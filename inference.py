@@ -170,6 +170,25 @@ def load_model(model_path: str, precision: str = "bf16", device: str | None = No
     return model.to(pick_device(device)).eval()
 
 
+def compile_layers(model) -> None:
+    """Have each decoder layer compiled where it is first called; they are alike, so this is one compilation.
+
+    Raises:
+        UserError: no C++ compiler here.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError("--compile: needs a C++ compiler (g++ or clang++), and none was found") from error
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+
+
 # --- prediction -----------------------------------------------------------------------------------------------------
 
 
@@ -316,9 +335,10 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     >>> shared_length([[5, 6, 7, 8], [5, 6, 9]])
     2
     """
-    first, last = min(prompts), max(prompts)  # in sorted order, the two that differ soonest
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min(same, min(map(len, prompts)) - 1)
+    from data.packing import common_prefix_length
+
+    # in sorted order, the first and the last are the two that differ soonest
+    return min(common_prefix_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
 
 
 def keeps_whole_cache(model) -> bool:

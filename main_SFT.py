@@ -35,14 +35,23 @@ from data.files import write_json, write_json_lines
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import DEFAULT_BEST, LABEL_METRICS, label_metrics
 from data.tasks import BUILT_IN_TASKS, Task, resolve_task
-from inference import Predictor, base_model_path, check_model_path, evaluate, load_model, load_tokenizer, pick_device
+from inference import (
+    Predictor,
+    base_model_path,
+    check_model_path,
+    compile_layers,
+    evaluate,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 DEFAULT_LEARNING_RATE = {"full": 2e-5, "lora": 2e-4}
-# Flags that may differ when a run is continued: they change where and how often it reports, or how long it goes on.
+# Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
-    "max_steps", "predict_batch_size",
+    "max_steps", "predict_batch_size", "prefix_sharing", "compile",
 )  # fmt: skip
 
 
@@ -361,6 +370,7 @@ def share_prefixes(args: Args, model, dataset) -> bool:
     Raises:
         UserError: `--prefix_sharing on` with a model that cannot.
     """
+    from data.packing import packed_share
     from data.tree_attention import sharing_attention, sharing_obstacle
 
     if args.prefix_sharing == "off":
@@ -368,7 +378,7 @@ def share_prefixes(args: Args, model, dataset) -> bool:
     obstacle = sharing_obstacle(model, longest=args.max_length)
     if obstacle and args.prefix_sharing == "on":
         raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
-    share = 1.0 if obstacle else computed_share(dataset["input_ids"], args.batch_size, args.seed)
+    share = 1.0 if obstacle else packed_share(dataset["input_ids"], args.batch_size, args.seed)
     packed = obstacle is None and (args.prefix_sharing == "on" or share <= WORTH_PACKING)
     if is_first_process():
         if obstacle:
@@ -380,41 +390,6 @@ def share_prefixes(args: Args, model, dataset) -> bool:
     if packed:
         model.set_attn_implementation(sharing_attention(model, pick_device()))
     return packed
-
-
-def computed_share(sequences: Sequence[Sequence[int]], batch_size: int, seed: int, batches: int = 8) -> float:
-    """Tokens of packed rows / tokens of padded batches, over some batches drawn at random."""
-    import random
-
-    from data.packing import pack
-
-    packed = padded = 0
-    draw = random.Random(seed)
-    for _ in range(batches):
-        batch = draw.sample(range(len(sequences)), min(batch_size, len(sequences)))
-        rows = [sequences[i] for i in batch]
-        packed += len(pack(rows, [[True] * len(row) for row in rows])[0])
-        padded += len(rows) * max(map(len, rows))
-    return packed / padded
-
-
-def compile_layers(model) -> None:
-    """Have each decoder layer compiled where it is first called; they are alike, so this is one compilation.
-
-    Raises:
-        UserError: no C++ compiler here.
-    """
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise UserError("--compile: needs a C++ compiler (g++ or clang++), and none was found") from error
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile(dynamic=True)
 
 
 def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):

@@ -20,6 +20,7 @@ sequences one behind the other, without padding.
 Hydragen (Juravsky et al., 2024) and "Prefix Grouper" (Liu et al., 2025) share one prefix; the trie shares all of them.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
@@ -184,6 +185,17 @@ def unpack(row: PackedRow) -> list[list[int]]:
     """The sequences of a row, as far as they are computed (without the last target), in the order of `sequences`."""
     index = torch.arange(len(row), device=row.input_ids.device)
     return [row.input_ids[(index <= last) & (last < row.subtree_end)].tolist() for last in row.last_index]
+
+
+def packed_share(sequences: Sequence[Sequence[int]], batch_size: int, seed: int, batches: int = 8) -> float:
+    """Tokens of packed rows / tokens of padded batches, over some batches drawn at random: what packing would save."""
+    packed = padded = 0
+    draw = random.Random(seed)
+    for _ in range(batches):
+        batch = [sequences[i] for i in draw.sample(range(len(sequences)), min(batch_size, len(sequences)))]
+        packed += sum(map(len, pack(batch, [[True] * len(sequence) for sequence in batch])))
+        padded += len(batch) * max(map(len, batch))
+    return packed / padded
 
 
 # --- masks: three spellings of `k <= q < subtree_end[k]` ------------------------------------------------------------

@@ -99,8 +99,8 @@ def packed_and_plain(model: Path, precision: str, **options):
     from data.packing import pack
     from data.tasks import BUILT_IN_TASKS
     from data.tree_attention import SPAN_ATTENTION, target_log_probs
-    from inference import load_model, load_tokenizer
-    from main_SFT import AnswerCollator, LabelTraining, compile_layers, tokenize
+    from inference import compile_layers, load_model, load_tokenizer
+    from main_SFT import AnswerCollator, LabelTraining, tokenize
 
     task = BUILT_IN_TASKS["goemotions-original"]
     encoder = Encoder(task, load_tokenizer(str(model)))

@@ -21,13 +21,12 @@ from data.loading import Example, load_examples
 from data.packing import pack
 from data.tasks import BUILT_IN_TASKS
 from data.tree_attention import SPAN_ATTENTION
-from inference import Predictor, load_model, load_tokenizer
+from inference import Predictor, compile_layers, load_model, load_tokenizer
 from main_SFT import (
     AnswerCollator,
     Args,
     LabelTraining,
     PackingCollator,
-    compile_layers,
     find_checkpoint,
     load_data,
     main,
