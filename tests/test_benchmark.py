@@ -46,7 +46,7 @@ def test_wrong_flags(flags, message):
 
 def test_data_that_is_not_there(tmp_path):
     args = Args(model_path="somewhere", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="no train file there; get it with: python download.py --dataset goemotions"):
+    with pytest.raises(UserError, match="no train file there; get it with: python download"):
         train_file(args, SFT_CASES["4-labels"])
 
 
