@@ -174,7 +174,7 @@ def compile_layers(model) -> None:
     """Have each decoder layer compiled where it is first called; they are alike, so this is one compilation.
 
     Raises:
-        UserError: no C++ compiler here.
+        UserError: no C++ compiler here, or no such layers.
     """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -184,9 +184,11 @@ def compile_layers(model) -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise UserError("--compile: needs a C++ compiler (g++ or clang++), and none was found") from error
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile(dynamic=True)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError("--compile: this model has no layers that Transformers could compile one by one")
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 # --- prediction -----------------------------------------------------------------------------------------------------

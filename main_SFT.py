@@ -375,21 +375,23 @@ def share_prefixes(args: Args, model, dataset) -> bool:
 
     if args.prefix_sharing == "off":
         return False
-    obstacle = sharing_obstacle(model, longest=args.max_length)
-    if obstacle and args.prefix_sharing == "on":
-        raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
-    share = 1.0 if obstacle else packed_share(dataset["input_ids"], args.batch_size, args.seed)
-    packed = obstacle is None and (args.prefix_sharing == "on" or share <= WORTH_PACKING)
-    if is_first_process():
-        if obstacle:
-            print(f"warning: every text is computed whole, since {obstacle} (--prefix_sharing)")
-        else:
-            print(
-                f"prefix sharing {'on' if packed else 'off'}: a batch has {share:.0%} of the padded tokens to compute"
-            )
-    if packed:
-        model.set_attn_implementation(sharing_attention(model, pick_device()))
-    return packed
+    say = print if is_first_process() else lambda *_: None
+    if obstacle := sharing_obstacle(model, longest=args.max_length):
+        if args.prefix_sharing == "on":
+            raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
+        say(f"warning: {args.model_path} cannot share prefixes, since {obstacle}; every text is computed whole")
+        return False
+    attention = sharing_attention(model, pick_device())
+    tokens, scores = packed_share(dataset["input_ids"], args.batch_size, args.seed)
+    if args.prefix_sharing == "auto" and tokens > WORTH_PACKING:
+        say(f"prefix sharing off: it would leave {tokens:.0%} of a padded batch's tokens to compute")
+        return False
+    if args.prefix_sharing == "auto" and attention in ("eager", "sdpa") and scores > 1:
+        say(f"prefix sharing off: a dense mask would have attention compute {scores:.1f} times as much")
+        return False
+    say(f"prefix sharing on: {tokens:.0%} of a padded batch's tokens are left to compute")
+    model.set_attn_implementation(attention)
+    return True
 
 
 def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
@@ -465,6 +467,7 @@ def training_arguments(args: Args, task: Task, has_dev: bool):
         dataloader_pin_memory=torch.cuda.is_available(),
         max_length=None,  # the Encoder has cut the texts, never an answer
         dataset_kwargs={"skip_prepare_dataset": True},
+        router_aux_loss_coef=0.0,  # experts' balance is a loss of whole batches, not of a packed row's answers
     )
 
 

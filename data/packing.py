@@ -63,8 +63,8 @@ class PackedRow:
         assert depth[0] == 0, "a row begins with a root"
         assert bool((depth.diff() <= 1).all()), "a child is one deeper than its parent"
         assert bool((end > torch.arange(n, device=end.device)).all() and (end <= n).all()), "a token is in its subtree"
-        behind = end < n
-        assert bool((depth[end[behind]] <= depth[behind]).all()), "a subtree goes on behind its end"
+        closed = torch.bincount(end, minlength=n + 1)[:n].cumsum(0)  # subtrees that ended at or before each token
+        assert torch.equal(torch.arange(1, n + 1) - closed, depth + 1), "a token sees more or less than its own path"
         assert bool((self.logit_index.diff() > 0).all()), "a position is projected once"
         assert len(self.sequences) == len(self.last_index), "one end a sequence"
         assert len(self.target_ids) == len(self.target_logit) == len(self.target_sequence), "one gather a target"
@@ -187,15 +187,23 @@ def unpack(row: PackedRow) -> list[list[int]]:
     return [row.input_ids[(index <= last) & (last < row.subtree_end)].tolist() for last in row.last_index]
 
 
-def packed_share(sequences: Sequence[Sequence[int]], batch_size: int, seed: int, batches: int = 8) -> float:
-    """Tokens of packed rows / tokens of padded batches, over some batches drawn at random: what packing would save."""
-    packed = padded = 0
+def packed_share(
+    sequences: Sequence[Sequence[int]], batch_size: int, seed: int, batches: int = 8
+) -> tuple[float, float]:
+    """What packing would save, from some batches drawn at random.
+
+    Returns:
+        Tokens of the packed rows / tokens of the padded batches, and the same for the scores of a dense attention,
+        which a row of unrelated sequences has many more of.
+    """
+    packed, padded = [0, 0], [0, 0]
     draw = random.Random(seed)
     for _ in range(batches):
         batch = [sequences[i] for i in draw.sample(range(len(sequences)), min(batch_size, len(sequences)))]
-        packed += sum(map(len, pack(batch, [[True] * len(sequence) for sequence in batch])))
-        padded += len(batch) * max(map(len, batch))
-    return packed / padded
+        length, longest = sum(map(len, pack(batch, [[True] * len(ids) for ids in batch]))), max(map(len, batch))
+        packed = [packed[0] + length, packed[1] + length**2]
+        padded = [padded[0] + len(batch) * longest, padded[1] + len(batch) * longest**2]
+    return packed[0] / padded[0], packed[1] / padded[1]
 
 
 # --- masks: three spellings of `k <= q < subtree_end[k]` ------------------------------------------------------------

@@ -42,19 +42,31 @@ def sharing_obstacle(model, longest: int) -> str | None:
     if getattr(model, "_is_stateful", False):
         return "it carries a state from token to token"
     if missing := [name for name in ("position_ids", "logits_to_keep") if name not in accepted]:
-        return f"it takes no {missing[0]}"
+        return f"its forward takes no {missing[0]}"
     if not model._supports_attention_backend:
         return "its attention takes no mask from outside"
-    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
+    bidirectional = any(getattr(module, "is_causal", True) is False for module in model.modules())
+    if bidirectional or getattr(config, "use_bidirectional_attention", None):
         return "its attention is not causal"
+    if any(hasattr(module, "create_position_ids_from_input_ids") for module in model.modules()):
+        return "it counts positions in its own way"
     if window := _sliding_window(config, longest):
         return f"its sliding window of {window} tokens is shorter than a sequence of {longest}"
-    for name in ("attn_logit_softcapping", "attention_chunk_size", "alibi"):
+    for name, what in NOT_PLAIN_ATTENTION.items():
         if getattr(config, name, None):
-            return f"its attention has {name}"
+            return f"its attention {what} ({name})"
     if any(name.rpartition(".")[2] == "sinks" for name, _ in model.named_parameters()):
         return "its attention has sinks"
     return None
+
+
+NOT_PLAIN_ATTENTION = {  # settings of a model's config
+    "attn_logit_softcapping": "caps its scores",
+    "attention_chunk_size": "sees chunks only",
+    "alibi": "takes its positions from the distance in the row",
+    "keep_window_size": "chooses what it sees",
+}
+DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
 def _sliding_window(config, longest: int) -> int | None:
@@ -72,7 +84,7 @@ def sharing_attention(model, device: str) -> str:
     """
     on_cpu = torch.device(device).type == "cpu"
     config = model.config.get_text_config()
-    if any(getattr(config, name, 0.0) for name in ("attention_dropout", "attn_pdrop")):
+    if any(getattr(config, name, 0.0) for name in DROPOUT):
         return "eager" if on_cpu else "sdpa"  # neither of the other two drops anything
     if on_cpu:
         return SPAN_ATTENTION
@@ -208,7 +220,7 @@ def span_attention(
     scaling: float,
     spans: CutRow,
     dropout: float = 0.0,
-    **_,
+    **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one packed row in the form Transformers calls it.
 
@@ -221,11 +233,15 @@ def span_attention(
         scaling: factor of the scores.
         spans: the row, cut up.
         dropout: 0; nothing is dropped here.
+        other: what Transformers hands on besides; nothing that would change the scores.
 
     Returns:
         (1, N, H, V), and None where other attentions may give their weights.
     """
     assert not dropout, "sharing_attention chooses another attention for a model that drops"
+    assert attention_mask is None, "the spans bring their own mask"
+    changed = [name for name in ("s_aux", "softcap", "position_bias") if other.get(name) is not None]
+    assert not changed, f"sharing_obstacle lets no model with {changed} pass"
     heads, device = key.shape[1], query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     query = query[0].unflatten(0, (heads, -1)).to(dtype)

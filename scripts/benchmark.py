@@ -6,9 +6,11 @@ Each contestant is a process of its own, so that its peak memory is its own. The
 and medians are compared: what else the machine does then slows all of them alike. A figure in seconds says little on
 another machine; a ratio does.
 
-sft     one training step. `trl` is TRL's SFTTrainer as it comes, `ours` main_SFT.py, `compiled` the same with
-        --compile, all with the same LoRA adapter. The limit is the time the step's matrix products would take
-        at the rate at which this machine multiplies bf16 matrices of the model's own sizes, measured between the steps.
+sft     one training step of a Llama-type model under a LoRA adapter. `trl` is TRL's SFTTrainer as it comes, `ours`
+        main_SFT.py, `compiled` the same with --compile, `plain` with --prefix_sharing off: what the packing adds to
+        the rest (on a CPU plain instead of fused attention, adapters without casts, logits of the answers only).
+        The limit is the time the step's matrix products would take at the rate at which this machine multiplies
+        bf16 matrices of the model's own sizes, measured between the steps.
 """
 
 import multiprocessing
@@ -53,7 +55,7 @@ class Args:
     data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
     output_dir: str = flag("outputs/benchmark", "where the figures go")
     cases: list[str] = flag(list(SFT_CASES), f"which of {', '.join(SFT_CASES)}")
-    contestants: list[str] = flag(["trl", "ours", "compiled"], "which of trl, ours, compiled")
+    contestants: list[str] = flag(["trl", "ours", "compiled"], "which of trl, plain, ours, compiled")
     rounds: int = flag(5, "timed steps of each contestant")
     warmup: int = flag(2, "steps before them that are not timed")
     max_length: int = flag(512, "tokens of prompt and answer together")
@@ -99,6 +101,8 @@ class Contestant:
         return {"seconds": time.perf_counter() - begin} | figures
 
     def stop(self) -> None:
+        self._connection.close()  # whoever waits for a turn ends, and tidies up behind itself
+        self._process.join(10)
         self._process.terminate()
         self._process.join()
 
@@ -113,8 +117,30 @@ class Turns:
         self._connection.recv()
 
     def done(self, **figures: Any) -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        self._connection.send(figures | {"peak_bytes": peak})
+        _synchronize()
+        self._connection.send(figures | {"peak_bytes": peak_memory()})
+
+
+def _synchronize() -> None:
+    """A GPU works on after it has been asked; wait for it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int:
+    """Most bytes this process had at any time: on the GPU, if it has one, else in main memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # not ru_maxrss: on Linux a process starts with the peak of the one that started it
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def _work(work: Callable[..., None], connection, settings: dict[str, Any]) -> None:
@@ -130,14 +156,14 @@ def _work(work: Callable[..., None], connection, settings: dict[str, Any]) -> No
 # --- sft: a training step -------------------------------------------------------------------------------------------
 
 
-def sft_args(args: Args, case: Case, output_dir: str, compiled: bool):
+def sft_args(args: Args, case: Case, output_dir: str, **settings: Any):
     """The benchmark's settings as main_SFT.py's."""
     import main_SFT
 
     return main_SFT.Args(
         model_path=args.model_path, task=case.task, train_data_path=str(train_file(args, case)), output_dir=output_dir,
         max_length=args.max_length, batch_size=case.batch_size, lora_r=args.lora_r, lora_alpha=2 * args.lora_r,
-        max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed, compile=compiled,
+        max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed, **settings,
     )  # fmt: skip
 
 
@@ -179,7 +205,7 @@ def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
     trainer.add_callback(StepIsTurn())
 
 
-def ours(turns: Turns, args: Args, case: Case, compiled: bool = False) -> None:
+def ours(turns: Turns, args: Args, case: Case, **flags: Any) -> None:
     """main_SFT.py, from its own pieces."""
     import main_SFT
     from data.contract import Contract
@@ -187,7 +213,7 @@ def ours(turns: Turns, args: Args, case: Case, compiled: bool = False) -> None:
     from inference import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = sft_args(args, case, folder, compiled)
+        settings = sft_args(args, case, folder, **flags)
         data = main_SFT.load_data(settings)
         encoder = Encoder(data.task, load_tokenizer(args.model_path), max_length=args.max_length)
         model = main_SFT.load_trainable_model(settings)
@@ -199,7 +225,12 @@ def ours(turns: Turns, args: Args, case: Case, compiled: bool = False) -> None:
 
 def compiled(turns: Turns, args: Args, case: Case) -> None:
     """The same with --compile."""
-    ours(turns, args, case, compiled=True)
+    ours(turns, args, case, compile=True)
+
+
+def plain(turns: Turns, args: Args, case: Case) -> None:
+    """The same without packing."""
+    ours(turns, args, case, prefix_sharing="off")
 
 
 def trl(turns: Turns, args: Args, case: Case) -> None:
@@ -213,7 +244,7 @@ def trl(turns: Turns, args: Args, case: Case) -> None:
     from inference import load_tokenizer, pick_device
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = sft_args(args, case, folder, compiled=False)
+        settings = sft_args(args, case, folder)
         data = main_SFT.load_data(settings)
         tokenizer = load_tokenizer(args.model_path)
         model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16)
@@ -237,18 +268,22 @@ def multiply(turns: Turns, hidden: int, intermediate: int, rows: int) -> None:
     """The machine itself: bf16 products of (rows, hidden) with (hidden, intermediate), as an MLP layer's."""
     import torch
 
-    left, right = torch.randn(rows, hidden).bfloat16(), torch.randn(intermediate, hidden).bfloat16()
+    from inference import pick_device
+
+    kind = {"dtype": torch.bfloat16, "device": pick_device()}
+    left, right = torch.randn(rows, hidden, **kind), torch.randn(intermediate, hidden, **kind)
     while True:
         turns.wait()
         seconds = []
         for _ in range(50):
             begin = time.perf_counter()
             torch.nn.functional.linear(left, right)
+            _synchronize()
             seconds.append(time.perf_counter() - begin)
         turns.done(flops=2 * rows * hidden * intermediate / statistics.median(seconds))
 
 
-CONTESTANTS = {"trl": trl, "ours": ours, "compiled": compiled}
+CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours, "compiled": compiled}
 
 
 def matrix_flops(args: Args) -> dict[str, Any]:
@@ -257,11 +292,11 @@ def matrix_flops(args: Args) -> dict[str, Any]:
     A frozen layer's weights are used forward (2 operations each) and for the gradient of its input (2); an adapter's
     also for their own gradient (2 more). Attention scores are left out: below a twentieth on short texts.
     """
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
 
     config = AutoConfig.from_pretrained(args.model_path)
-    with no_init_weights():
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     linear = [m.weight for m in model.modules() if hasattr(m, "in_features") and m is not head]

@@ -10,6 +10,7 @@ from data.packing import (
     dense_mask,
     mask_mod,
     pack,
+    packed_share,
     spans,
     unpack,
 )
@@ -117,12 +118,24 @@ def test_masks_agree(batch, size):
         assert covered == index.tolist()
 
 
-def test_block_mask_is_the_dense_mask():
-    (row,) = pack([[1, 2, 3, 4], [1, 2, 9, 9], [1, 5, 5, 5]], [[False, True, True, True]] * 3)
-    assert torch.equal(
-        block_mask(row.subtree_end).mask_mod(0, 0, *torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")),
-        dense_mask(row.subtree_end, torch.float32)[0, 0] == 0,
-    )
+def test_block_mask_covers_the_dense_mask():
+    """Of the 128 x 128 blocks, those are computed in which something is to be seen, and no others."""
+    sequences = [[1] * 150 + [2 + i] * 170 for i in range(3)]
+    (row,) = pack(sequences, [[False] * 319 + [True]] * 3)
+    size, visible = 128, dense_mask(row.subtree_end, torch.float32)[0, 0] == 0
+    padded = torch.nn.functional.pad(visible, (0, -len(row) % size, 0, -len(row) % size))
+    tiles = padded.unflatten(0, (-1, size)).unflatten(2, (-1, size)).any(dim=3).any(dim=1)
+    found = block_mask(row.subtree_end).to_dense()[0, 0].bool()
+    assert found.shape == (6, 6)
+    assert torch.equal(found, tiles)
+    assert 0 < found.sum() < 21  # fewer than a causal mask has
+
+
+def test_what_packing_saves():
+    shared = [[1] * 9 + [i, 2] for i in range(10, 14)]  # 9 in common, then each its own; the last is only predicted
+    assert packed_share(shared, 4, seed=0) == (13 / 44, 13**2 / (4 * 11**2))
+    tokens, scores = packed_share([[i] * 5 for i in range(8)], 8, seed=0)
+    assert (tokens, scores) == (32 / 40, 32**2 / (8 * 5**2))
 
 
 def test_the_example_of_the_docstring():
@@ -154,7 +167,8 @@ def test_flags_of_another_length():
         ([0, 2], [2, 2], "one deeper"),
         ([0, 1], [2, 1], "in its subtree"),
         ([0, 1], [2, 3], "in its subtree"),
-        ([0, 1, 2], [3, 2, 3], "goes on behind its end"),
+        ([0, 1, 2], [3, 2, 3], "more or less than its own path"),
+        ([0, 1, 1], [3, 3, 3], "more or less than its own path"),  # the last would see its sibling
         ([0, 1], [2], "one subtree a token"),
     ],
 )

@@ -149,8 +149,7 @@ def test_the_same_run_with_and_without_sharing(args, capsys):
             )
         )
         found[sharing] = losses_of(output_dir)
-        expected = "prefix sharing on: a batch has" if sharing == "on" else ""
-        assert expected in capsys.readouterr().out
+        assert ("prefix sharing on:" in capsys.readouterr().out) is (sharing == "on")
     assert len(found["on"]) == 6  # 4 steps, 2 evaluations
     assert found["on"] == pytest.approx(found["off"], abs=1e-4)
     shared, plain = (adapter(f"{args.output_dir}-{sharing}") for sharing in ("on", "off"))
@@ -212,16 +211,35 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize(("sharing", "packed"), [("on", True), ("off", False), ("auto", False)])
-def test_sharing_where_nothing_is_saved(args, capsys, tmp_path, sharing, packed):
-    """`auto` measures: texts of one length that share nothing are not worth packing."""
+UNRELATED = [[i + 10, *range(19)] for i in range(40)]
+SHARED = [[*range(19), i + 10] for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("sharing", "rows", "packed", "message"),
+    [
+        ("on", UNRELATED, True, "prefix sharing on: 95% of a padded batch's tokens"),
+        ("off", SHARED, False, ""),
+        ("auto", UNRELATED, False, "prefix sharing off: it would leave 95% of a padded batch's tokens"),
+        ("auto", SHARED, True, "prefix sharing on: 24% of a padded batch's tokens"),
+    ],
+)
+def test_whether_prefixes_are_shared(args, capsys, sharing, rows, packed, message):
     model = load_model(args.model_path, "fp32", "cpu")
-    dataset = {"input_ids": [[i + 10, *range(19)] for i in range(40)]}
-    own = dataclasses.replace(args, prefix_sharing=sharing)
-    assert share_prefixes(own, model, dataset) is packed
+    capsys.readouterr()
+    assert share_prefixes(dataclasses.replace(args, prefix_sharing=sharing), model, {"input_ids": rows}) is packed
     assert (model.config._attn_implementation == SPAN_ATTENTION) is packed
-    if sharing == "auto":
-        assert "prefix sharing off: a batch has 95%" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(message)
+    assert bool(out) == bool(message)
+
+
+def test_a_dense_mask_may_cost_more_than_it_saves(args, capsys):
+    model = load_model(args.model_path, "fp32", "cpu")
+    model.config.attention_dropout = 0.1
+    rows = {"input_ids": [[i + 10] * (10 if i % 2 else 30) for i in range(40)]}
+    assert share_prefixes(args, model, rows) is False
+    assert "a dense mask would have attention compute" in capsys.readouterr().out
 
 
 def test_a_model_that_cannot_share(args, capsys):
@@ -229,8 +247,8 @@ def test_a_model_that_cannot_share(args, capsys):
     model.config.layer_types = ["full_attention", "linear_attention"]
     dataset = {"input_ids": [[1, 2, 3]] * 8}
     assert share_prefixes(args, model, dataset) is False
-    assert capsys.readouterr().out == (
-        "warning: every text is computed whole, since it has layers of kind linear_attention (--prefix_sharing)\n"
+    assert capsys.readouterr().out.endswith(
+        "cannot share prefixes, since it has layers of kind linear_attention; every text is computed whole\n"
     )
     with pytest.raises(UserError, match=r"--prefix_sharing on: .* cannot share prefixes, since it has layers of kind"):
         share_prefixes(dataclasses.replace(args, prefix_sharing="on"), model, dataset)
@@ -242,6 +260,8 @@ def test_compiling_needs_a_compiler(args):
         pytest.raises(UserError, match="--compile: needs a C"),
     ):
         compile_layers(load_model(args.model_path, "fp32", "cpu"))
+    with pytest.raises(UserError, match="--compile: this model has no layers"):
+        compile_layers(torch.nn.Linear(2, 2))
 
 
 def test_a_lora_run_from_start_to_scores(args, tmp_path):

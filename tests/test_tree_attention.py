@@ -93,7 +93,10 @@ def test_gradient_checkpointing_changes_nothing(attention):
     target_log_probs(model, row, attention, torch.float32).mean().backward()
     plain = gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     target_log_probs(model, row, attention, torch.float32).mean().backward()
+    assert len(calls) == 2  # once forward, once again in the backward pass
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=0, msg=name)
 
@@ -161,7 +164,10 @@ def test_never_without_a_mask():
         ("recurrent_gemma", {}, "carries a state"),
         ("falcon", {}, "takes no mask from outside"),
         ("gpt_oss", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}, "has sinks"),
-        ("bloom", {}, "takes no position_ids"),
+        ("bloom", {}, "forward takes no position_ids"),
+        ("bert", {}, "not causal"),
+        ("roberta", {"is_decoder": True}, "counts positions in its own way"),
+        ("doge", {"keep_window_size": 8}, "chooses what it sees"),
     ],
 )
 def test_which_models_share(kind, config, obstacle):
@@ -202,3 +208,25 @@ def test_generation_has_its_ordinary_attention():
     model.set_attn_implementation("eager")
     with ordinary_attention(model):
         assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", ["s_aux", "softcap", "position_bias"])
+def test_spans_take_nothing_that_changes_the_scores(name):
+    (row,) = pack(SEQUENCES, TARGETS)
+    states = torch.zeros(1, 1, len(row), 4)
+    cut = CutRow(spans(row.subtree_end, torch.float32))
+    with pytest.raises(AssertionError, match=name):
+        span_attention(None, states, states, states, None, scaling=1.0, spans=cut, **{name: 1.0})
+
+
+@pytest.mark.real  # FlexAttention is compiled first
+def test_flex_attention_gives_the_same_log_probs():
+    """On a CPU it has a forward pass only."""
+    sequences = [[7, 8, 9] * 60 + [20 + i] * (60 + i) + [2] for i in range(4)]
+    model = make_model("qwen2", "sdpa", max_position_embeddings=512)
+    (row,) = pack(sequences, [[False] * (len(s) - 3) + [True] * 3 for s in sequences])
+    with torch.no_grad():
+        expected = target_log_probs(model, row, "sdpa", torch.float32)
+        model.set_attn_implementation("flex_attention")
+        found = target_log_probs(model, row, "flex_attention", torch.float32)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
