@@ -90,10 +90,12 @@ class Encoder:
     @cached_property
     def answer_tokens(self) -> int:
         """Room kept for the answer, end included: the longest one of `MAX_ANSWER_LABELS` labels."""
-        by_length = sorted(self.task.labels, key=lambda label: len(self._ids(label)), reverse=True)
-        labels = by_length[: MAX_ANSWER_LABELS if self.task.kind == "multi_label" else 1]
-        rationale = "" if self.cot else None
-        return len(self._ids(" " + self.task.target(labels, rationale))) + 1 + (RATIONALE_TOKENS if self.cot else 0)
+        count = min(MAX_ANSWER_LABELS, len(self.task.labels)) if self.task.kind == "multi_label" else 1
+        lengths = {label: len(self._ids(" " + label)) for label in self.task.labels}  # as it stands inside an answer
+        first = max(len(self._ids(label)) - length for label, length in lengths.items())  # at its beginning, more?
+        labels = sum(sorted(lengths.values())[-count:]) + max(first, 0) + (count - 1) * len(self._ids(","))
+        reasoning = RATIONALE_TOKENS + len(self._ids(self.task.target(self.task.labels[:1], ""))) if self.cot else 0
+        return labels + reasoning + 1
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompts; a text that leaves no room for the answer loses its end."""

@@ -69,6 +69,7 @@ def test_max_length_shorter_than_the_prompt_is_an_error(tokenizer):
 def test_a_target_decodes_and_parses_to_its_labels(labels, cot):
     encoder = Encoder(ORIGINAL, TOKENIZER, cot=cot, max_length=2048)
     rationale = "it says so" if cot else None
+    assert len(encoder.target_ids(labels, rationale)) <= encoder.answer_tokens
     parsed = ORIGINAL.parse(encoder.decode(encoder.target_ids(labels, rationale)), cot)
     assert parsed.valid
     assert set(parsed.labels) == set(labels)

@@ -69,6 +69,21 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_result(model, tmp_path):
     assert losses[-1] < losses[0]
 
 
+def test_every_answer_has_room(model):
+    """A label takes more tokens at the beginning of an answer than after a space: "disappointment" three instead of one."""
+    from data.encoding import Encoder
+    from data.tasks import BUILT_IN_TASKS
+    from inference import load_tokenizer
+
+    task = BUILT_IN_TASKS["goemotions-original"]
+    encoder = Encoder(task, load_tokenizer(str(model)))
+    longest = sorted(task.labels, key=lambda label: len(encoder.target_ids([label])))[-4:]
+    for first in set(task.labels) - set(longest):
+        assert len(encoder.target_ids([first, *longest])) <= encoder.answer_tokens
+    assert len(encoder.target_ids(["disappointment", "embarrassment", "fear", "nervousness", "sadness"])) == 12
+    assert 12 <= encoder.answer_tokens <= 20
+
+
 def test_two_processes_train_as_one_that_accumulates(model, tmp_path):
     """Two processes of one batch each (gloo) take the steps that one process takes from two batches each."""
     flags = ["--max_steps", "3", "--batch_size", "2", "--eval_steps", "3", "--precision", "fp32"]
