@@ -116,10 +116,8 @@ def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     >>> common_prefix_length([5, 6, 7], [5, 6, 9, 9])
     2
     """
-    for i, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return i
-    return min(len(first), len(second))
+    shorter = min(len(first), len(second))
+    return next((i for i in range(shorter) if first[i] != second[i]), shorter)
 
 
 def _row_begins(lengths: Sequence[int], shared: Sequence[int], max_tokens: int | None) -> list[int]:
