@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._triton import has_triton
 from transformers import AttentionInterface
 
 from data.packing import PackedRow, Span, block_mask, dense_mask, spans
@@ -90,9 +91,8 @@ def sharing_attention(model, device: str) -> str:
         return SPAN_ATTENTION
     # fp32 weights under autocast give queries and keys in fp32 and values in bf16, which FlexAttention refuses
     mixed = model.dtype == torch.float32
-    return (
-        "flex_attention" if torch.device(device).type == "cuda" and model._supports_flex_attn and not mixed else "sdpa"
-    )
+    flex = torch.device(device).type == "cuda" and model._supports_flex_attn and not mixed and has_triton()
+    return "flex_attention" if flex else "sdpa"
 
 
 @contextmanager

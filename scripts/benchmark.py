@@ -29,6 +29,7 @@ from data.arguments import UserError, check_at_least, check_output_dir, flag, ru
 from data.files import write_json
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS
+from inference import check_model_path
 
 
 @dataclass(frozen=True)
@@ -376,6 +377,7 @@ def race_sft(args: Args, name: str) -> dict[str, Any]:
 
 
 def sft(args: Args) -> None:
+    check_model_path(args.model_path)
     for name in args.cases:
         train_file(args, SFT_CASES[name])  # a missing file is found before the first minutes are gone
     results = {}

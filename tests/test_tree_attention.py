@@ -187,12 +187,15 @@ def test_a_window_wider_than_the_sequences_is_exact():
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_attention_by_device():
+def test_attention_by_device(monkeypatch):
     model = make_model("llama")
     assert sharing_attention(model, "cpu") == SPAN_ATTENTION
     assert sharing_attention(model, "mps") == "sdpa"
     assert sharing_attention(model, "cuda:1") == "sdpa"  # fp32 weights: mixed number formats under autocast
-    assert sharing_attention(model.bfloat16(), "cuda:1") == "flex_attention"
+    monkeypatch.setattr("data.tree_attention.has_triton", lambda: False)
+    assert sharing_attention(model.bfloat16(), "cuda:1") == "sdpa"  # FlexAttention is compiled with Triton
+    monkeypatch.setattr("data.tree_attention.has_triton", lambda: True)
+    assert sharing_attention(model, "cuda:1") == "flex_attention"
     model.config.attention_dropout = 0.1
     assert (sharing_attention(model, "cpu"), sharing_attention(model, "cuda")) == ("eager", "sdpa")
     model.config.attention_dropout, model.config.attn_pdrop = 0.0, 0.1  # as gpt2 calls it
