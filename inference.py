@@ -24,7 +24,7 @@ From Python:
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -301,27 +301,9 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
         answers, stop token included.
     """
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList
 
-    shared = shared_length(prompts) if keeps_whole_cache(model) else 0
-    gaps = [max(map(len, prompts)) - len(p) for p in prompts]
-    rows = [[*p[:shared], *[pad_id] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)]
-    masks = [[1] * shared + [0] * gap + [1] * (len(p) - shared) for p, gap in zip(prompts, gaps, strict=True)]
-    input_ids = torch.tensor(rows, device=model.device)  # (B, T)
-    config = GenerationConfig(  # what a model's own generation_config would turn: greedy means greedy
-        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0,
-        top_k=50, min_new_tokens=0, suppress_tokens=[], use_cache=True,
-        max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
-    )  # fmt: skip
     watch = _GreedyLogProbs()
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.tensor(masks, device=model.device),  # (B, T)
-            generation_config=config,
-            logits_processor=LogitsProcessorList([watch]),
-            past_key_values=prefix_cache(model, input_ids[:1, :shared], len(prompts)) if shared else None,
-        )[:, input_ids.shape[1] :]  # (B, new)
+    output = _generate(model, prompts, 1, stop_ids, max_new_tokens, pad_id, watch, do_sample=False)  # (B, new)
     steps = torch.stack(watch.steps, dim=1)  # (B, new)
     generated, log_probs = [], []
     for row, ids in enumerate(output.tolist()):
@@ -329,6 +311,71 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
         generated.append(ids[:length])
         log_probs.append(steps[row, : length + 1].sum())
     return generated, torch.stack(log_probs)
+
+
+def sample_answers(
+    model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+) -> list[list[int]]:  # fmt: skip
+    """Draw several continuations of each prompt, with torch's random numbers.
+
+    What all prompts begin with is computed once, the rest of a prompt once for its samples.
+
+    Args:
+        model, prompts, stop_ids, max_new_tokens, pad_id: see `generate_greedy`.
+        samples: continuations of each prompt (G).
+        temperature: divides the logits.
+        top_p: draw from the smallest set of tokens with at least this probability.
+        top_k: draw from the most probable `top_k` tokens; 0 = from all.
+
+    Returns:
+        B * G lists of token ids, those of a prompt one behind the other; each ends with its stop token unless it was
+        cut off.
+    """
+    output = _generate(
+        model, prompts, samples, stop_ids, max_new_tokens, pad_id,
+        do_sample=True, temperature=temperature, top_p=top_p, top_k=top_k,
+    )  # fmt: skip
+    ends = ((i for i, token in enumerate(ids, start=1) if token in stop_ids) for ids in output.tolist())
+    return [ids[: next(end, len(ids))] for ids, end in zip(output.tolist(), ends, strict=True)]
+
+
+def _generate(
+    model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
+    watch: Callable | None = None, **decoding: Any,
+):  # fmt: skip
+    """`samples` continuations of each prompt, (B * samples, new), padded behind their stop tokens."""
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    shared = shared_length(prompts) if keeps_whole_cache(model) else 0
+    gaps = [max(map(len, prompts)) - len(p) for p in prompts]
+    rows = [[*p[:shared], *[pad_id] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)]
+    masks = [[1] * shared + [0] * gap + [1] * (len(p) - shared) for p, gap in zip(prompts, gaps, strict=True)]
+    input_ids = torch.tensor(rows, device=model.device)  # (B, T)
+    mask = torch.tensor(masks, device=model.device)  # (B, T)
+    plain = dict(  # what a model's own generation_config would turn: greedy means greedy
+        num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0, top_k=50,
+        min_new_tokens=0, suppress_tokens=[], use_cache=True,
+    )  # fmt: skip
+    config = GenerationConfig(
+        **plain | decoding, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id
+    )
+    with torch.inference_mode():
+        cache = prefix_cache(model, input_ids[:1, :shared], len(prompts)) if shared else None
+        if samples > 1:
+            cache = _prompt_cache(model, input_ids, mask, shared, cache) if keeps_whole_cache(model) else None
+            if cache is not None:
+                cache.batch_repeat_interleave(samples)
+            input_ids, mask = input_ids.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([watch] if watch else []),
+            past_key_values=cache,
+        )
+    return output[:, input_ids.shape[1] :]
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -355,6 +402,18 @@ def prefix_cache(model, prefix, batch_size: int):
     cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(batch_size)
     return cache
+
+
+def _prompt_cache(model, input_ids, mask, shared: int, cache):
+    """Keys and values of all but the last token of prompts (B, T), of which `cache` holds the first `shared`."""
+    if shared == input_ids.shape[1] - 1:
+        return cache
+    positions = mask.cumsum(dim=1) - 1
+    positions = positions.masked_fill(mask == 0, 0)[:, shared:-1]
+    return model(
+        input_ids=input_ids[:, shared:-1], attention_mask=mask[:, :-1], position_ids=positions, past_key_values=cache,
+        use_cache=True, logits_to_keep=1,
+    ).past_key_values  # fmt: skip
 
 
 class _GreedyLogProbs:
@@ -401,6 +460,12 @@ def evaluate(
             write_json(Path(output_dir) / "test_results.json", results)
             write_text(Path(output_dir) / "test_summary.txt", format_summary(results, f"task {predictor.task.name}"))
     return results
+
+
+def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:
+    """Score a finished run on labelled texts, as it was written: what this script would load is what is measured."""
+    evaluate(Predictor(directory, batch_size=batch_size, precision=precision), examples, directory, seed)
+    print((Path(directory) / "test_summary.txt").read_text(encoding="utf-8"))
 
 
 def _prediction_row(example: Example, prediction: Prediction) -> dict[str, Any]:

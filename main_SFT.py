@@ -20,30 +20,40 @@ A killed run goes on from its newest whole checkpoint when the same command is g
 """
 
 import gc
-import json
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, is_first_process, run
-from data.contract import Contract, check_run_settings
+from data.contract import Contract
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
-from data.files import write_json, write_json_lines
-from data.loading import Example, data_report, load_examples, split_validation
-from data.metrics import DEFAULT_BEST, LABEL_METRICS, label_metrics
-from data.tasks import BUILT_IN_TASKS, Task, resolve_task
+from data.loading import Example
+from data.metrics import DEFAULT_BEST, LABEL_METRICS
+from data.tasks import Task, resolve_task
+from data.training import (
+    Data,
+    LabelWatching,
+    check_positions,
+    check_same_task,
+    drawn,
+    find_checkpoint,
+    is_finished,
+    load_data,
+    lora_config,
+    may_share_prefixes,
+    train,
+    write_run_facts,
+)
 from inference import (
     Predictor,
     base_model_path,
     check_model_path,
     compile_layers,
-    evaluate,
     load_model,
     load_tokenizer,
     pick_device,
+    score_run,
 )
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
@@ -140,45 +150,6 @@ class Args:
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Data:
-    """Everything read from the user's files."""
-
-    task: Task
-    train: list[Example]
-    dev: list[Example]
-    test: list[Example]
-    rejected: list[dict[str, Any]]
-
-
-def load_data(args: Args) -> Data:
-    """Read and check all files before anything heavy starts."""
-    task = resolve_task(args.task, args.label_path)
-    rejected: list[dict[str, Any]] = []
-
-    def load(flag_name: str) -> list[Example]:
-        path = getattr(args, flag_name)
-        if path is None:
-            return []
-        learnt_from = flag_name != "test_data_path"  # the model writes its own reasoning about test rows
-        bad_rows = rejected if args.skip_bad_rows else None
-        return load_examples(path, task, f"--{flag_name}", cot=args.cot and learnt_from, rejected=bad_rows)
-
-    train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
-    if (
-        args.task is None
-        and task not in BUILT_IN_TASKS.values()
-        and all(len(e.labels) == 1 for e in train + dev + test)
-    ):
-        print(f"task {task.name}: every row has one label, so it is learnt as single_label")
-        task = replace(task, kind="single_label")
-    if not dev and args.val_ratio:
-        train, dev = split_validation(train, args.val_ratio, args.seed)
-    if not dev and args.metric_for_best is not None:
-        raise UserError(f"--metric_for_best {args.metric_for_best}: there are no validation rows")
-    return Data(task, train, dev, test, rejected)
-
-
 def tokenize(examples: Sequence[Example], encoder: Encoder):
     """Examples -> a data set of `input_ids` (prompt + answer + end) and `labels` (-100 on the prompt)."""
     from datasets import Dataset
@@ -211,31 +182,6 @@ def load_trainable_model(args: Args):
     attention = "eager" if pick_device() == "cpu" else None
     precision = "fp32" if args.tuning == "full" else args.precision
     return load_model(args.model_path, precision, device="cpu", attention=attention).train()
-
-
-def lora_config(args: Args, model):
-    """PEFT's configuration of the adapter, or None for `--tuning full`.
-
-    Raises:
-        UserError: `--lora_target_modules` names layers the model does not have.
-    """
-    if args.tuning == "full":
-        return None
-    from peft import LoraConfig
-
-    modules = args.lora_target_modules
-    if modules != ["all-linear"]:
-        names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
-        names.discard("lm_head")  # TRL multiplies with its weight directly, past an adapter
-        for unknown in sorted(set(modules) - names):
-            raise UserError(f"--lora_target_modules {unknown}: the model has {', '.join(sorted(names))}")
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules="all-linear" if modules == ["all-linear"] else modules,
-    )
 
 
 class AnswerCollator:
@@ -276,16 +222,8 @@ class PackingCollator:
         return {"labels": pad([torch.tensor(row) for row in labels], -100, padding_side="left"), "row": row}
 
 
-class LabelTraining:
-    """Mixin over TRL's SFTTrainer: the loss from the answer's positions only, and label metrics at each evaluation.
-
-    A mixin, since importing TRL takes seconds that a mistyped flag should not cost; `build_trainer` joins the two.
-    """
-
-    contract: Contract
-    encoder: Encoder
-    dev: Sequence[Example]
-    predict_batch_size: int
+class LabelTraining(LabelWatching):
+    """Mixin over TRL's SFTTrainer: the loss from the answer's positions only, and label metrics at each evaluation."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean negative log-likelihood of the answers' tokens over the whole (accumulated, distributed) batch.
@@ -303,6 +241,12 @@ class LabelTraining:
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes  # DDP takes the mean of the gradients, not their sum
         return (loss, None) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
+        scores = self.label_scores()
+        self.log(dict(scores))
+        return metrics | scores
 
     def _packed_log_probs(self, model, inputs):
         """Log-probabilities (targets,) of a `PackingCollator`'s batch."""
@@ -325,62 +269,15 @@ class LabelTraining:
         log_probs = logits[is_target].float().log_softmax(dim=-1)  # each column predicts the next
         return log_probs.gather(-1, targets[is_target][:, None])[:, 0]
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
-        scores = {f"eval_{name}": value for name, value in self._label_scores().items()}
-        self.log(dict(scores))
-        return metrics | scores
-
-    def _label_scores(self) -> dict[str, float]:
-        """Label metrics of greedy answers; each process answers its share of the rows."""
-        import torch
-        from accelerate.utils import gather_object
-
-        from data.tree_attention import ordinary_attention
-
-        mine = self.dev[self.args.process_index :: self.args.world_size]
-        model = self.accelerator.unwrap_model(self.model)
-        training = model.training
-        predictor = Predictor.from_model(model.eval(), self.encoder, self.contract, self.predict_batch_size)
-        # compiled layers would be compiled anew for generation, which takes longer than it saves
-        with self.accelerator.autocast(), ordinary_attention(model), torch.compiler.set_stance("force_eager"):
-            predictions = predictor.predict_batch([e.text for e in mine], progress=self.is_world_process_zero())
-        model.train(training)
-        pairs = gather_object([(e.labels, p) for e, p in zip(mine, predictions, strict=True)])
-        scores = label_metrics(*zip(*pairs, strict=True), self.contract.task)
-        return {name: value for name, value in scores.items() if isinstance(value, float)}
-
-    def _determine_best_metric(self, metrics, trial) -> bool:
-        is_best = super()._determine_best_metric(metrics, trial)
-        self.control.should_save |= is_best  # Transformers keeps the best only if a checkpoint happens to be due
-        return is_best
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: TRL's card of a local model links to a model named None and asks it about time machines."""
-
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
-        Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)  # PEFT's card is a blank form
-        self.contract.save(output_dir or self.args.output_dir)  # a checkpoint is a directory to predict from, too
-
 
 def share_prefixes(args: Args, model, dataset) -> bool:
-    """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model gets the attention for them.
-
-    Raises:
-        UserError: `--prefix_sharing on` with a model that cannot.
-    """
+    """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model gets the attention for them."""
     from data.packing import packed_share
-    from data.tree_attention import sharing_attention, sharing_obstacle
+    from data.tree_attention import sharing_attention
 
-    if args.prefix_sharing == "off":
+    if not may_share_prefixes(args, model):
         return False
     say = print if is_first_process() else lambda *_: None
-    if obstacle := sharing_obstacle(model, longest=args.max_length):
-        if args.prefix_sharing == "on":
-            raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
-        say(f"warning: {args.model_path} cannot share prefixes, since {obstacle}; every text is computed whole")
-        return False
     attention = sharing_attention(model, pick_device())
     tokens, scores = packed_share(dataset["input_ids"], args.batch_size, args.seed)
     if args.prefix_sharing == "auto" and tokens > WORTH_PACKING:
@@ -401,7 +298,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     class LabelSFTTrainer(LabelTraining, SFTTrainer):
         pass
 
-    dev = _drawn(data.dev, args.eval_samples, args.seed)
+    dev = drawn(data.dev, args.eval_samples, args.seed)
     train_dataset = tokenize(data.train, encoder)
     packed = share_prefixes(args, model, train_dataset)
     if args.compile:
@@ -415,18 +312,11 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         processing_class=encoder.tokenizer,
         peft_config=lora_config(args, model),
     )
-    trainer.contract, trainer.encoder, trainer.dev = contract, encoder, dev
-    trainer.predict_batch_size = args.predict_batch_size
+    trainer.contract, trainer.dev = contract, dev
+    trainer.answer = lambda model, texts, progress: Predictor.from_model(
+        model, encoder, contract, args.predict_batch_size
+    ).predict_batch(texts, progress)
     return trainer
-
-
-def _drawn(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
-    """`size` rows drawn once (0 = all), in the file's order."""
-    import random
-
-    if size == 0 or len(examples) <= size:
-        return examples
-    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), size))]
 
 
 def training_arguments(args: Args, task: Task, has_dev: bool):
@@ -474,119 +364,13 @@ def training_arguments(args: Args, task: Task, has_dev: bool):
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
-def find_checkpoint(args: Args) -> str | None:
-    """The checkpoint to go on from, or None to begin anew.
-
-    Raises:
-        UserError: the checkpoint is not there, or the run in `--output_dir` is another one.
-    """
-    output_dir = Path(args.output_dir)
-    wanted = args.resume_from_checkpoint
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    if (output_dir / "config.json").is_file() and not (output_dir / "args.json").is_file():
-        raise UserError(
-            f"--output_dir {output_dir}: holds a model that is no run of this script; choose another folder"
-        )
-    if wanted not in ("auto", "none"):
-        if not _is_whole(Path(wanted)):
-            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
-        check_run_settings(Path(wanted).parent / "args.json", asdict(args), MAY_CHANGE)
-        if Path(wanted).resolve().parent != output_dir.resolve() and (checkpoints or is_finished(args)):
-            raise UserError(f"--output_dir {output_dir}: holds another run than --resume_from_checkpoint {wanted}")
-        return wanted
-    if wanted == "none":
-        if checkpoints or is_finished(args):
-            raise UserError(
-                f"--output_dir {output_dir}: holds a run already; choose another, or go on with "
-                "--resume_from_checkpoint auto"
-            )
-        return None
-    newest = next((str(path) for path in checkpoints if _is_whole(path)), None)
-    if newest or is_finished(args):
-        may_change = set(MAY_CHANGE) - ({"num_epochs", "max_steps"} if is_finished(args) else set())
-        check_run_settings(output_dir / "args.json", asdict(args), may_change)
-    return newest
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Transformers writes trainer_state.json last: a checkpoint cut off by a kill lacks it or has half of it."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return "global_step" in state
-
-
-def is_finished(args: Args) -> bool:
-    """Whether the run in `--output_dir` has trained to its end (its results are the last thing it writes)."""
-    return (Path(args.output_dir) / "train_results.json").is_file()
-
-
-def train(trainer, checkpoint: str | None) -> None:
-    """Train, keep the best model, and write it and `train_results.json`."""
-    from peft.helpers import disable_input_dtype_casting
-
-    begin = time.perf_counter()
-    # an adapter in fp32 would have every layer's input copied to fp32, and autocast copy it back to bf16
-    with disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16):
-        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    trainer.save_model()
-    trainer.save_state()
-    if not trainer.is_world_process_zero():
-        return
-    # Transformers' own mean divides the loss since the resumption by all steps
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    parameters = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
-    write_json(
-        Path(trainer.args.output_dir) / "train_results.json",
-        {
-            "steps": trainer.state.global_step,
-            "epochs": metrics["epoch"],
-            "train_loss": sum(losses) / len(losses) if losses else None,
-            "seconds_since_resumed": round(time.perf_counter() - begin, 1),
-            "resumed_from": checkpoint,
-            "metric_for_best": trainer.args.metric_for_best_model,
-            "best_metric": trainer.state.best_metric,
-            "best_step": trainer.state.best_global_step,
-            "trainable_parameters": sum(n for n, trained in parameters if trained),
-            "all_parameters": sum(n for n, _ in parameters),
-        },
-    )
-
-
-def write_run_facts(args: Args, data: Data) -> None:
-    """What the run was started with, and what is to be known about its data."""
-    output_dir = Path(args.output_dir)
-    report = data_report(data.train, data.dev, data.test)
-    write_json(output_dir / "args.json", asdict(args))
-    write_json(output_dir / "data_report.json", report)
-    if data.rejected:
-        write_json_lines(output_dir / "rejected.jsonl", data.rejected)
-    rows = report.pop("rows")
-    print(f"task {data.task.name}: {rows['train']} training, {rows['dev']} validation, {rows['test']} test rows")
-    for name, count in report.items():
-        if isinstance(count, int) and count:
-            print(f"  {name.replace('_', ' ')}: {count}")
-
-
-def score_test_rows(args: Args, data: Data) -> None:
-    """Score the run on `--test_data_path`, as it was written: what inference.py would load is what is measured."""
-    gc.collect()  # the trainer and its model hold each other; two models may not fit
-    predictor = Predictor(args.output_dir, batch_size=args.predict_batch_size, precision=args.precision)
-    evaluate(predictor, data.test, args.output_dir, args.seed)
-    print((Path(args.output_dir) / "test_summary.txt").read_text(encoding="utf-8"))
-
-
 def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
     model = load_trainable_model(args)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or args.max_length
-    if args.max_length > positions:
-        raise UserError(f"--max_length {args.max_length}: {args.model_path} reads at most {positions} tokens")
+    check_positions(args, model)
     contract = Contract(
         data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path,
         base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,
@@ -602,10 +386,10 @@ def main(args: Args) -> None:
     check_model_path(args.model_path)
     if base_model_path(args.model_path) is not None:
         raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
-    data = load_data(args)
-    checkpoint = find_checkpoint(args)
-    if checkpoint is not None and (trained := Contract.load(checkpoint).task) != data.task:
-        raise UserError(f"{checkpoint}: learns task {trained.name} {list(trained.labels)[:3]}…, not {data.task.name}")
+    task = resolve_task(args.task, args.label_path)
+    data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot)
+    checkpoint = find_checkpoint(args, MAY_CHANGE)
+    check_same_task(checkpoint, data.task)
     if is_finished(args):
         if not is_first_process():
             return
@@ -613,7 +397,8 @@ def main(args: Args) -> None:
     elif not fine_tune(args, data, checkpoint):
         return
     if data.test:
-        score_test_rows(args, data)
+        gc.collect()  # the trainer and its model hold each other; two models may not fit
+        score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
     print(f"written to {args.output_dir}")
 
 

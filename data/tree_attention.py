@@ -22,6 +22,15 @@ from data.packing import PackedRow, Span, block_mask, dense_mask, spans
 SPAN_ATTENTION = "prefix_tree_spans"  # the name under which Transformers finds `span_attention`
 
 
+NOT_PLAIN_ATTENTION = {  # settings of a model's config
+    "attn_logit_softcapping": "caps its scores",
+    "attention_chunk_size": "sees chunks only",
+    "alibi": "takes its positions from the distance in the row",
+    "keep_window_size": "chooses what it sees",
+}
+DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+
+
 # --- which models ---------------------------------------------------------------------------------------------------
 
 
@@ -59,15 +68,6 @@ def sharing_obstacle(model, longest: int) -> str | None:
     if any(name.rpartition(".")[2] == "sinks" for name, _ in model.named_parameters()):
         return "its attention has sinks"
     return None
-
-
-NOT_PLAIN_ATTENTION = {  # settings of a model's config
-    "attn_logit_softcapping": "caps its scores",
-    "attention_chunk_size": "sees chunks only",
-    "alibi": "takes its positions from the distance in the row",
-    "keep_window_size": "chooses what it sees",
-}
-DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
 def _sliding_window(config, longest: int) -> int | None:
@@ -141,8 +141,31 @@ def target_log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype) 
         model: the model as the trainer wrapped it, so that DDP, FSDP and autocast see the call.
         row, attention, dtype: see `row_inputs`.
     """
-    logits = model(**row_inputs(row, attention, dtype)).logits[0]  # (K, V)
-    return logits.float().log_softmax(dim=-1)[row.target_logit, row.target_ids]
+    return _log_probs(model, row, attention, dtype)[row.target_logit, row.target_ids]
+
+
+def target_log_probs_and_entropies(
+    model, row: PackedRow, attention: str, dtype: torch.dtype, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target of `row`, and the entropy of the distribution it is drawn from.
+
+    Args:
+        model, row, attention, dtype: see `target_log_probs`.
+        temperature: divides the logits.
+
+    Returns:
+        Log-probabilities (T,) in fp32, in the order of `row.target_ids`, and entropies (T,) in nats, without gradient.
+    """
+    log_probs = _log_probs(model, row, attention, dtype, temperature)  # (K, V)
+    with torch.no_grad():
+        entropies = -(log_probs.exp() * log_probs).sum(dim=-1)  # (K,)
+    return log_probs[row.target_logit, row.target_ids], entropies[row.target_logit]
+
+
+def _log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of the whole vocabulary at the row's K positions that predict a target, (K, V) in fp32."""
+    logits = model(**row_inputs(row, attention, dtype)).logits[0].float()
+    return (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
 
 
 # --- attention in spans ---------------------------------------------------------------------------------------------

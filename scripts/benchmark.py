@@ -29,6 +29,7 @@ from data.arguments import UserError, check_at_least, check_output_dir, flag, ru
 from data.files import write_json
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS
+from data.training import load_data, lora_config, train
 from inference import check_model_path
 
 
@@ -215,13 +216,13 @@ def ours(turns: Turns, args: Args, case: Case, **flags: Any) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_args(args, case, folder, **flags)
-        data = main_SFT.load_data(settings)
+        data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
         encoder = Encoder(data.task, load_tokenizer(args.model_path), max_length=args.max_length)
         model = main_SFT.load_trainable_model(settings)
         contract = Contract(data.task, max_length=args.max_length, base_model=args.model_path)
         trainer = main_SFT.build_trainer(settings, data, model, encoder, contract)
         _take_turns(trainer, turns, lambda batch: len(batch["row"]) if "row" in batch else batch["input_ids"].numel())
-        main_SFT.train(trainer, None)
+        train(trainer, None)
 
 
 def compiled(turns: Turns, args: Args, case: Case) -> None:
@@ -246,7 +247,7 @@ def trl(turns: Turns, args: Args, case: Case) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_args(args, case, folder)
-        data = main_SFT.load_data(settings)
+        data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
         tokenizer = load_tokenizer(args.model_path)
         model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16)
         trainer = SFTTrainer(
@@ -259,7 +260,7 @@ def trl(turns: Turns, args: Args, case: Case) -> None:
             ),
             train_dataset=main_SFT.tokenize(data.train, Encoder(data.task, tokenizer, max_length=args.max_length)),
             processing_class=tokenizer,
-            peft_config=main_SFT.lora_config(settings, model),
+            peft_config=lora_config(settings, model),
         )  # fmt: skip
         _take_turns(trainer, turns, lambda batch: batch["input_ids"].numel())
         trainer.train()

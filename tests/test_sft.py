@@ -19,16 +19,16 @@ from data.contract import Contract
 from data.encoding import Encoder
 from data.loading import Example, load_examples
 from data.packing import pack
-from data.tasks import BUILT_IN_TASKS
+from data.tasks import BUILT_IN_TASKS, resolve_task
+from data.training import find_checkpoint, load_data
 from data.tree_attention import SPAN_ATTENTION
 from inference import Predictor, compile_layers, load_model, load_tokenizer
 from main_SFT import (
+    MAY_CHANGE,
     AnswerCollator,
     Args,
     LabelTraining,
     PackingCollator,
-    find_checkpoint,
-    load_data,
     main,
     share_prefixes,
     tokenize,
@@ -370,14 +370,14 @@ def test_a_finished_run_is_not_trained_again(args, capsys):
     with pytest.raises(UserError, match=r"--max_steps 9: .* began with 6"):
         main(dataclasses.replace(args, max_steps=9))
     with pytest.raises(UserError, match="holds a run already"):
-        find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="none"))
+        find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="none"), MAY_CHANGE)
     with pytest.raises(UserError, match="not a whole checkpoint"):
-        find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="nowhere"))
+        find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="nowhere"), MAY_CHANGE)
     Contract(BUILT_IN_TASKS["sst2"]).save(newest)  # as if labels.txt had been another then
     elsewhere = Path(args.output_dir + "-2")
     shutil.copytree(args.output_dir, elsewhere)
     with pytest.raises(UserError, match="holds another run than"):
-        find_checkpoint(dataclasses.replace(args, output_dir=str(elsewhere), resume_from_checkpoint=newest))
+        find_checkpoint(dataclasses.replace(args, output_dir=str(elsewhere), resume_from_checkpoint=newest), MAY_CHANGE)
     with pytest.raises(UserError, match="learns task sst2"):
         main(args)
 
@@ -401,7 +401,7 @@ def test_more_positions_than_the_model_has(args):
 def test_a_run_that_saved_nothing_yet_may_begin_otherwise(args):
     Path(args.output_dir).mkdir()
     (Path(args.output_dir) / "args.json").write_text(json.dumps({"learning_rate": 3.0}))
-    assert find_checkpoint(args) is None
+    assert find_checkpoint(args, MAY_CHANGE) is None
 
 
 def test_own_labels_become_a_single_label_task(args, tmp_path):
@@ -411,7 +411,7 @@ def test_own_labels_become_a_single_label_task(args, tmp_path):
     own = dataclasses.replace(
         args, label_path=str(tmp_path / "labels.txt"), train_data_path=str(tmp_path / "animals.tsv"), dev_data_path=None
     )
-    data = load_data(own)
+    data = load_data(own, resolve_task(None, own.label_path), kind_known=False)
     assert data.task.kind == "single_label"
     assert (len(data.train), len(data.dev)) == (34, 6)
     main(own)
@@ -426,7 +426,7 @@ def test_reasoning_is_learnt_from_rationales(args, tmp_path):
         args, cot=True, max_length=1024, train_data_path=str(tmp_path / "cot.jsonl"), dev_data_path=None, max_steps=1,
         eval_samples=1,
     )  # fmt: skip
-    data = load_data(cot)
+    data = load_data(cot, ORIGINAL, kind_known=True, rationales=True)
     encoder = Encoder(ORIGINAL, load_tokenizer(args.model_path), cot=True, max_length=1024)
     (row,) = tokenize(data.train[:1], encoder)
     learnt = encoder.decode([token for token in row["labels"] if token != -100])

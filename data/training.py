@@ -1,0 +1,287 @@
+"""What the trainers, main_SFT.py and main_grpo.py, do alike: read the data, make the adapter, watch, keep, go on.
+
+`args` is in each function the stage's own `Args`; the flags it reads are named alike in both.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.arguments import UserError, is_first_process
+from data.contract import Contract, check_run_settings
+from data.files import write_json, write_json_lines
+from data.loading import Example, data_report, load_examples, split_validation
+from data.metrics import label_metrics
+from data.tasks import BUILT_IN_TASKS, Prediction, Task
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything read from the user's files."""
+
+    task: Task
+    train: list[Example]
+    dev: list[Example]
+    test: list[Example]
+    rejected: list[dict[str, Any]]
+
+
+def load_data(args, task: Task, kind_known: bool, rationales: bool = False) -> Data:
+    """Read and check all files before anything heavy starts.
+
+    Args:
+        args: the stage's flags.
+        task: the labels.
+        kind_known: whether `task.kind` is certain; else one label on every row makes it "single_label".
+        rationales: training and validation rows have to bring their reasoning.
+
+    Raises:
+        UserError: a broken file or row, or nothing to validate on where the flags ask for it.
+    """
+    rejected: list[dict[str, Any]] = []
+
+    def load(flag_name: str) -> list[Example]:
+        path = getattr(args, flag_name)
+        if path is None:
+            return []
+        learnt_from = flag_name != "test_data_path"  # the model writes its own reasoning about test rows
+        bad_rows = rejected if args.skip_bad_rows else None
+        return load_examples(path, task, f"--{flag_name}", cot=rationales and learnt_from, rejected=bad_rows)
+
+    train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
+    kind_known = kind_known or task in BUILT_IN_TASKS.values()
+    if not kind_known and all(len(e.labels) == 1 for e in train + dev + test):
+        print(f"task {task.name}: every row has one label, so it is learnt as single_label")
+        task = replace(task, kind="single_label")
+    if not dev and args.val_ratio:
+        train, dev = split_validation(train, args.val_ratio, args.seed)
+    if not dev and args.metric_for_best is not None:
+        raise UserError(f"--metric_for_best {args.metric_for_best}: there are no validation rows")
+    return Data(task, train, dev, test, rejected)
+
+
+def drawn(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
+    """`size` rows drawn once (0 = all), in the file's order."""
+    if size == 0 or len(examples) <= size:
+        return examples
+    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), size))]
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+def check_positions(args, model) -> None:
+    """Raise a `UserError` when `--max_length` is more than the model reads."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and args.max_length > positions:
+        raise UserError(f"--max_length {args.max_length}: {args.model_path} reads at most {positions} tokens")
+
+
+def lora_config(args, model):
+    """PEFT's configuration of the adapter, or None for `--tuning full`.
+
+    Raises:
+        UserError: `--lora_target_modules` names layers the model does not have.
+    """
+    if args.tuning == "full":
+        return None
+    from peft import LoraConfig
+
+    modules = args.lora_target_modules
+    if modules != ["all-linear"]:
+        names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
+        names.discard("lm_head")  # TRL multiplies with its weight directly, past an adapter
+        for unknown in sorted(set(modules) - names):
+            raise UserError(f"--lora_target_modules {unknown}: the model has {', '.join(sorted(names))}")
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
+    )
+
+
+def may_share_prefixes(args, model) -> bool:
+    """Whether `--prefix_sharing` asks for packed rows and `model` (no adapter on it yet) can take them.
+
+    Raises:
+        UserError: `--prefix_sharing on` with a model that cannot.
+    """
+    from data.tree_attention import sharing_obstacle
+
+    if args.prefix_sharing == "off":
+        return False
+    if obstacle := sharing_obstacle(model, longest=args.max_length):
+        if args.prefix_sharing == "on":
+            raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
+        if is_first_process():
+            print(f"warning: {args.model_path} cannot share prefixes, since {obstacle}; every text is computed whole")
+        return False
+    return True
+
+
+# --- watching and keeping -------------------------------------------------------------------------------------------
+
+
+class LabelWatching:
+    """Mixin over a Transformers `Trainer`: label metrics of greedy answers, and the best checkpoint kept by them.
+
+    A mixin, since importing a trainer takes seconds that a mistyped flag should not cost.
+
+    Attributes:
+        contract: written into each checkpoint, which so becomes a directory to predict from.
+        dev: validation rows.
+        answer: (model, texts, progress) -> the model's predictions.
+    """
+
+    contract: Contract
+    dev: Sequence[Example]
+    answer: Callable[[Any, Sequence[str], bool], list[Prediction]]
+
+    def label_scores(self) -> dict[str, float]:
+        """Label metrics of the validation rows, named `eval_…`; each process answers its share of them."""
+        import torch
+        from accelerate.utils import gather_object
+
+        from data.tree_attention import ordinary_attention
+
+        mine = self.dev[self.args.process_index :: self.args.world_size]
+        model = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        # compiled layers would be compiled anew for generation, which takes longer than it saves
+        with self.accelerator.autocast(), ordinary_attention(model), torch.compiler.set_stance("force_eager"):
+            predictions = self.answer(model, [e.text for e in mine], self.is_world_process_zero())
+        model.train(training)
+        pairs = gather_object([(e.labels, p) for e, p in zip(mine, predictions, strict=True)])
+        scores = label_metrics(*zip(*pairs, strict=True), self.contract.task)
+        return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best  # Transformers keeps the best only if a checkpoint happens to be due
+        return is_best
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: TRL's card of a local model links to a model named None and asks it about time machines."""
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, "README.md").unlink(missing_ok=True)  # PEFT's card is a blank form
+        self.contract.save(output_dir or self.args.output_dir)
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def find_checkpoint(args, may_change: Sequence[str]) -> str | None:
+    """The checkpoint to go on from, or None to begin anew.
+
+    Args:
+        args: the stage's flags.
+        may_change: flags that may differ from those the run began with.
+
+    Raises:
+        UserError: the checkpoint is not there, or the run in `--output_dir` is another one.
+    """
+    output_dir = Path(args.output_dir)
+    wanted = args.resume_from_checkpoint
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    if (output_dir / "config.json").is_file() and not (output_dir / "args.json").is_file():
+        raise UserError(
+            f"--output_dir {output_dir}: holds a model that is no run of this script; choose another folder"
+        )
+    if wanted not in ("auto", "none"):
+        if not _is_whole(Path(wanted)):
+            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
+        check_run_settings(Path(wanted).parent / "args.json", asdict(args), may_change)
+        if Path(wanted).resolve().parent != output_dir.resolve() and (checkpoints or is_finished(args)):
+            raise UserError(f"--output_dir {output_dir}: holds another run than --resume_from_checkpoint {wanted}")
+        return wanted
+    if wanted == "none":
+        if checkpoints or is_finished(args):
+            raise UserError(
+                f"--output_dir {output_dir}: holds a run already; choose another, or go on with "
+                "--resume_from_checkpoint auto"
+            )
+        return None
+    newest = next((str(path) for path in checkpoints if _is_whole(path)), None)
+    if newest or is_finished(args):
+        lengths = {"num_epochs", "max_steps"} if is_finished(args) else set()
+        check_run_settings(output_dir / "args.json", asdict(args), set(may_change) - lengths)
+    return newest
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Transformers writes trainer_state.json last: a checkpoint cut off by a kill lacks it or has half of it."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "global_step" in state
+
+
+def check_same_task(checkpoint: str | None, task: Task) -> None:
+    """Raise a `UserError` when the checkpoint to go on from learns another task than `task`."""
+    if checkpoint is not None and (trained := Contract.load(checkpoint).task) != task:
+        raise UserError(f"{checkpoint}: learns task {trained.name} {list(trained.labels)[:3]}…, not {task.name}")
+
+
+def is_finished(args) -> bool:
+    """Whether the run in `--output_dir` has trained to its end (its results are the last thing it writes)."""
+    return (Path(args.output_dir) / "train_results.json").is_file()
+
+
+def write_run_facts(args, data: Data) -> None:
+    """What the run was started with, and what is to be known about its data."""
+    output_dir = Path(args.output_dir)
+    report = data_report(data.train, data.dev, data.test)
+    write_json(output_dir / "args.json", asdict(args))
+    write_json(output_dir / "data_report.json", report)
+    if data.rejected:
+        write_json_lines(output_dir / "rejected.jsonl", data.rejected)
+    rows = report.pop("rows")
+    print(f"task {data.task.name}: {rows['train']} training, {rows['dev']} validation, {rows['test']} test rows")
+    for name, count in report.items():
+        if isinstance(count, int) and count:
+            print(f"  {name.replace('_', ' ')}: {count}")
+
+
+def train(trainer, checkpoint: str | None) -> None:
+    """Train, keep the best model, and write it and `train_results.json`."""
+    from peft.helpers import disable_input_dtype_casting
+
+    begin = time.perf_counter()
+    # an adapter in fp32 would have every layer's input copied to fp32, and autocast copy it back to bf16
+    with disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16):
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+    # Transformers' own mean divides the loss since the resumption by all steps
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    parameters = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    write_json(
+        Path(trainer.args.output_dir) / "train_results.json",
+        {
+            "steps": trainer.state.global_step,
+            "epochs": metrics["epoch"],
+            "train_loss": sum(losses) / len(losses) if losses else None,
+            "seconds_since_resumed": round(time.perf_counter() - begin, 1),
+            "resumed_from": checkpoint,
+            "metric_for_best": trainer.args.metric_for_best_model,
+            "best_metric": trainer.state.best_metric,
+            "best_step": trainer.state.best_global_step,
+            "trainable_parameters": sum(n for n, trained in parameters if trained),
+            "all_parameters": sum(n for n, _ in parameters),
+        },
+    )
