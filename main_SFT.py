@@ -275,7 +275,7 @@ def share_prefixes(args: Args, model, dataset) -> bool:
     from data.packing import packed_share
     from data.tree_attention import sharing_attention
 
-    if not may_share_prefixes(args, model):
+    if not may_share_prefixes(args, model, longest=args.max_length):
         return False
     say = print if is_first_process() else lambda *_: None
     attention = sharing_attention(model, pick_device())
@@ -370,7 +370,7 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
     model = load_trainable_model(args)
-    check_positions(args, model)
+    check_positions(model, args.max_length, args.model_path)
     contract = Contract(
         data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path,
         base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,

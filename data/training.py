@@ -76,11 +76,11 @@ def drawn(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-def check_positions(args, model) -> None:
-    """Raise a `UserError` when `--max_length` is more than the model reads."""
+def check_positions(model, longest: int, model_path: str) -> None:
+    """Raise a `UserError` when sequences of `longest` tokens are more than the model reads."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions and args.max_length > positions:
-        raise UserError(f"--max_length {args.max_length}: {args.model_path} reads at most {positions} tokens")
+    if positions and longest > positions:
+        raise UserError(f"--max_length: prompt and answer may take {longest} tokens, {model_path} reads {positions}")
 
 
 def lora_config(args, model):
@@ -101,15 +101,20 @@ def lora_config(args, model):
             raise UserError(f"--lora_target_modules {unknown}: the model has {', '.join(sorted(names))}")
     return LoraConfig(
         task_type="CAUSAL_LM",
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
+        r=args.lora_r or 16,
+        lora_alpha=args.lora_alpha or 2 * (args.lora_r or 16),
         lora_dropout=args.lora_dropout,
         target_modules="all-linear" if modules == ["all-linear"] else modules,
     )
 
 
-def may_share_prefixes(args, model) -> bool:
-    """Whether `--prefix_sharing` asks for packed rows and `model` (no adapter on it yet) can take them.
+def may_share_prefixes(args, model, longest: int) -> bool:
+    """Whether `--prefix_sharing` asks for packed rows and `model` can take them.
+
+    Args:
+        args: the stage's flags.
+        model: the model, no adapter on it yet.
+        longest: tokens of the longest sequence it will be given.
 
     Raises:
         UserError: `--prefix_sharing on` with a model that cannot.
@@ -118,7 +123,7 @@ def may_share_prefixes(args, model) -> bool:
 
     if args.prefix_sharing == "off":
         return False
-    if obstacle := sharing_obstacle(model, longest=args.max_length):
+    if obstacle := sharing_obstacle(model, longest):
         if args.prefix_sharing == "on":
             raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
         if is_first_process():

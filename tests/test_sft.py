@@ -394,7 +394,7 @@ def test_layers_the_model_does_not_have(args):
 
 
 def test_more_positions_than_the_model_has(args):
-    with pytest.raises(UserError, match=r"--max_length 4096: .* reads at most 2048 tokens"):
+    with pytest.raises(UserError, match=r"--max_length: prompt and answer may take 4096 tokens, .* reads 2048"):
         main(dataclasses.replace(args, max_length=4096))
 
 

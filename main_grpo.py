@@ -1,0 +1,768 @@
+"""Group relative policy optimization (GRPO): a model writes several answers to each text and learns from the better.
+
+TRL's GRPOTrainer does the learning, with three rewards: the Jaccard index of predicted and gold labels, whether the
+answer is well formed, and a penalty for length. The start is an untuned model, a merged one, or a LoRA run of
+main_SFT.py, whose adapter then learns on. What is watched, and what the best checkpoint is chosen by, are label
+metrics of greedy answers on the validation rows.
+
+The samples of a text share its prompt, and all prompts share the instruction. Both are computed once: when answers
+are drawn, by branching the cache of keys and values; when they are scored, by packing them into one prefix tree
+(data/packing.py).
+
+    # go on from an SFT run (its task.json names the task)
+    python main_grpo.py --model_path outputs/sft --train_data_path data/goemotions/original/train.tsv \\
+        --dev_data_path data/goemotions/original/dev.tsv --output_dir outputs/grpo
+
+    # from an untuned model, with reasoning before the answer
+    python main_grpo.py --model_path models/Qwen2.5-7B-Instruct --label_path data/goemotions/group/labels.txt \\
+        --train_data_path data/goemotions/group/train.tsv --cot True --max_completion_length 300 ...
+
+    # eight GPUs (without a launcher, the first one is used)
+    accelerate launch --num_processes 8 main_grpo.py ...
+
+GRPO: Shao et al., "DeepSeekMath", 2024; dynamic sampling, token-mean loss and the higher upper clip: Yu et al., "DAPO",
+2025. Unlike in both papers there is by default no reference model (`--beta 0`): labels are checked, not guessed at by
+a reward model, so little can be exploited. A killed run goes on from its newest whole checkpoint when the same
+command is given again.
+"""
+
+import csv
+import gc
+import io
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+from data.arguments import UserError, check_at_least, check_output_dir, flag, is_first_process, run
+from data.contract import Contract, contract_for
+from data.encoding import RATIONALE_TOKENS, Encoder
+from data.files import write_text
+from data.loading import Example
+from data.metrics import LABEL_METRICS, jaccard
+from data.tasks import Prediction, Task
+from data.training import (
+    Data,
+    LabelWatching,
+    check_positions,
+    check_same_task,
+    drawn,
+    find_checkpoint,
+    is_finished,
+    load_data,
+    lora_config,
+    may_share_prefixes,
+    train,
+    write_run_facts,
+)
+from inference import (
+    Predictor,
+    base_model_path,
+    check_model_path,
+    compile_layers,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    sample_answers,
+    score_run,
+    stop_token_ids,
+)
+
+DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
+DEFAULT_BEST = {"multi_label": "jaccard", "single_label": "accuracy"}
+# Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
+MAY_CHANGE = (
+    "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
+    "max_steps", "predict_batch_size", "prefix_sharing", "compile", "vllm_server_host", "vllm_server_port",
+    "vllm_gpu_memory_utilization",
+)  # fmt: skip
+
+
+@dataclass
+class Args:
+    # what
+    model_path: str | None = flag(None, "hub id or directory of the start: a base model, a merged one, or an SFT run")
+    task: str | None = flag(None, "for an untuned model: built-in task, or single_label / multi_label for your labels")
+    label_path: str | None = flag(None, "labels.txt: one label a line, line number = id; names the task by itself")
+    train_data_path: str | None = flag(None, "texts with gold labels: TSV, CSV, JSON, JSON Lines, Parquet, text;label")
+    dev_data_path: str | None = flag(None, "validation file (default: --val_ratio of the training rows)")
+    test_data_path: str | None = flag(None, "labelled file the finished model is scored on")
+    output_dir: str = flag("outputs/grpo", "where the run goes")
+    val_ratio: float = flag(0.15, "share of the training rows kept for validation when there is no --dev_data_path")
+    skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
+    cot: bool | None = flag(None, "ask for reasoning before the answer (default: as the start was trained)")
+    max_length: int | None = flag(None, "tokens of prompt and answer together (default: as the start, else 512)")
+    # rewards
+    accuracy_weight: float = flag(1.0, "weight of the Jaccard index of predicted and gold labels (0 to 1)")
+    format_weight: float = flag(0.5, "weight of well-formed answers (0 or 1)")
+    length_weight: float = flag(0.5, "weight of the penalty for length (-1 to 0)")
+    length_budget: int | None = flag(
+        None, f"tokens an answer may take without penalty (default: the longest gold answer; with --cot, and "
+        f"{RATIONALE_TOKENS} for reasoning)"
+    )  # fmt: skip
+    # drawing answers
+    num_generations: int = flag(8, "answers drawn for each text, the group (G)")
+    max_completion_length: int | None = flag(
+        None, "tokens at which an answer is cut off (default: what inference gives an answer)"
+    )
+    temperature: float = flag(1.0, "divides the logits when answers are drawn")
+    top_p: float = flag(1.0, "draw from the smallest set of tokens with this probability")
+    top_k: int = flag(0, "draw from the most probable K tokens; 0 = from all")
+    dynamic_sampling: bool = flag(False, "draw other texts for those whose answers all have the same reward (DAPO)")
+    dynamic_sampling_rounds: int = flag(3, "how often at most, in a step")
+    use_vllm: Literal["off", "colocate", "server"] = flag(
+        "off", "draw answers with vLLM: on the training GPUs, or on a server started by `trl vllm-serve`"
+    )
+    vllm_server_host: str = flag("127.0.0.1", "where the vLLM server is")
+    vllm_server_port: int = flag(8000, "its port")
+    vllm_gpu_memory_utilization: float = flag(0.3, "share of a GPU's memory for a colocated vLLM")
+    # learning
+    beta: float = flag(0.0, "weight of the KL divergence from the start; above 0 costs a second forward pass")
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = flag("dapo", "how tokens' losses are averaged")
+    epsilon: float = flag(0.2, "clip range of the probability ratio")
+    epsilon_high: float | None = flag(None, "its upper end (default: as --epsilon; DAPO: 0.28)")
+    scale_rewards: Literal["group", "batch", "none"] = flag(
+        "group", "what advantages are divided by: a group's standard deviation, the batch's, or nothing"
+    )
+    importance_sampling_level: Literal["token", "sequence"] = flag("token", "ratio a token, or a sequence (GSPO)")
+    num_iterations: int = flag(1, "updates on the same answers")
+    steps_per_generation: int | None = flag(None, "batches drawn at once (default: --gradient_accumulation_steps)")
+    mask_truncated_completions: bool = flag(False, "learn nothing from answers that were cut off")
+    tuning: Literal["full", "lora"] = flag("lora", "train all weights, or a low-rank adapter")
+    lora_r: int | None = flag(None, "rank of a new adapter (default: 16); the start's own adapter keeps its rank")
+    lora_alpha: int | None = flag(None, "scale of a new adapter (default: 2 * rank)")
+    lora_dropout: float = flag(0.0, "dropout before a new adapter")
+    lora_target_modules: list[str] = flag(["all-linear"], "layers that get an adapter; all-linear = all but the output")
+    num_epochs: float = flag(1.0, "passes over the training texts")
+    max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
+    batch_size: int = flag(32, "answers a step on each device: texts x --num_generations")
+    gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
+    learning_rate: float | None = flag(None, "peak learning rate (default: 1e-4 for lora, 1e-6 for full)")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = flag(
+        "linear", "course of the learning rate after the warm-up"
+    )
+    warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
+    weight_decay: float = flag(0.0, "weight decay of AdamW")
+    max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it")
+    precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
+    gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
+    prefix_sharing: Literal["auto", "on", "off"] = flag(
+        "auto", "compute what texts and answers share only once; auto = where the model allows it"
+    )
+    compile: bool = flag(False, "compile the model's layers: a minute at the start, then faster steps; for long runs")
+    seed: int = flag(42, "seed of adapter, order, split and drawing")
+    # watching and keeping
+    metric_for_best: str | None = flag(None, "chooses the best checkpoint (default: jaccard, or accuracy if one label)")
+    eval_steps: int = flag(50, "score the validation rows every N steps, and before the first")
+    eval_samples: int = flag(500, "validation rows scored while training, drawn once; 0 = all")
+    save_steps: int | None = flag(
+        None, "checkpoint every N steps (default: with each scoring); the best is always kept"
+    )
+    save_total_limit: int = flag(2, "checkpoints kept, the best one among them")
+    logging_steps: int = flag(5, "report rewards, and keep the answers of a step, every N steps")
+    predict_batch_size: int = flag(32, "texts a batch when greedy answers are scored")
+    resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
+
+    def __post_init__(self):
+        for name in ("model_path", "train_data_path"):
+            if getattr(self, name) is None:
+                raise UserError(f"--{name} is needed")
+        check_at_least(
+            self, batch_size=1, gradient_accumulation_steps=1, steps_per_generation=1, num_iterations=1, max_length=1,
+            lora_r=1, lora_alpha=1, lora_dropout=0, max_steps=1, val_ratio=0, warmup_ratio=0, weight_decay=0,
+            eval_steps=1, eval_samples=0, save_steps=1, save_total_limit=1, logging_steps=1, predict_batch_size=1,
+            seed=0, num_generations=2, max_completion_length=1, length_budget=1, top_k=0, beta=0,
+            dynamic_sampling_rounds=1, accuracy_weight=0, format_weight=0, length_weight=0, vllm_server_port=1,
+        )  # fmt: skip
+        for name in ("val_ratio", "warmup_ratio", "lora_dropout"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be below 1")
+        for name in ("learning_rate", "num_epochs", "temperature", "epsilon", "epsilon_high", "max_grad_norm"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0 and finite")
+        for name in ("top_p", "vllm_gpu_memory_utilization"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be above 0 and at most 1")
+        if not any((self.accuracy_weight, self.format_weight, self.length_weight)):
+            raise UserError("--accuracy_weight, --format_weight, --length_weight: all are 0, so there is no reward")
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: must be below 2**32")
+        self._check_batches()
+        if self.metric_for_best not in (None, *LABEL_METRICS):
+            raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
+        if self.save_steps and self.save_steps % self.eval_steps:
+            raise UserError(f"--save_steps {self.save_steps}: must be a multiple of --eval_steps {self.eval_steps}")
+        check_output_dir(self.output_dir)
+        if self.learning_rate is None:
+            self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
+
+    def _check_batches(self) -> None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        steps = self.steps_per_generation or self.gradient_accumulation_steps
+        drawn_at_once = self.batch_size * steps * processes
+        if drawn_at_once % self.num_generations:
+            found = " x ".join(
+                f"{count} {what}" for count, what in ((steps, "batches"), (processes, "processes")) if count > 1
+            )
+            raise UserError(
+                f"--batch_size {self.batch_size}{found and f' x {found}'}: must be a multiple of "
+                f"--num_generations {self.num_generations}, the answers drawn for each text"
+            )
+        if self.dynamic_sampling and self.batch_size * steps % self.num_generations:
+            raise UserError(
+                f"--dynamic_sampling: --batch_size {self.batch_size} must hold whole groups of --num_generations "
+                f"{self.num_generations} on each device"
+            )
+
+
+# --- rewards --------------------------------------------------------------------------------------------------------
+
+
+def jaccard_reward(prediction: Prediction, gold: Sequence[str]) -> float:
+    """|P∩G| / |P∪G| of predicted and gold labels; 1 when both are empty.
+
+    >>> jaccard_reward(Prediction(("joy", "love"), valid=True), ("joy",))
+    0.5
+    >>> jaccard_reward(Prediction((), valid=False), ("joy",))
+    0.0
+    """
+    return jaccard(prediction.labels, gold)
+
+
+def format_reward(prediction: Prediction, finished: bool) -> float:
+    """1 for an answer to the letter, else 0.
+
+    To the letter is what `Task.parse` calls valid: only labels of the task, each once, nothing around them; with
+    reasoning asked for, reasoning and answer each in their tags, once and in order. An answer that was cut off is not.
+
+    >>> format_reward(Prediction(("joy",), valid=True), finished=True)
+    1.0
+    >>> format_reward(Prediction(("joy",), valid=True), finished=False)   # "joy, sadn" may have been meant
+    0.0
+    """
+    return float(prediction.valid and finished)
+
+
+def length_reward(length: int, budget: int, limit: int, finished: bool) -> float:
+    """0 up to `budget` tokens, then falling in a straight line to -1 at `limit`; -1 for an answer that was cut off.
+
+    The soft overlong punishment of DAPO (Yu et al., 2025, equation 13), with the budget given as such.
+
+    >>> [length_reward(n, budget=10, limit=20, finished=True) for n in (9, 10, 15, 20)]
+    [0.0, 0.0, -0.5, -1.0]
+    >>> length_reward(10, budget=10, limit=10, finished=False)
+    -1.0
+    """
+    if not finished:
+        return -1.0
+    return -(length - budget) / (limit - budget) if length > budget else 0.0
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The rewards of drawn answers, as TRL calls them: lists of token ids in, a list of numbers out.
+
+    Attributes:
+        encoder: reads token ids as text, and knows the task.
+        stop_ids: tokens that end an answer; one that does not end with one was cut off.
+        budget, limit: of `length_reward`, in tokens, the end token among them.
+        weights: name -> weight; a reward of weight 0 is not computed.
+    """
+
+    encoder: Encoder
+    stop_ids: Sequence[int]
+    budget: int
+    limit: int
+    weights: dict[str, float]
+
+    def jaccard(self, completion_ids: Sequence[Sequence[int]], gold: Sequence[Sequence[str]], **_) -> list[float]:
+        return [jaccard_reward(self._read(ids)[0], labels) for ids, labels in zip(completion_ids, gold, strict=True)]
+
+    def format(self, completion_ids: Sequence[Sequence[int]], **_) -> list[float]:
+        return [format_reward(*self._read(ids)) for ids in completion_ids]
+
+    def length(self, completion_ids: Sequence[Sequence[int]], **_) -> list[float]:
+        return [length_reward(len(ids), self.budget, self.limit, ids[-1] in self.stop_ids) for ids in completion_ids]
+
+    def functions(self) -> list[Callable[..., list[float]]]:
+        """Those with a weight."""
+        return [getattr(self, name) for name, weight in self.weights.items() if weight]
+
+    def totals(self, completion_ids: Sequence[Sequence[int]], gold: Sequence[Sequence[str]]) -> list[float]:
+        """The weighted sum for each answer."""
+        parts = [
+            [self.weights[function.__name__] * value for value in function(completion_ids=completion_ids, gold=gold)]
+            for function in self.functions()
+        ]
+        return [sum(values) for values in zip(*parts, strict=True)]
+
+    def _read(self, ids: Sequence[int]) -> tuple[Prediction, bool]:
+        """What an answer says, and whether it came to its end."""
+        finished = ids[-1] in self.stop_ids
+        text = self.encoder.decode(ids[:-1] if finished else ids)
+        return self.encoder.task.parse(text, self.encoder.cot), finished
+
+
+def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tuple[int, int]:
+    """Budget and limit of an answer, in tokens.
+
+    Raises:
+        UserError: the budget is over the limit, or the limit cuts off gold answers.
+    """
+    limit = args.max_completion_length or encoder.answer_tokens
+    rationale = "" if encoder.cot else None
+    longest = max(len(encoder.target_ids(labels, rationale)) for labels in {e.labels for e in train})
+    longest += RATIONALE_TOKENS if encoder.cot else 0
+    if args.length_budget is not None and args.length_budget > limit:
+        given = f"--max_completion_length {limit}" if args.max_completion_length else f"the limit of {limit} tokens"
+        raise UserError(f"--length_budget {args.length_budget}: is over {given}")
+    if not encoder.cot and longest > limit:
+        raise UserError(f"--max_completion_length {limit}: the longest gold answer takes {longest} tokens")
+    return args.length_budget or min(longest, limit), limit
+
+
+# --- model ----------------------------------------------------------------------------------------------------------
+
+
+def load_policy(args: Args, longest: int):
+    """The model to train, and whether it computes packed rows.
+
+    An adapter (a LoRA run of main_SFT.py) learns on; any other start gets a new one, unless `--tuning full`.
+
+    Args:
+        args: the stage's flags.
+        longest: tokens of the longest prompt with its answer.
+    """
+    from data.tree_attention import sharing_attention
+
+    start = base_model_path(args.model_path)
+    # as in SFT: plain matrix products go backwards faster on short texts than the CPU's fused attention
+    attention = "eager" if pick_device() == "cpu" else None
+    precision = "fp32" if args.tuning == "full" else args.precision
+    model = load_model(start or args.model_path, precision, device="cpu", attention=attention)
+    check_positions(model, longest, args.model_path)
+    packed = may_share_prefixes(args, model, longest)
+    if packed:
+        model.set_attn_implementation(sharing_attention(model, pick_device()))
+    if args.compile:
+        compile_layers(model)
+    if start is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
+    return model.train(), packed
+
+
+def check_adapter_flags(args: Args) -> None:
+    """Raise a `UserError` when a flag asks for another adapter than the one the start brings, or for none."""
+    from peft import PeftConfig
+
+    if args.tuning == "full":
+        raise UserError(f"--tuning full: {args.model_path} is an adapter, which learns on; merge it first")
+    brought = PeftConfig.from_pretrained(args.model_path)
+    for name, value in (("lora_r", getattr(brought, "r", None)), ("lora_alpha", getattr(brought, "lora_alpha", None))):
+        if getattr(args, name) not in (None, value):
+            raise UserError(f"--{name} {getattr(args, name)}: the adapter in {args.model_path} has {value}")
+
+
+# --- trainer --------------------------------------------------------------------------------------------------------
+
+
+class GroupTraining(LabelWatching):
+    """Mixin over TRL's GRPOTrainer: our token ids, prefixes computed once, label metrics.
+
+    Attributes:
+        encoder: texts -> the prompts' token ids.
+        rewards: what the trainer's reward functions are made from.
+        packed: whether the model computes packed rows.
+        stop_ids: tokens that end an answer.
+        dynamic_sampling_rounds: how often groups without a signal are replaced in a step; 0 = never.
+    """
+
+    encoder: Encoder
+    rewards: Rewards
+    packed: bool
+    stop_ids: list[int]
+    dynamic_sampling_rounds: int
+    _ready: tuple[list[list[int]], list[list[list[int]]], Any] | None = None  # prompts, answers, log-probs drawn ahead
+
+    # -- drawing answers
+
+    def _tokenize_prompts(self, prompts: list[str]):
+        return self.encoder.prompt_ids(prompts), None, {}
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        if self._ready is not None:
+            prompts, answers, log_probs = self._ready
+            assert prompts == prompt_ids, "answers were drawn for other prompts"
+            self._ready = None
+            return answers, log_probs
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
+        return self._draw(prompt_ids), None
+
+    def _draw(self, prompt_ids: Sequence[list[int]]) -> list[list[int]]:
+        """One answer for each prompt; equal prompts that stand one behind the other are computed once."""
+        import torch
+        from trl.models import unwrap_model_for_generation
+
+        from data.tree_attention import ordinary_attention
+
+        size = next((i for i, ids in enumerate(prompt_ids) if ids != prompt_ids[0]), len(prompt_ids))
+        if any(prompt_ids[i] != prompt_ids[i - i % size] for i in range(len(prompt_ids))) or len(prompt_ids) % size:
+            size = 1  # a group that began on another process
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.accelerator.autocast(),
+            ordinary_attention(model),
+            torch.compiler.set_stance("force_eager"),
+        ):  # fmt: skip
+            model.eval()  # answers are drawn from the policy itself, without dropout
+            answers = sample_answers(
+                model, prompt_ids[::size], size, self.stop_ids, self.max_completion_length,
+                self._tokenizer.pad_token_id, self.temperature, self.top_p, self.top_k,
+            )  # fmt: skip
+            model.train()
+        return answers
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.dynamic_sampling_rounds:
+            inputs = self._with_signal(inputs)
+        return super()._generate_and_score_completions(inputs)
+
+    def _with_signal(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`inputs` with other texts for groups whose answers all earn the same; their answers are drawn already.
+
+        All processes go through the same rounds with the same number of groups: drawing may need all of them.
+        """
+        size = self.num_generations
+        # by the trainer's place, so that a run that was killed draws the same
+        batch = self._step % self.args.gradient_accumulation_steps
+        fresh = random.Random(f"{self.args.seed} {self.state.global_step} {batch} {self.args.process_index}")
+        groups = [inputs[i : i + size] for i in range(0, len(inputs), size)]
+        answers, log_probs = self._draw_groups(groups)
+        replaced = 0
+        for _ in range(self.dynamic_sampling_rounds):
+            flat = [i for i, group in enumerate(groups) if self._is_flat(group, answers[i])]
+            wanted = max(self.accelerator.gather(self._count(len(flat))).tolist())
+            if wanted == 0:
+                break
+            rows = [self.train_dataset[i] for i in fresh.choices(range(len(self.train_dataset)), k=wanted)]
+            new_answers, new_log_probs = self._draw_groups([[row] * size for row in rows])
+            for new, place in enumerate(flat):
+                groups[place], answers[place] = [rows[new]] * size, new_answers[new]
+                log_probs[place] = new_log_probs[new]
+            replaced += len(flat)
+        self._metrics["train"]["groups_replaced"].append(self.accelerator.gather(self._count(replaced)).sum().item())
+        inputs = [row for group in groups for row in group]
+        prompts = self.encoder.prompt_ids([row["prompt"] for row in inputs])
+        flat_log_probs = [p for group in log_probs for p in group] if self.use_vllm else None
+        self._ready = (prompts, [ids for group in answers for ids in group], flat_log_probs)
+        return inputs
+
+    def _draw_groups(self, groups: Sequence[list[dict[str, Any]]]) -> tuple[list, list]:
+        """Answers of each group, and their log-probabilities where the engine gives them (else None each)."""
+        size = self.num_generations
+        prompts = self.encoder.prompt_ids([row["prompt"] for group in groups for row in group])
+        answers, log_probs = self._generate_single_turn(prompts, None, {}, size)
+        log_probs = log_probs if log_probs is not None else [None] * len(answers)
+        places = range(0, len(answers), size)
+        return [answers[i : i + size] for i in places], [log_probs[i : i + size] for i in places]
+
+    def _is_flat(self, group: list[dict[str, Any]], answers: list[list[int]]) -> bool:
+        totals = self.rewards.totals(answers, [row["gold"] for row in group])
+        return max(totals) - min(totals) < 1e-6
+
+    def _count(self, number: int):
+        import torch
+
+        return torch.tensor([number], device=self.accelerator.device)
+
+    # -- learning from them
+
+    def _prepare_inputs(self, generation_batch):
+        """TRL's, but groups stay together: it shuffles single answers, which then share fewer prefixes in a batch."""
+        from trl.trainer.utils import split_tensor_dict
+
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            drawn_batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(drawn_batch, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **other
+    ):
+        """Log-probabilities and entropies of the answers' tokens, (B, C) each, 0 where there is none.
+
+        Args:
+            model: the policy as the trainer wrapped it, or the reference model.
+            input_ids: (B, P + C), prompts padded on the left, answers on the right.
+            attention_mask: (B, P + C).
+            logits_to_keep: C.
+            batch_size: sequences computed at once.
+            compute_entropy: whether entropies are wanted.
+            other: what models that see pictures need.
+        """
+        import torch
+
+        if not self.packed:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **other
+            )
+        size = batch_size or len(input_ids)
+        chunks = [
+            self._packed_log_probs(model, ids, mask.bool(), logits_to_keep)
+            for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        ]
+        log_probs, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return log_probs, entropies if compute_entropy else None, None
+
+    def _packed_log_probs(self, model, input_ids, mask, answer_length: int):
+        """The same for sequences that are packed into one row."""
+        import torch
+
+        from data.packing import pack
+        from data.tree_attention import target_log_probs_and_entropies
+
+        is_answer = mask.clone()
+        is_answer[:, :-answer_length] = False  # (B, P + C)
+        learnt = is_answer[:, -answer_length:]  # (B, C)
+        if not learnt.any():  # all cut off, and those are masked: still the model has to be called, as the others do
+            is_answer[0, -answer_length - 1] = True
+        (row,) = pack(
+            [ids[seen].tolist() for ids, seen in zip(input_ids, mask, strict=True)],
+            [target[seen].tolist() for target, seen in zip(is_answer, mask, strict=True)],
+        )
+        attention = self.accelerator.unwrap_model(model).config._attn_implementation
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        with self.accelerator.autocast():
+            values = target_log_probs_and_entropies(model, row.to(input_ids.device), attention, dtype, self.temperature)
+        # targets come by sequence, then by position: the order in which a mask is filled
+        zeros = values[0].new_zeros(learnt.shape) + 0 * values[0].sum()
+        return tuple(zeros.masked_scatter(learnt, value) for value in values)
+
+    # -- watching
+
+    def log(self, logs, start_time=None) -> None:
+        self.log_completions = "loss" in logs  # not the same answers once more with the summary at the end
+        super().log(logs, start_time)
+        if self.log_completions and self.accelerator.is_main_process:
+            print("\n".join(self._shown_answers()))
+
+    def _shown_answers(self) -> Iterator[str]:
+        """A line each for the first answer of the first two texts drawn last."""
+        for i in range(0, min(len(self._logs["prompt"]), 2 * self.num_generations), self.num_generations):
+            rewards = ", ".join(f"{name} {values[i]:.2f}" for name, values in self._logs["rewards"].items())
+            text, answer = shorten(self._logs["prompt"][i], 60), shorten(self._logs["completion"][i], 60)
+            yield f"  {text!r} -> {answer!r}  ({rewards})"
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        from transformers import Trainer
+
+        scores = self.label_scores()
+        Trainer.log(self, dict(scores))  # TRL's would add, and clear, what is being gathered about the training
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
+
+
+REWARD_COLUMNS = {  # column of rewards.csv -> what the trainer logs it as
+    "reward": "reward",
+    "jaccard": "rewards/jaccard/mean",
+    "format": "rewards/format/mean",
+    "length": "rewards/length/mean",
+    "completion_length": "completions/mean_length",
+    "cut_off": "completions/clipped_ratio",
+    "zero_variance_groups": "frac_reward_zero_std",
+    "groups_replaced": "groups_replaced",
+    "entropy": "entropy",
+    "kl": "kl",
+}
+
+
+def write_rewards(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """`rewards.csv`: a row for each log entry of training, from the trainer's whole history."""
+    entries = [entry for entry in history if "reward" in entry]
+    columns = {column: key for column, key in REWARD_COLUMNS.items() if any(key in entry for entry in entries)}
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["step", *columns])
+    rows.writerows([entry["step"], *(entry.get(key, "") for key in columns.values())] for entry in entries)
+    write_text(path, text.getvalue())
+
+
+def reward_writer():
+    """A callback that keeps `rewards.csv` up to date."""
+    from transformers import TrainerCallback
+
+    class RewardWriter(TrainerCallback):
+        def on_log(self, arguments, state, control, **kwargs):
+            if state.is_world_process_zero:
+                write_rewards(Path(arguments.output_dir) / "rewards.csv", state.log_history)
+
+    return RewardWriter()
+
+
+def build_trainer(args: Args, data: Data, model, packed: bool, encoder: Encoder, contract: Contract):
+    """TRL's GRPOTrainer with our rewards and label metrics."""
+    from trl import GRPOTrainer
+
+    class LabelGRPOTrainer(GroupTraining, GRPOTrainer):
+        pass
+
+    budget, limit = answer_lengths(args, encoder, data.train)
+    if is_first_process():
+        print(f"an answer may take {budget} tokens without penalty, and is cut off at {limit}")
+    weights = {"jaccard": args.accuracy_weight, "format": args.format_weight, "length": args.length_weight}
+    stop_ids = stop_token_ids(model, encoder.end_id)
+    rewards = Rewards(encoder, stop_ids, budget, limit, weights)
+    dev = drawn(data.dev, args.eval_samples, args.seed)
+    trainer = LabelGRPOTrainer(
+        model=model,
+        reward_funcs=rewards.functions(),
+        args=training_arguments(args, data.task, rewards, has_dev=bool(dev)),
+        train_dataset=prompts(data.train),
+        eval_dataset=prompts(dev) if dev else None,
+        processing_class=encoder.tokenizer,
+        peft_config=None if hasattr(model, "peft_config") else lora_config(args, model),
+        callbacks=[reward_writer()],
+    )
+    trainer.eos_token_ids = stop_ids  # by which TRL tells answers that were cut off
+    trainer.encoder, trainer.rewards, trainer.packed, trainer.stop_ids = encoder, rewards, packed, stop_ids
+    trainer.dynamic_sampling_rounds = args.dynamic_sampling_rounds if args.dynamic_sampling else 0
+    trainer.contract, trainer.dev = contract, dev
+    trainer.answer = lambda model, texts, progress: Predictor.from_model(
+        model, encoder, contract, args.predict_batch_size
+    ).predict_batch(texts, progress)
+    return trainer
+
+
+def prompts(examples: Sequence[Example]):
+    """Examples -> a data set of texts (`prompt`; the trainer makes token ids of them) and `gold` labels."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{"prompt": e.text, "gold": list(e.labels), "id": e.id} for e in examples])
+
+
+def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool):
+    """Our flags as TRL's GRPOConfig."""
+    import torch
+    from trl import GRPOConfig
+
+    if args.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
+    return GRPOConfig(
+        output_dir=args.output_dir,
+        num_train_epochs=args.num_epochs,
+        max_steps=args.max_steps or -1,
+        per_device_train_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        steps_per_generation=args.steps_per_generation,
+        num_generations=args.num_generations,
+        max_completion_length=rewards.limit,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        use_vllm=args.use_vllm != "off",
+        vllm_mode="colocate" if args.use_vllm == "colocate" else "server",
+        vllm_server_host=args.vllm_server_host,
+        vllm_server_port=args.vllm_server_port,
+        vllm_gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+        generation_kwargs={"stop_token_ids": list(rewards.stop_ids)} if args.use_vllm != "off" else None,
+        reward_weights=[weight for weight in rewards.weights.values() if weight],
+        beta=args.beta,
+        loss_type=args.loss_type,
+        epsilon=args.epsilon,
+        epsilon_high=args.epsilon_high,
+        scale_rewards=args.scale_rewards,
+        importance_sampling_level=args.importance_sampling_level,
+        num_iterations=args.num_iterations,
+        mask_truncated_completions=args.mask_truncated_completions,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        warmup_steps=args.warmup_ratio,  # below 1 it is a share of all steps
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        use_cpu=pick_device() == "cpu",
+        bf16=args.precision == "bf16",
+        fp16=args.precision == "fp16",
+        gradient_checkpointing=args.gradient_checkpointing,
+        seed=args.seed,
+        per_device_eval_batch_size=args.num_generations,  # TRL asks for whole groups, though ours draws none
+        eval_strategy="steps" if has_dev else "no",
+        eval_on_start=has_dev,
+        eval_steps=args.eval_steps,
+        save_strategy="steps",
+        save_steps=args.save_steps or args.eval_steps,
+        save_total_limit=args.save_total_limit,
+        load_best_model_at_end=has_dev,
+        metric_for_best_model=(args.metric_for_best or DEFAULT_BEST[task.kind]) if has_dev else None,
+        greater_is_better=True if has_dev else None,
+        logging_steps=args.logging_steps,
+        log_completions=True,
+        num_completions_to_print=0,  # it draws a large table; `_shown_answers` are two lines
+        report_to=["tensorboard"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        router_aux_loss_coef=0.0,  # experts' balance is a loss of whole batches, not of a packed row's answers
+    )
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None) -> bool:
+    """Build everything and train. Returns whether this process is the one that goes on to report."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
+    encoder = Encoder(data.task, load_tokenizer(args.model_path), started.cot, started.max_length)
+    _, limit = answer_lengths(args, encoder, data.train)
+    model, packed = load_policy(args, longest=started.max_length - encoder.answer_tokens + limit)
+    contract = Contract(
+        data.task, cot=started.cot, max_length=started.max_length,
+        base_model=base_model_path(args.model_path) or args.model_path,
+        base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,
+    )  # fmt: skip
+    trainer = build_trainer(args, data, model, packed, encoder, contract)
+    if trainer.is_world_process_zero():
+        write_run_facts(args, data)
+    train(trainer, checkpoint)
+    return trainer.is_world_process_zero()
+
+
+def main(args: Args) -> None:
+    check_model_path(args.model_path)
+    if base_model_path(args.model_path) is not None:
+        check_adapter_flags(args)
+    started = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)
+    trained_before = (Path(args.model_path) / "task.json").is_file()
+    data = load_data(args, started.task, kind_known=trained_before or args.task is not None)
+    checkpoint = find_checkpoint(args, MAY_CHANGE)
+    check_same_task(checkpoint, data.task)
+    if is_finished(args):
+        if not is_first_process():
+            return
+        print(f"{args.output_dir}: trained to its end already")
+    elif not reinforce(args, data, started, checkpoint):
+        return
+    if data.test:
+        gc.collect()  # the trainer and its model hold each other; two models may not fit
+        score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
+    print(f"written to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    # Edit here, or pass the same names as flags: a flag wins.
+    settings = dict(
+        # model_path="outputs/sft",
+        # train_data_path="data/goemotions/original/train.tsv",
+        # dev_data_path="data/goemotions/original/dev.tsv",
+    )
+    run(main, Args, settings)
