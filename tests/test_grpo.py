@@ -40,21 +40,12 @@ WEIGHTS = {"jaccard": 1.0, "format": 0.5, "length": 0.25}
 def taught_dir(tiny_model_dir, tmp_path_factory) -> Path:
     """The tiny model after some fine-tuning: it writes short answers, of which some are right."""
     out = tmp_path_factory.mktemp("taught") / "run"
-    main_SFT.main(
-        main_SFT.Args(
-            model_path=str(tiny_model_dir),
-            label_path=str(SAMPLE / "labels.txt"),
-            train_data_path=str(SAMPLE / "train.tsv"),
-            output_dir=str(out),
-            precision="fp32",
-            tuning="full",
-            max_steps=60,
-            batch_size=16,
-            learning_rate=1e-2,
-            val_ratio=0.0,
-            max_length=1024,
-        )  # fmt: skip
-    )
+    settings = main_SFT.Args(
+        model_path=str(tiny_model_dir), label_path=str(SAMPLE / "labels.txt"),
+        train_data_path=str(SAMPLE / "train.tsv"), output_dir=str(out), precision="fp32", tuning="full",
+        max_steps=60, batch_size=16, learning_rate=1e-2, val_ratio=0.0, max_length=1024,
+    )  # fmt: skip
+    main_SFT.main(settings)
     return out
 
 
