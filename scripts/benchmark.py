@@ -11,6 +11,8 @@ sft     one training step of a Llama-type model under a LoRA adapter. `trl` is T
         the rest (on a CPU plain instead of fused attention, adapters without casts, logits of the answers only).
         The limit is the time the step's matrix products would take at the rate at which this machine multiplies
         bf16 matrices of the model's own sizes, measured between the steps.
+grpo    one step of GRPO: draw a group of answers to each text, score them, learn from them. `trl` is TRL's GRPOTrainer
+        as it comes, with our rewards; `ours` main_grpo.py, `plain` the same with --prefix_sharing off.
 """
 
 import multiprocessing
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ SFT_CASES = {
 
 
 @dataclass
-class Args:
+class SftArgs:
     model_path: str | None = flag(None, "model to train: hub id or directory")
     data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
     output_dir: str = flag("outputs/benchmark", "where the figures go")
@@ -67,11 +69,37 @@ class Args:
     def __post_init__(self):
         if self.model_path is None:
             raise UserError("--model_path is needed")
-        for name, known in (("cases", SFT_CASES), ("contestants", CONTESTANTS)):
-            if unknown := [value for value in getattr(self, name) if value not in known]:
-                raise UserError(f"--{name} {unknown[0]}: must be of {', '.join(known)}")
+        _check_known(self, cases=SFT_CASES, contestants=SFT_CONTESTANTS)
         check_at_least(self, rounds=1, warmup=1, max_length=1, lora_r=1, seed=0)
         check_output_dir(self.output_dir)
+
+
+@dataclass
+class GrpoArgs:
+    model_path: str | None = flag(None, "start: hub id or directory, untuned or an SFT run")
+    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
+    output_dir: str = flag("outputs/benchmark", "where the figures go")
+    contestants: list[str] = flag(["trl", "ours"], "which of trl, plain, ours")
+    texts: int = flag(4, "texts a step")
+    num_generations: int = flag(8, "answers drawn for each")
+    rounds: int = flag(5, "timed steps of each contestant")
+    warmup: int = flag(2, "steps before them that are not timed")
+    lora_r: int = flag(16, "rank of the adapter, where the start brings none")
+    seed: int = flag(42, "seed of order, adapter and drawing")
+
+    def __post_init__(self):
+        if self.model_path is None:
+            raise UserError("--model_path is needed")
+        _check_known(self, contestants=GRPO_CONTESTANTS)
+        check_at_least(self, texts=1, num_generations=2, rounds=1, warmup=1, lora_r=1, seed=0)
+        check_output_dir(self.output_dir)
+
+
+def _check_known(args: Any, **allowed: Iterable[str]) -> None:
+    """Raise a `UserError` naming the first value of a list flag that is none of those allowed."""
+    for name, known in allowed.items():
+        if unknown := [value for value in getattr(args, name) if value not in known]:
+            raise UserError(f"--{name} {unknown[0]}: must be of {', '.join(known)}")
 
 
 # --- taking turns ---------------------------------------------------------------------------------------------------
@@ -107,6 +135,22 @@ class Contestant:
         self._process.join(10)
         self._process.terminate()
         self._process.join()
+
+
+def race(racers: dict[str, Contestant], rounds: int, name: str) -> dict[str, list[dict[str, Any]]]:
+    """Let all take turns, and stop them; what each reported, turn by turn."""
+    turns: dict[str, list[dict[str, Any]]] = {which: [] for which in racers}
+    try:
+        for number in range(rounds):
+            for which, racer in racers.items():
+                turns[which].append(racer.turn())
+                if which != "machine":
+                    seconds = turns[which][-1]["seconds"]
+                    print(f"{name} step {number + 1} {which:9} {seconds:7.2f} s", flush=True)
+    finally:
+        for racer in racers.values():
+            racer.stop()
+    return turns
 
 
 class Turns:
@@ -158,7 +202,7 @@ def _work(work: Callable[..., None], connection, settings: dict[str, Any]) -> No
 # --- sft: a training step -------------------------------------------------------------------------------------------
 
 
-def sft_args(args: Args, case: Case, output_dir: str, **settings: Any):
+def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any):
     """The benchmark's settings as main_SFT.py's."""
     import main_SFT
 
@@ -169,7 +213,7 @@ def sft_args(args: Args, case: Case, output_dir: str, **settings: Any):
     )  # fmt: skip
 
 
-def train_file(args: Args, case: Case) -> Path:
+def train_file(args: SftArgs | GrpoArgs, case: Case) -> Path:
     """The training rows of a case.
 
     Raises:
@@ -207,7 +251,7 @@ def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
     trainer.add_callback(StepIsTurn())
 
 
-def ours(turns: Turns, args: Args, case: Case, **flags: Any) -> None:
+def ours(turns: Turns, args: SftArgs, case: Case, **flags: Any) -> None:
     """main_SFT.py, from its own pieces."""
     import main_SFT
     from data.contract import Contract
@@ -225,17 +269,17 @@ def ours(turns: Turns, args: Args, case: Case, **flags: Any) -> None:
         train(trainer, None)
 
 
-def compiled(turns: Turns, args: Args, case: Case) -> None:
+def compiled(turns: Turns, args: SftArgs, case: Case) -> None:
     """The same with --compile."""
     ours(turns, args, case, compile=True)
 
 
-def plain(turns: Turns, args: Args, case: Case) -> None:
+def plain(turns: Turns, args: SftArgs, case: Case) -> None:
     """The same without packing."""
     ours(turns, args, case, prefix_sharing="off")
 
 
-def trl(turns: Turns, args: Args, case: Case) -> None:
+def trl(turns: Turns, args: SftArgs, case: Case) -> None:
     """TRL's SFTTrainer, on the same token ids."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -285,10 +329,10 @@ def multiply(turns: Turns, hidden: int, intermediate: int, rows: int) -> None:
         turns.done(flops=2 * rows * hidden * intermediate / statistics.median(seconds))
 
 
-CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours, "compiled": compiled}
+SFT_CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours, "compiled": compiled}
 
 
-def matrix_flops(args: Args) -> dict[str, Any]:
+def matrix_flops(args: SftArgs) -> dict[str, Any]:
     """Operations in the matrix products of a step (a token's, a projected position's), and the MLP's sizes.
 
     A frozen layer's weights are used forward (2 operations each) and for the gradient of its input (2); an adapter's
@@ -311,7 +355,7 @@ def matrix_flops(args: Args) -> dict[str, Any]:
     }
 
 
-def unique_tokens(args: Args, case: Case) -> tuple[float, float]:
+def unique_tokens(args: SftArgs, case: Case) -> tuple[float, float]:
     """Mean number of tokens and of projected positions in a packed batch, whatever the contestants compute."""
     import random
 
@@ -332,7 +376,7 @@ def unique_tokens(args: Args, case: Case) -> tuple[float, float]:
     return statistics.mean(map(len, rows)), statistics.mean(len(row.logit_index) for row in rows)
 
 
-def race_sft(args: Args, name: str) -> dict[str, Any]:
+def race_sft(args: SftArgs, name: str) -> dict[str, Any]:
     """One case: every contestant and the machine itself in turns."""
     case = SFT_CASES[name]
     tokens, positions = unique_tokens(args, case)
@@ -341,18 +385,8 @@ def race_sft(args: Args, name: str) -> dict[str, Any]:
     racers = {
         "machine": Contestant(multiply, hidden=per["hidden"], intermediate=per["intermediate"], rows=round(tokens))
     }
-    racers |= {which: Contestant(CONTESTANTS[which], args=args, case=case) for which in args.contestants}
-    turns: dict[str, list[dict[str, Any]]] = {which: [] for which in racers}
-    try:
-        for number in range(args.warmup + args.rounds):
-            for which, racer in racers.items():
-                turns[which].append(racer.turn())
-                if which != "machine":
-                    seconds = turns[which][-1]["seconds"]
-                    print(f"{name} step {number + 1} {which:9} {seconds:7.2f} s", flush=True)
-    finally:
-        for racer in racers.values():
-            racer.stop()
+    racers |= {which: Contestant(SFT_CONTESTANTS[which], args=args, case=case) for which in args.contestants}
+    turns = race(racers, args.warmup + args.rounds, name)
     timed = {which: entries[args.warmup :] for which, entries in turns.items()}
     rate = statistics.median(entry["flops"] for entry in timed.pop("machine"))
     result: dict[str, Any] = {
@@ -377,7 +411,7 @@ def race_sft(args: Args, name: str) -> dict[str, Any]:
     return result
 
 
-def sft(args: Args) -> None:
+def sft(args: SftArgs) -> None:
     check_model_path(args.model_path)
     for name in args.cases:
         train_file(args, SFT_CASES[name])  # a missing file is found before the first minutes are gone
@@ -406,14 +440,177 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-BENCHMARKS = {"sft": sft}
+# --- grpo: draw answers, learn from them ----------------------------------------------------------------------------
+
+
+GRPO_CASE = SFT_CASES["28-labels"]
+
+
+def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any):
+    """The benchmark's settings as main_grpo.py's."""
+    import main_grpo
+
+    trained = (Path(args.model_path) / "adapter_config.json").is_file()
+    return main_grpo.Args(
+        model_path=args.model_path, task=GRPO_CASE.task, train_data_path=str(train_file(args, GRPO_CASE)),
+        output_dir=output_dir, num_generations=args.num_generations, batch_size=args.texts * args.num_generations,
+        lora_r=None if trained else args.lora_r, max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed,
+        logging_steps=args.warmup + args.rounds + 1, **settings,
+    )  # fmt: skip
+
+
+def _take_grpo_turns(trainer, turns: Turns) -> None:
+    """Have a trainer make each of its steps a turn, and report how much of it went into drawing answers."""
+    from transformers import TrainerCallback
+
+    seconds = {"drawing": 0.0}
+    draw = trainer._generate_single_turn
+
+    def timed(*args, **kwargs):
+        begin = time.perf_counter()
+        drawn = draw(*args, **kwargs)
+        _synchronize()
+        seconds["drawing"] += time.perf_counter() - begin
+        return drawn
+
+    class StepIsTurn(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            turns.wait()
+
+        def on_step_end(self, *args, **kwargs):
+            length = trainer._metrics["train"]["completions/mean_length"][-1]
+            turns.done(drawing_seconds=seconds["drawing"], answer_tokens=length)
+            seconds["drawing"] = 0.0
+            turns.wait()
+
+    trainer._generate_single_turn = timed
+    trainer.add_callback(StepIsTurn())
+
+
+def our_grpo(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
+    """main_grpo.py, from its own pieces."""
+    import main_grpo
+    from data.contract import contract_for
+    from data.encoding import Encoder
+    from inference import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = grpo_args(args, folder, **flags)
+        contract = contract_for(args.model_path, settings.task)
+        data = load_data(settings, contract.task, kind_known=True)
+        encoder = Encoder(data.task, load_tokenizer(args.model_path), contract.cot, contract.max_length)
+        model, packed = main_grpo.load_policy(settings, longest=contract.max_length)
+        trainer = main_grpo.build_trainer(settings, data, model, packed, encoder, contract)
+        _take_grpo_turns(trainer, turns)
+        train(trainer, None)
+
+
+def plain_grpo(turns: Turns, args: GrpoArgs) -> None:
+    """The same without packing."""
+    our_grpo(turns, args, prefix_sharing="off")
+
+
+def trl_grpo(turns: Turns, args: GrpoArgs) -> None:
+    """TRL's GRPOTrainer on the same chats, with the same rewards and settings."""
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    import main_grpo
+    from data.contract import contract_for
+    from data.encoding import Encoder
+    from inference import base_model_path, load_tokenizer, pick_device, stop_token_ids
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = grpo_args(args, folder)
+        contract = contract_for(args.model_path, settings.task)
+        task = contract.task
+        data = load_data(settings, task, kind_known=True)
+        tokenizer = load_tokenizer(args.model_path)
+        encoder = Encoder(task, tokenizer, contract.cot, contract.max_length)
+        start = base_model_path(args.model_path)
+        model = AutoModelForCausalLM.from_pretrained(start or args.model_path, dtype=torch.bfloat16)
+        if start is not None:
+            model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
+        budget, limit = main_grpo.answer_lengths(settings, encoder, data.train)
+        weights = {"jaccard": settings.accuracy_weight, "format": settings.format_weight, "length": 0.5}
+        rewards = main_grpo.Rewards(encoder, stop_token_ids(model, encoder.end_id), budget, limit, weights)
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=rewards.functions(),
+            args=GRPOConfig(
+                output_dir=folder, max_steps=settings.max_steps, per_device_train_batch_size=settings.batch_size,
+                num_generations=args.num_generations, max_completion_length=limit, beta=0.0,
+                reward_weights=list(weights.values()), learning_rate=settings.learning_rate, bf16=True,
+                use_cpu=pick_device() == "cpu", gradient_checkpointing=False, seed=args.seed, report_to=[],
+                save_strategy="no", logging_steps=settings.logging_steps,
+            ),
+            train_dataset=Dataset.from_list([{"prompt": task.messages(e.text), "gold": e.labels} for e in data.train]),
+            processing_class=tokenizer,
+            peft_config=None if start else lora_config(settings, model),
+        )  # fmt: skip
+        _take_grpo_turns(trainer, turns)
+        trainer.train()
+
+
+GRPO_CONTESTANTS = {"trl": trl_grpo, "plain": plain_grpo, "ours": our_grpo}
+
+
+def grpo(args: GrpoArgs) -> None:
+    check_model_path(args.model_path)
+    train_file(args, GRPO_CASE)
+    turns = race(
+        {which: Contestant(GRPO_CONTESTANTS[which], args=args) for which in args.contestants},
+        args.warmup + args.rounds, "grpo",
+    )  # fmt: skip
+    results: dict[str, Any] = {
+        "what": f"{args.texts} texts x {args.num_generations} answers, {GRPO_CASE.what}",
+        "contestants": {},
+    }
+    for which, entries in turns.items():
+        timed = entries[args.warmup :]
+        learning = [entry["seconds"] - entry["drawing_seconds"] for entry in timed]
+        results["contestants"][which] = {
+            "seconds": statistics.median(entry["seconds"] for entry in timed),
+            "drawing_seconds": statistics.median(entry["drawing_seconds"] for entry in timed),
+            "learning_seconds": statistics.median(learning),
+            "answer_tokens": statistics.mean(entry["answer_tokens"] for entry in timed),
+            "all_seconds": [entry["seconds"] for entry in timed],
+            "peak_gib": timed[-1]["peak_bytes"] / 2**30,
+        }
+    print(grpo_table(results))
+    write_json(Path(args.output_dir) / "benchmark_grpo.json", results)
+    print(f"written to {Path(args.output_dir) / 'benchmark_grpo.json'}")
+
+
+def grpo_table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table, one line a contestant."""
+    lines = [
+        "| trainer | seconds a step | drawing | learning | answer tokens | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    base = results["contestants"].get("trl")
+    for which, figures in results["contestants"].items():
+        columns = [
+            f"{figures[name]:.2f}" + (f" ({base[name] / figures[name]:.1f}×)" if base else "")
+            for name in ("seconds", "drawing_seconds", "learning_seconds")
+        ]
+        lines.append(
+            f"| {which} | {' | '.join(columns)} | {figures['answer_tokens']:.1f} | {figures['peak_gib']:.1f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs)}
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] in BENCHMARKS:
-        run(BENCHMARKS[sys.argv.pop(1)], Args, dict())
+        run(*BENCHMARKS[sys.argv.pop(1)], dict())
     elif len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help"):
-        run(sft, Args, dict())
+        print(f"{__doc__}\nFlags of one of them: python -m scripts.benchmark {'|'.join(BENCHMARKS)} --help")
     else:
         print(f"benchmark.py: error: the first argument is one of {', '.join(BENCHMARKS)}", file=sys.stderr)
         sys.exit(2)

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from data.arguments import UserError
-from scripts.benchmark import SFT_CASES, Args, Contestant, table, train_file
+from scripts.benchmark import SFT_CASES, Contestant, GrpoArgs, SftArgs, grpo_table, table, train_file
 from tests.conftest import ROOT, SAMPLE
 
 
@@ -44,11 +44,24 @@ def test_contestants_take_turns():
 )
 def test_wrong_flags(flags, message):
     with pytest.raises(UserError, match=message):
-        Args(**{"model_path": "somewhere"} | flags)
+        SftArgs(**{"model_path": "somewhere"} | flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model_path": None}, "--model_path is needed"),
+        ({"contestants": ["me"]}, "--contestants me: must be of trl, plain, ours"),
+        ({"num_generations": 1}, "--num_generations 1: must be at least 2"),
+    ],
+)
+def test_wrong_flags_of_grpo(flags, message):
+    with pytest.raises(UserError, match=message):
+        GrpoArgs(**{"model_path": "somewhere"} | flags)
 
 
 def test_data_that_is_not_there(tmp_path):
-    args = Args(model_path="somewhere", data_dir=str(tmp_path))
+    args = SftArgs(model_path="somewhere", data_dir=str(tmp_path))
     with pytest.raises(UserError, match="no train file there; get it with: python download"):
         train_file(args, SFT_CASES["4-labels"])
 
@@ -61,17 +74,40 @@ def test_the_table():
     ]
 
 
-@pytest.mark.real
-def test_the_command_on_a_tiny_model(tiny_model_dir, tmp_path):
-    (tmp_path / "goemotions" / "original").mkdir(parents=True)
-    (tmp_path / "goemotions" / "original" / "train.tsv").write_bytes((SAMPLE / "train.tsv").read_bytes())
+def test_the_table_of_grpo():
+    figures = {"seconds": 2.0, "drawing_seconds": 0.5, "learning_seconds": 1.5, "answer_tokens": 4.25, "peak_gib": 2.0}
+    trl = figures | {"seconds": 20.0, "drawing_seconds": 10.0, "learning_seconds": 10.0}
+    assert grpo_table({"contestants": {"trl": trl, "ours": figures}}).splitlines()[2:] == [
+        "| trl | 20.00 (1.0×) | 10.00 (1.0×) | 10.00 (1.0×) | 4.2 | 2.0 GiB |",
+        "| ours | 2.00 (10.0×) | 0.50 (20.0×) | 1.50 (6.7×) | 4.2 | 2.0 GiB |",
+    ]
+
+
+def run_on_the_sample(benchmark: str, model_dir, folder, *flags: str) -> dict:
+    """Run a benchmark of two contestants on a tiny model and the sample; its JSON."""
+    (folder / "goemotions" / "original").mkdir(parents=True)
+    (folder / "goemotions" / "original" / "train.tsv").write_bytes((SAMPLE / "train.tsv").read_bytes())
     subprocess.run(
-        [sys.executable, "-m", "scripts.benchmark", "sft", "--model_path", str(tiny_model_dir), "--data_dir",
-         str(tmp_path), "--output_dir", str(tmp_path / "out"), "--cases", "28-labels", "--contestants", "trl", "ours",
-         "--rounds", "2", "--warmup", "1"],
+        [sys.executable, "-m", "scripts.benchmark", benchmark, "--model_path", str(model_dir), "--data_dir",
+         str(folder), "--output_dir", str(folder / "out"), "--contestants", "trl", "ours", "--rounds", "2",
+         "--warmup", "1", *flags],
         cwd=ROOT, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
-    (case,) = json.loads((tmp_path / "out" / "benchmark_sft.json").read_text()).values()
+    return json.loads((folder / "out" / f"benchmark_{benchmark}.json").read_text())
+
+
+@pytest.mark.real
+def test_grpo_on_a_tiny_model(tiny_model_dir, tmp_path):
+    racers = run_on_the_sample("grpo", tiny_model_dir, tmp_path)["contestants"]
+    for figures in racers.values():
+        assert 0 < figures["drawing_seconds"] < figures["seconds"]
+        assert 0 < figures["learning_seconds"] < figures["seconds"]
+    assert racers["trl"]["answer_tokens"] == pytest.approx(racers["ours"]["answer_tokens"], rel=0.2)
+
+
+@pytest.mark.real
+def test_sft_on_a_tiny_model(tiny_model_dir, tmp_path):
+    (case,) = run_on_the_sample("sft", tiny_model_dir, tmp_path, "--cases", "28-labels").values()
     trl, ours = case["contestants"]["trl"], case["contestants"]["ours"]
     assert trl["tokens_a_step"] > 3 * ours["tokens_a_step"]
     assert ours["tokens_a_step"] == pytest.approx(case["unique_tokens"], rel=0.3)

@@ -1,0 +1,81 @@
+# Sourced by the launchers behind _setup.sh: `launch script.py --flags` runs a stage on what this machine has.
+#
+#   GPUS       GPUs to train on (default: all that are found, less VLLM_GPUS)
+#   PARALLEL   how a model is spread over them: ddp (whole on each), fsdp, zero2 or zero3 (DeepSpeed)
+#   PROCESSES  processes on a machine without a GPU, over gloo (default: 2)
+#   VLLM_GPUS  the last so many GPUs draw GRPO's answers with vLLM (default: 0 = the training processes draw them)
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each, with its own NODE_RANK
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page faults in large CPU buffers
+
+found_gpus="$( (nvidia-smi -L 2>/dev/null || true) | wc -l)"
+VLLM_GPUS="${VLLM_GPUS:-0}"
+GPUS="${GPUS:-$((found_gpus > VLLM_GPUS ? found_gpus - VLLM_GPUS : 0))}"
+PARALLEL="${PARALLEL:-ddp}"
+PROCESSES="${PROCESSES:-2}"
+
+stop() {
+  echo "$(basename "$0"): error: $1" >&2
+  exit 2
+}
+
+# The command that starts the processes, in the array `launcher`.
+pick_launcher() {
+  local nodes="${NNODES:-1}" port="${MASTER_PORT:-29500}"
+  local -a group
+  if ((nodes > 1)); then
+    [[ -n "${MASTER_ADDR:-}" ]] || stop "NNODES=$nodes: needs MASTER_ADDR, the first machine's address"
+    group=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}" --master_addr "$MASTER_ADDR" --master_port "$port")
+  else
+    group=(--standalone)
+  fi
+  if ((GPUS == 0)); then
+    [[ "$PARALLEL" == ddp ]] || stop "PARALLEL=$PARALLEL: needs GPUs, and none was found"
+    launcher=(torchrun "${group[@]}" --nproc_per_node "$PROCESSES")
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}"
+    return
+  fi
+  launcher=(accelerate launch --num_processes "$((GPUS * nodes))" --num_machines "$nodes" --mixed_precision bf16
+    --dynamo_backend no --machine_rank "${NODE_RANK:-0}" --main_process_port "$port")
+  ((nodes == 1)) || launcher+=(--main_process_ip "$MASTER_ADDR")
+  case "$PARALLEL" in
+    ddp) ((GPUS * nodes == 1)) || launcher+=(--multi_gpu) ;;
+    fsdp) launcher+=(--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
+      --fsdp_state_dict_type FULL_STATE_DICT) ;;
+    zero2 | zero3)
+      python -c "import deepspeed" 2>/dev/null || stop "PARALLEL=$PARALLEL: needs DeepSpeed (pip install deepspeed)"
+      launcher+=(--use_deepspeed --zero_stage "${PARALLEL#zero}" --zero3_save_16bit_model true) ;;
+    *) stop "PARALLEL=$PARALLEL: must be ddp, fsdp, zero2 or zero3" ;;
+  esac
+}
+
+# Serve a model with vLLM on the last VLLM_GPUS GPUs until the launcher ends; main_grpo.py's flags in `vllm_flags`.
+serve_vllm() {
+  local model="$1" port="${VLLM_PORT:-8000}" first="$GPUS" devices
+  vllm_flags=()
+  ((VLLM_GPUS > 0)) || return 0
+  ((found_gpus >= GPUS + VLLM_GPUS)) || stop "VLLM_GPUS=$VLLM_GPUS: $found_gpus GPUs found, $GPUS of them train"
+  if [[ -f "$model/adapter_config.json" ]]; then # the adapter's weights come from the trainer at each step
+    model="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
+      "$model/adapter_config.json")"
+  fi
+  devices="$(seq -s, "$first" "$((first + VLLM_GPUS - 1))")"
+  CUDA_VISIBLE_DEVICES="$devices" trl vllm-serve --model "$model" --port "$port" \
+    --tensor_parallel_size "$VLLM_GPUS" --logprobs_mode processed_logprobs &
+  server=$!
+  trap 'kill "$server" 2>/dev/null || true' EXIT
+  until curl -fs "http://127.0.0.1:$port/health/" >/dev/null; do
+    kill -0 "$server" 2>/dev/null || stop "the vLLM server ended before it was ready"
+    sleep 2
+  done
+  vllm_flags=(--use_vllm server --vllm_server_port "$port")
+}
+
+launch() {
+  local -a launcher
+  pick_launcher
+  if ((GPUS > 0)); then
+    CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 "$((GPUS - 1))")}" "${launcher[@]}" "$@"
+  else
+    "${launcher[@]}" "$@"
+  fi
+}
