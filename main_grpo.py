@@ -21,7 +21,7 @@ are drawn, by branching the cache of keys and values; when they are scored, by p
     accelerate launch --num_processes 8 main_grpo.py ...
 
 GRPO: Shao et al., "DeepSeekMath", 2024; dynamic sampling, token-mean loss and the higher upper clip: Yu et al., "DAPO",
-2025. Unlike in both papers there is by default no reference model (`--beta 0`): labels are checked, not guessed at by
+2025. As in DAPO there is by default no reference model (`--beta 0`): labels are checked, not guessed at by
 a reward model, so little can be exploited. A killed run goes on from its newest whole checkpoint when the same
 command is given again.
 """
@@ -29,6 +29,7 @@ command is given again.
 import csv
 import gc
 import io
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -358,14 +359,12 @@ def load_policy(args: Args, longest: int):
 
 def check_adapter_flags(args: Args) -> None:
     """Raise a `UserError` when a flag asks for another adapter than the one the start brings, or for none."""
-    from peft import PeftConfig
-
     if args.tuning == "full":
         raise UserError(f"--tuning full: {args.model_path} is an adapter, which learns on; merge it first")
-    brought = PeftConfig.from_pretrained(args.model_path)
-    for name, value in (("lora_r", getattr(brought, "r", None)), ("lora_alpha", getattr(brought, "lora_alpha", None))):
-        if getattr(args, name) not in (None, value):
-            raise UserError(f"--{name} {getattr(args, name)}: the adapter in {args.model_path} has {value}")
+    settings = json.loads((Path(args.model_path) / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, key in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
+        if getattr(args, name) not in (None, settings.get(key)):
+            raise UserError(f"--{name} {getattr(args, name)}: the adapter in {args.model_path} has {settings.get(key)}")
 
 
 # --- trainer --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
 # name -> (script, flags; {dir} is the case's own folder, what the line must say)
 SFT = "main_SFT.py --model_path {model} --train_data_path {dir}/good.tsv --label_path {dir}/labels.txt --output_dir {dir}/out"
 INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --output_dir {dir}/out"
+GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 CASES = {
     "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
     "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
@@ -55,9 +56,30 @@ CASES = {
     "compile what": (f"{SFT} --compile maybe", "--compile: Truthy value expected: got maybe"),
     "nothing given": ("main_SFT.py", "--model_path is needed"),
     "not a model": (f"{INFER} --model_path {{dir}} --text hi", "{dir}: holds neither config.json nor adapter_config.json"),
+    "grpo: nothing given": ("main_grpo.py", "--model_path is needed"),
+    "grpo: no task": ("main_grpo.py --model_path {model} --train_data_path {dir}/good.tsv", "name --task or --label_path"),
+    "grpo: wrong label id": (f"{GRPO} --train_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
+    "grpo: batch that splits a group": (f"{GRPO} --batch_size 12", "--batch_size 12: must be a multiple of --num_generations 8"),
+    "grpo: batches that split a group": (f"{GRPO} --batch_size 2 --gradient_accumulation_steps 3", "--batch_size 2 x 3 batches: must be a multiple of --num_generations 8"),
+    "grpo: a group of one": (f"{GRPO} --num_generations 1", "--num_generations 1: must be at least 2"),
+    "grpo: unknown loss": (f"{GRPO} --loss_type ppo", "--loss_type: invalid choice: 'ppo'"),
+    "grpo: unknown scaling": (f"{GRPO} --scale_rewards both", "--scale_rewards: invalid choice: 'both'"),
+    "grpo: unknown engine": (f"{GRPO} --use_vllm yes", "--use_vllm: invalid choice: 'yes'"),
+    "grpo: no reward": (f"{GRPO} --accuracy_weight 0 --format_weight 0 --length_weight 0", "all are 0, so there is no reward"),
+    "grpo: negative weight": (f"{GRPO} --length_weight -1", "--length_weight -1.0: must be at least 0"),
+    "grpo: no temperature": (f"{GRPO} --temperature 0", "--temperature 0.0: must be above 0"),
+    "grpo: top_p over one": (f"{GRPO} --top_p 1.5", "--top_p 1.5: must be above 0 and at most 1"),
+    "grpo: negative beta": (f"{GRPO} --beta -0.1", "--beta -0.1: must be at least 0"),
+    "grpo: no clip range": (f"{GRPO} --epsilon 0", "--epsilon 0.0: must be above 0"),
+    "grpo: metric": (f"{GRPO} --metric_for_best loss", "--metric_for_best loss: must be one of accuracy"),
+    "grpo: unknown sharing": (f"{GRPO} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
+    "grpo: adapter without task.json": (f"{GRPO} --model_path {{dir}}/run", "{dir}/run/adapter_config.json: names no base model"),
 }  # fmt: skip
 SLOW_CASES = {  # known only once the tokenizer is there
     "max_length shorter than the prompt": (f"{SFT} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
+    "grpo: max_length shorter than the prompt": (f"{GRPO} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
+    "grpo: budget over the limit": (f"{GRPO} --length_budget 999", "--length_budget 999: is over the limit of"),
+    "grpo: limit under the gold answers": (f"{GRPO} --max_completion_length 1", "--max_completion_length 1: the longest gold answer takes"),
 }  # fmt: skip
 
 
@@ -123,7 +145,7 @@ def test_nothing_was_written(outcomes):
 
 
 def test_a_typo_in_main_names_the_setting(tmp_path):
-    for script in ("main_SFT.py", "inference.py", "download.py"):
+    for script in ("main_SFT.py", "main_grpo.py", "inference.py", "download.py"):
         source = (ROOT / script).read_text(encoding="utf-8")
         begin, _, end = source.rpartition("settings = ")
         call_line = end[end.index("run(") :]
@@ -137,7 +159,9 @@ def test_a_typo_in_main_names_the_setting(tmp_path):
         assert done.stderr.startswith(f"{script}: error: __main__: there is no setting 'modle_path'")
 
 
-@pytest.mark.parametrize("script", ["main_SFT.py", "inference.py", "-m scripts.compare", "-m scripts.benchmark sft"])
+@pytest.mark.parametrize(
+    "script", ["main_SFT.py", "main_grpo.py", "inference.py", "-m scripts.compare", "-m scripts.benchmark grpo"]
+)
 def test_help_explains_every_flag_without_heavy_imports(script):
     done = call(f"-X importtime {script} --help")
     assert done.returncode == 0
