@@ -49,21 +49,16 @@ pick_launcher() {
 }
 
 # Serve a model with vLLM on the last VLLM_GPUS GPUs until the launcher ends; main_grpo.py's flags in `vllm_flags`.
-serve_vllm() {
-  local model="$1" port="${VLLM_PORT:-8000}" first="$GPUS" devices
+start_vllm() {
+  local model="$1" port="${VLLM_PORT:-8000}"
   vllm_flags=()
   ((VLLM_GPUS > 0)) || return 0
   ((found_gpus >= GPUS + VLLM_GPUS)) || stop "VLLM_GPUS=$VLLM_GPUS: $found_gpus GPUs found, $GPUS of them train"
-  if [[ -f "$model/adapter_config.json" ]]; then # the adapter's weights come from the trainer at each step
-    model="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
-      "$model/adapter_config.json")"
-  fi
-  devices="$(seq -s, "$first" "$((first + VLLM_GPUS - 1))")"
-  CUDA_VISIBLE_DEVICES="$devices" trl vllm-serve --model "$model" --port "$port" \
-    --tensor_parallel_size "$VLLM_GPUS" --logprobs_mode processed_logprobs &
+  CUDA_VISIBLE_DEVICES="$(seq -s, "$GPUS" "$((GPUS + VLLM_GPUS - 1))")" PORT="$port" \
+    bash scripts/serve_vllm.sh "$model" --tensor-parallel-size "$VLLM_GPUS" &
   server=$!
   trap 'kill "$server" 2>/dev/null || true' EXIT
-  until curl -fs "http://127.0.0.1:$port/health/" >/dev/null; do
+  until curl -fs "http://127.0.0.1:$port/health" >/dev/null; do
     kill -0 "$server" 2>/dev/null || stop "the vLLM server ended before it was ready"
     sleep 2
   done

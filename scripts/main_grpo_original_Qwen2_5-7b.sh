@@ -18,7 +18,7 @@ BATCH_SIZE="${BATCH_SIZE:-64}"
 LEARNING_RATE="${LEARNING_RATE:-2e-5}"
 MAX_STEPS="${MAX_STEPS:-500}"
 
-serve_vllm "$MODEL"
+start_vllm "$MODEL"
 launch main_grpo.py --model_path "$MODEL" --label_path "$DATA/labels.txt" \
   --train_data_path "$DATA/train.tsv" --dev_data_path "$DATA/dev.tsv" --output_dir "$OUTPUT" \
   --num_generations "$NUM_GENERATIONS" --batch_size "$BATCH_SIZE" --learning_rate "$LEARNING_RATE" \

@@ -1,0 +1,242 @@
+"""GRPO over groups: what the answers to a text share, and what all texts share, is computed once.
+
+`GroupTraining` is a mixin over TRL's GRPOTrainer. The methods it overrides are TRL's own seams: how prompts become
+token ids, how answers are drawn, how log-probabilities are computed.
+"""
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.encoding import Encoder
+from data.packing import pack
+from data.training import LabelWatching
+from data.tree_attention import ordinary_attention, target_log_probs_and_entropies
+
+
+class GroupTraining(LabelWatching):
+    """Mixin over TRL's GRPOTrainer: our token ids, prefixes computed once, label metrics.
+
+    Attributes:
+        encoder: texts -> the prompts' token ids.
+        sample: (model, B prompts, samples) -> B * samples answers, as lists of token ids.
+        totals: (answers, their gold labels) -> the weighted reward of each.
+        packed: whether the model computes packed rows.
+        dynamic_sampling_rounds: how often groups without a signal are replaced in a step; 0 = never.
+    """
+
+    encoder: Encoder
+    sample: Callable[[Any, Sequence[list[int]], int], list[list[int]]]
+    totals: Callable[[Sequence[list[int]], Sequence[Sequence[str]]], list[float]]
+    packed: bool
+    dynamic_sampling_rounds: int
+    _ready: tuple[list[list[int]], list[list[list[int]]], Any] | None = None  # prompts, answers, log-probs drawn ahead
+
+    # -- drawing answers
+
+    def _tokenize_prompts(self, prompts: list[str]):
+        return self.encoder.prompt_ids(prompts), None, {}
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        if self._ready is not None:
+            prompts, answers, log_probs = self._ready
+            assert prompts == prompt_ids, "answers were drawn for other prompts"
+            self._ready = None
+            return answers, log_probs
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
+        return self._draw(prompt_ids), None
+
+    def _draw(self, prompt_ids: Sequence[list[int]]) -> list[list[int]]:
+        """One answer for each prompt; the prompt of a group is computed once."""
+        from trl.models import unwrap_model_for_generation
+
+        size = self.num_generations
+        if len(prompt_ids) % size or any(ids != prompt_ids[i - i % size] for i, ids in enumerate(prompt_ids)):
+            size = 1  # groups that begin on another process
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            torch.no_grad(),
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.accelerator.autocast(),
+            ordinary_attention(model),
+            torch.compiler.set_stance("force_eager"),
+        ):  # fmt: skip
+            model.eval()  # answers are drawn from the policy itself, without dropout
+            answers = self.sample(model, prompt_ids[::size], size)
+            model.train()
+        return answers
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.dynamic_sampling_rounds:
+            inputs = self._with_signal(inputs)
+        return super()._generate_and_score_completions(inputs)
+
+    def _with_signal(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """`inputs` with other texts for groups whose answers all earn the same; their answers are drawn already.
+
+        All processes go through the same rounds with the same number of groups: drawing may need all of them.
+        """
+        size = self.num_generations
+        # by the trainer's place, so that a run that was killed draws the same
+        batch = self._step % self.args.gradient_accumulation_steps
+        fresh = random.Random(f"{self.args.seed} {self.state.global_step} {batch} {self.args.process_index}")
+        groups = [inputs[i : i + size] for i in range(0, len(inputs), size)]
+        answers, log_probs = self._draw_groups(groups)
+        replaced = 0
+        for _ in range(self.dynamic_sampling_rounds):
+            flat = [i for i, group in enumerate(groups) if self._is_flat(group, answers[i])]
+            wanted = max(self.accelerator.gather(self._count(len(flat))).tolist())
+            if wanted == 0:
+                break
+            rows = [self.train_dataset[i] for i in fresh.choices(range(len(self.train_dataset)), k=wanted)]
+            new_answers, new_log_probs = self._draw_groups([[row] * size for row in rows])
+            for new, place in enumerate(flat):
+                groups[place], answers[place] = [rows[new]] * size, new_answers[new]
+                log_probs[place] = new_log_probs[new]
+            replaced += len(flat)
+        self._metrics["train"]["groups_replaced"].append(self.accelerator.gather(self._count(replaced)).sum().item())
+        inputs = [row for group in groups for row in group]
+        prompts = self.encoder.prompt_ids([row["prompt"] for row in inputs])
+        flat_log_probs = [p for group in log_probs for p in group] if self.use_vllm else None
+        self._ready = (prompts, [ids for group in answers for ids in group], flat_log_probs)
+        return inputs
+
+    def _draw_groups(self, groups: Sequence[list[dict[str, Any]]]) -> tuple[list, list]:
+        """Answers of each group, and their log-probabilities where the engine gives them (else None each)."""
+        size = self.num_generations
+        prompts = self.encoder.prompt_ids([row["prompt"] for group in groups for row in group])
+        answers, log_probs = self._generate_single_turn(prompts, None, {}, size)
+        log_probs = log_probs if log_probs is not None else [None] * len(answers)
+        places = range(0, len(answers), size)
+        return [answers[i : i + size] for i in places], [log_probs[i : i + size] for i in places]
+
+    def _is_flat(self, group: list[dict[str, Any]], answers: list[list[int]]) -> bool:
+        totals = self.totals(answers, [row["gold"] for row in group])
+        return max(totals) - min(totals) < 1e-6
+
+    def _count(self, number: int):
+        return torch.tensor([number], device=self.accelerator.device)
+
+    # -- learning from them
+
+    def _prepare_inputs(self, generation_batch):
+        """TRL's, but groups stay together: it shuffles single answers, which then share fewer prefixes in a batch."""
+        from trl.trainer.utils import split_tensor_dict
+
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+            drawn_batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(drawn_batch, self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **other
+    ):
+        """Log-probabilities and entropies of the answers' tokens, (B, C) each, 0 where there is none.
+
+        Args:
+            model: the policy as the trainer wrapped it, or the reference model.
+            input_ids: (B, P + C), prompts padded on the left, answers on the right.
+            attention_mask: (B, P + C).
+            logits_to_keep: C.
+            batch_size: sequences computed at once.
+            compute_entropy: whether entropies are wanted.
+            other: what models that see pictures need.
+        """
+        if not self.packed:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **other
+            )
+        size = batch_size or len(input_ids)
+        chunks = [
+            self._packed_log_probs(model, ids, mask.bool(), logits_to_keep)
+            for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        ]
+        log_probs, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return log_probs, entropies if compute_entropy else None, None
+
+    def _packed_log_probs(self, model, input_ids, mask, answer_length: int):
+        """The same for sequences that are packed into one row."""
+        is_answer = mask.clone()
+        is_answer[:, :-answer_length] = False  # (B, P + C)
+        learnt = is_answer[:, -answer_length:]  # (B, C)
+        if not learnt.any():  # all cut off, and those are masked: still the model has to be called, as the others do
+            is_answer[0, -answer_length - 1] = True
+        (row,) = pack(
+            [ids[seen].tolist() for ids, seen in zip(input_ids, mask, strict=True)],
+            [target[seen].tolist() for target, seen in zip(is_answer, mask, strict=True)],
+        )
+        attention = self.accelerator.unwrap_model(model).config._attn_implementation
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        with self.accelerator.autocast():
+            values = target_log_probs_and_entropies(model, row.to(input_ids.device), attention, dtype, self.temperature)
+        # targets come by sequence, then by position: the order in which a mask is filled
+        zeros = values[0].new_zeros(learnt.shape) + 0 * values[0].sum()
+        return tuple(zeros.masked_scatter(learnt, value) for value in values)
+
+    # -- watching
+
+    def log(self, logs, start_time=None) -> None:
+        self.log_completions = "loss" in logs  # not the same answers once more with the summary at the end
+        super().log(logs, start_time)
+        if self.log_completions and self.accelerator.is_main_process:
+            print("\n".join(self._shown_answers()))
+
+    def _shown_answers(self) -> Iterator[str]:
+        """A line each for the first answer of the first two texts drawn last."""
+        for i in range(0, min(len(self._logs["prompt"]), 2 * self.num_generations), self.num_generations):
+            rewards = ", ".join(f"{name} {values[i]:.2f}" for name, values in self._logs["rewards"].items())
+            text, answer = shorten(self._logs["prompt"][i], 60), shorten(self._logs["completion"][i], 60)
+            yield f"  {text!r} -> {answer!r}  ({rewards})"
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        from transformers import Trainer
+
+        scores = self.label_scores()
+        Trainer.log(self, dict(scores))  # TRL's would add, and clear, what is being gathered about the training
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        return scores
+
+
+# --- a vLLM server and a trainer without CUDA -----------------------------------------------------------------------
+
+
+@contextmanager
+def weights_through_a_folder() -> Iterator[None]:
+    """Within this context, TRL's trainers talk to a vLLM server without NCCL, which CPUs do not have.
+
+    The weights are written to a temporary folder, and the server is told to load them from there: it has to run on this
+    machine, with `VLLM_SERVER_DEV_MODE=1`, as `scripts/serve_vllm.sh` starts it.
+    """
+    from safetensors.torch import save_file
+    from trl.generation import vllm_generation
+
+    class FolderClient(vllm_generation.VLLMClient):
+        def init_communicator(self, device: Any = None) -> None:
+            self.get_server_info()  # raises where the server does not take commands
+            self.folder = tempfile.TemporaryDirectory(prefix="emotune-weights-")
+
+        def update_named_params(self, metadata: list, named_params: Iterator[tuple[str, Tensor]]) -> None:
+            path = Path(self.folder.name, "model.safetensors")
+            # copies: the trainer takes the adapter out of the weights again behind the last one
+            save_file({name: tensor.detach().clone().contiguous() for name, tensor in named_params}, f"{path}.new")
+            os.replace(f"{path}.new", path)
+            command = {"method": "reload_weights", "kwargs": {"weights_path": self.folder.name}}
+            self._post(f"{self.base_url}/collective_rpc", json=command)
+
+    usual, vllm_generation.VLLMClient = vllm_generation.VLLMClient, FolderClient
+    try:
+        yield
+    finally:
+        vllm_generation.VLLMClient = usual

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# A vLLM server from which main_grpo.py draws answers (--use_vllm server), on 127.0.0.1, until it is stopped:
+#   bash scripts/serve_vllm.sh models/smollm2-135m-instruct --max-model-len 1024
+# PORT, VENV: as named; further flags go to `vllm serve`. An adapter is served as its base model: the trainer sends the
+# weights with the adapter folded in. On a GPU they come by NCCL, on a CPU through a folder.
+set -euo pipefail
+MODEL="${1:?usage: serve_vllm.sh MODEL [flags of vllm serve]}"
+shift
+MODEL="$([[ -e "$MODEL" ]] && realpath "$MODEL" || echo "$MODEL")"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+VENV="${VENV:-.venv}"
+PATH="$(cd "$VENV" && pwd)/bin:$PATH"
+command -v vllm >/dev/null || { echo "serve_vllm.sh: error: no vLLM in $VENV; see requirements-vllm.txt" >&2; exit 2; }
+
+if [[ -f "$MODEL/adapter_config.json" ]]; then
+  MODEL="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
+    "$MODEL/adapter_config.json")"
+fi
+flags=(--host 127.0.0.1 --port "${PORT:-8000}" --logprobs-mode processed_logprobs --max-logprobs -1)
+if nvidia-smi -L >/dev/null 2>&1; then
+  flags+=(--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out)
+else
+  export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}" # GiB
+fi
+export VLLM_SERVER_DEV_MODE=1 # the commands by which the trainer sends weights; hence 127.0.0.1 only
+exec vllm serve "$MODEL" "${flags[@]}" "$@"
