@@ -10,17 +10,19 @@ MODEL="$([[ -e "$MODEL" ]] && realpath "$MODEL" || echo "$MODEL")"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="${VENV:-.venv}"
 PATH="$(cd "$VENV" && pwd)/bin:$PATH"
-command -v vllm >/dev/null || { echo "serve_vllm.sh: error: no vLLM in $VENV; see requirements-vllm.txt" >&2; exit 2; }
+python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' ||
+  { echo "serve_vllm.sh: error: no vLLM in $VENV; see requirements-vllm.txt" >&2; exit 2; }
 
 if [[ -f "$MODEL/adapter_config.json" ]]; then
   MODEL="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
     "$MODEL/adapter_config.json")"
 fi
+# the commands by which the trainer sends weights are open to whoever reaches the port: hence 127.0.0.1
+export VLLM_SERVER_DEV_MODE=1
 flags=(--host 127.0.0.1 --port "${PORT:-8000}" --logprobs-mode processed_logprobs --max-logprobs -1)
 if nvidia-smi -L >/dev/null 2>&1; then
-  flags+=(--weight-transfer-config '{"backend": "nccl"}' --enable-scale-out)
-else
-  export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}" # GiB
+  exec vllm serve "$MODEL" "${flags[@]}" --weight-transfer-config '{"backend": "nccl"}' --enable-scale-out "$@"
 fi
-export VLLM_SERVER_DEV_MODE=1 # the commands by which the trainer sends weights; hence 127.0.0.1 only
-exec vllm serve "$MODEL" "${flags[@]}" "$@"
+export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}" # GiB
+# not `vllm serve`, which asks for the version of a package named vllm: here it is vllm-cpu
+exec python -m vllm.entrypoints.openai.api_server --model "$MODEL" "${flags[@]}" "$@"

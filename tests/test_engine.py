@@ -40,8 +40,9 @@ def server(model, tmp_path_factory):  # noqa: F811
             time.sleep(1)
         yield port
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
 
 
 def _answers(port: int) -> bool:
