@@ -165,8 +165,10 @@ def load_model(model_path: str, precision: str = "bf16", device: str | None = No
 
         model = PeftModel.from_pretrained(model, model_path, autocast_adapter_dtype=False)  # in the base dtype
     # Generation projects `hidden[:, -1:]`, a slice with gaps, for which the CPU's batched product copies the whole
-    # vocabulary matrix once per row.
-    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    # vocabulary matrix once per row. `contiguous()` would not do: for one row the slice counts as such, and is copied.
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
+    )
     return model.to(pick_device(device)).eval()
 
 
@@ -303,7 +305,7 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
     import torch
 
     watch = _GreedyLogProbs()
-    output = _generate(model, prompts, 1, stop_ids, max_new_tokens, pad_id, watch, do_sample=False)  # (B, new)
+    output = _generate(model, prompts, 1, stop_ids, max_new_tokens, pad_id, watch)  # (B, new)
     steps = torch.stack(watch.steps, dim=1)  # (B, new)
     generated, log_probs = [], []
     for row, ids in enumerate(output.tolist()):
@@ -332,19 +334,42 @@ def sample_answers(
         B * G lists of token ids, those of a prompt one behind the other; each ends with its stop token unless it was
         cut off.
     """
-    output = _generate(
-        model, prompts, samples, stop_ids, max_new_tokens, pad_id,
-        do_sample=True, temperature=temperature, top_p=top_p, top_k=top_k,
-    )  # fmt: skip
+    import torch
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    warpers = LogitsProcessorList()
+    if temperature != 1:
+        warpers.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+
+    def draw(input_ids, scores):
+        """Scores (B, V) -> the same shape, in which the drawn token is the greatest.
+
+        By the inverse of the cumulative distribution: one random number a row, where torch.multinomial takes one for
+        each token of the vocabulary.
+        """
+        exact = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
+        cumulative = warpers(input_ids, scores.float()).softmax(dim=-1).cumsum(dim=-1, dtype=exact)
+        point = torch.rand(len(scores), 1, device=scores.device, dtype=exact) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, point, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.zeros_like(scores).scatter_(1, drawn, 1.0)
+
+    output = _generate(model, prompts, samples, stop_ids, max_new_tokens, pad_id, draw)
     ends = ((i for i, token in enumerate(ids, start=1) if token in stop_ids) for ids in output.tolist())
     return [ids[: next(end, len(ids))] for ids, end in zip(output.tolist(), ends, strict=True)]
 
 
 def _generate(
     model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
-    watch: Callable | None = None, **decoding: Any,
+    process: Callable,
 ):  # fmt: skip
-    """`samples` continuations of each prompt, (B * samples, new), padded behind their stop tokens."""
+    """`samples` continuations of each prompt, (B * samples, new), padded behind their stop tokens.
+
+    Each token is the one with the greatest score that `process` (input ids, scores (B, V) -> scores) leaves.
+    """
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -354,13 +379,11 @@ def _generate(
     masks = [[1] * shared + [0] * gap + [1] * (len(p) - shared) for p, gap in zip(prompts, gaps, strict=True)]
     input_ids = torch.tensor(rows, device=model.device)  # (B, T)
     mask = torch.tensor(masks, device=model.device)  # (B, T)
-    plain = dict(  # what a model's own generation_config would turn: greedy means greedy
-        num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0, top_k=50,
-        min_new_tokens=0, suppress_tokens=[], use_cache=True,
+    config = GenerationConfig(  # what a model's own generation_config would turn: greedy means greedy
+        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0,
+        top_k=50, min_new_tokens=0, suppress_tokens=[], use_cache=True,
+        max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
     )  # fmt: skip
-    config = GenerationConfig(
-        **plain | decoding, max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id
-    )
     with torch.inference_mode():
         cache = prefix_cache(model, input_ids[:1, :shared], len(prompts)) if shared else None
         if samples > 1:
@@ -372,7 +395,7 @@ def _generate(
             input_ids=input_ids,
             attention_mask=mask,
             generation_config=config,
-            logits_processor=LogitsProcessorList([watch] if watch else []),
+            logits_processor=LogitsProcessorList([process]),
             past_key_values=cache,
         )
     return output[:, input_ids.shape[1] :]
