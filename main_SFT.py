@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag, is_first_process, run
+from data.arguments import UserError, flag, is_first_process, run
 from data.contract import Contract
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.loading import Example
@@ -36,6 +36,7 @@ from data.training import (
     LabelWatching,
     check_positions,
     check_same_task,
+    check_training_flags,
     drawn,
     find_checkpoint,
     is_finished,
@@ -118,31 +119,13 @@ class Args:
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
 
     def __post_init__(self):
-        for name in ("model_path", "train_data_path"):
-            if getattr(self, name) is None:
-                raise UserError(f"--{name} is needed")
+        check_training_flags(self)
         if self.task is None and self.label_path is None:
             raise UserError("--task or --label_path is needed: which labels to learn")
-        check_at_least(
-            self, batch_size=1, gradient_accumulation_steps=1, max_length=1, lora_r=1, lora_alpha=1, lora_dropout=0,
-            max_steps=1, val_ratio=0, warmup_ratio=0, weight_decay=0, eval_steps=1, eval_samples=0, save_steps=1,
-            save_total_limit=1, logging_steps=1, predict_batch_size=1, seed=0,
-        )  # fmt: skip
-        for name in ("val_ratio", "warmup_ratio", "lora_dropout"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be below 1")
-        for name in ("learning_rate", "num_epochs"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"--{name} {getattr(self, name)}: must be above 0 and finite")
-        if self.seed >= 2**32:
-            raise UserError(f"--seed {self.seed}: must be below 2**32")
         if self.metric_for_best not in (None, "loss", *LABEL_METRICS):
             raise UserError(
                 f"--metric_for_best {self.metric_for_best}: must be loss or one of {', '.join(LABEL_METRICS)}"
             )
-        if self.eval_steps and self.save_steps and self.save_steps % self.eval_steps:
-            raise UserError(f"--save_steps {self.save_steps}: must be a multiple of --eval_steps {self.eval_steps}")
-        check_output_dir(self.output_dir)
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
 

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag, is_first_process, run
+from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract, contract_for
 from data.encoding import RATIONALE_TOKENS, Encoder
 from data.files import write_text
@@ -47,7 +47,9 @@ from data.tasks import Prediction, Task
 from data.training import (
     Data,
     check_positions,
+    check_positive,
     check_same_task,
+    check_training_flags,
     drawn,
     find_checkpoint,
     is_finished,
@@ -166,35 +168,21 @@ class Args:
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
 
     def __post_init__(self):
-        for name in ("model_path", "train_data_path"):
-            if getattr(self, name) is None:
-                raise UserError(f"--{name} is needed")
+        check_training_flags(self)
         check_at_least(
-            self, batch_size=1, gradient_accumulation_steps=1, steps_per_generation=1, num_iterations=1, max_length=1,
-            lora_r=1, lora_alpha=1, lora_dropout=0, max_steps=1, val_ratio=0, warmup_ratio=0, weight_decay=0,
-            eval_steps=1, eval_samples=0, save_steps=1, save_total_limit=1, logging_steps=1, predict_batch_size=1,
-            seed=0, num_generations=2, max_completion_length=1, length_budget=1, top_k=0, beta=0,
-            dynamic_sampling_rounds=1, accuracy_weight=0, format_weight=0, length_weight=0, vllm_server_port=1,
+            self, steps_per_generation=1, num_iterations=1, num_generations=2, max_completion_length=1, length_budget=1,
+            top_k=0, beta=0, dynamic_sampling_rounds=1, accuracy_weight=0, format_weight=0, length_weight=0,
+            vllm_server_port=1,
         )  # fmt: skip
-        for name in ("val_ratio", "warmup_ratio", "lora_dropout"):
-            if getattr(self, name) >= 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be below 1")
-        for name in ("learning_rate", "num_epochs", "temperature", "epsilon", "epsilon_high", "max_grad_norm"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"--{name} {getattr(self, name)}: must be above 0 and finite")
+        check_positive(self, "temperature", "epsilon", "epsilon_high", "max_grad_norm")
         for name in ("top_p", "vllm_gpu_memory_utilization"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name} {getattr(self, name)}: must be above 0 and at most 1")
         if not any((self.accuracy_weight, self.format_weight, self.length_weight)):
             raise UserError("--accuracy_weight, --format_weight, --length_weight: all are 0, so there is no reward")
-        if self.seed >= 2**32:
-            raise UserError(f"--seed {self.seed}: must be below 2**32")
         self._check_batches()
         if self.metric_for_best not in (None, *LABEL_METRICS):
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
-        if self.save_steps and self.save_steps % self.eval_steps:
-            raise UserError(f"--save_steps {self.save_steps}: must be a multiple of --eval_steps {self.eval_steps}")
-        check_output_dir(self.output_dir)
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
 
