@@ -373,6 +373,8 @@ REWARD_COLUMNS = {  # column of rewards.csv -> what the trainer logs it as
 def write_rewards(path: Path, history: Sequence[dict[str, Any]]) -> None:
     """`rewards.csv`: a row for each log entry of training, from the trainer's whole history."""
     entries = [entry for entry in history if "reward" in entry]
+    if not entries:
+        return
     columns = {column: key for column, key in REWARD_COLUMNS.items() if any(key in entry for entry in entries)}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")

@@ -78,7 +78,7 @@ def draw(args: Args) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(10)
-    left.legend()
+    figure.legend(loc="outside lower center", ncols=len(REWARDS), frameon=False)  # off the curves
     Path(args.output_path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.output_path, dpi=130)
     pyplot.close(figure)
