@@ -28,9 +28,11 @@ command is given again.
 
 import csv
 import gc
+import importlib.util
 import io
 import json
 import os
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -343,6 +345,22 @@ def load_policy(args: Args, longest: int):
     return model.train(), packed
 
 
+def check_vllm(args: Args) -> None:
+    """Raise a `UserError` when `--use_vllm` asks for an engine that is not here, or a server that does not answer."""
+    if args.use_vllm == "off":
+        return
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(f"--use_vllm {args.use_vllm}: vLLM is not installed; see requirements-vllm.txt")
+    if args.use_vllm == "server":
+        address = f"http://{args.vllm_server_host}:{args.vllm_server_port}/health"
+        try:
+            urllib.request.urlopen(address, timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"--use_vllm server: no answer from {address} ({error}); see scripts/serve_vllm.sh"
+            ) from error
+
+
 def check_adapter_flags(args: Args) -> None:
     """Raise a `UserError` when a flag asks for another adapter than the one the start brings, or for none."""
     if args.tuning == "full":
@@ -532,6 +550,7 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
 
 def main(args: Args) -> None:
     check_model_path(args.model_path)
+    check_vllm(args)
     if base_model_path(args.model_path) is not None:
         check_adapter_flags(args)
     started = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)

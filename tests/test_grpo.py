@@ -403,6 +403,17 @@ def test_an_sft_adapter_learns_on(args, tmp_path):
     assert float(rewards_csv(begun)[0]["kl"]) == pytest.approx(0, abs=1e-6)
 
 
+def test_a_vllm_that_is_not_there(args, monkeypatch):
+    from tests.test_sft import free_port
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--use_vllm colocate: vLLM is not installed"):
+        main(dataclasses.replace(args, use_vllm="colocate"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(UserError, match=r"--use_vllm server: no answer from http://127.0.0.1:\d+/health .*refused"):
+        main(dataclasses.replace(args, use_vllm="server", vllm_server_port=free_port()))
+
+
 def test_full_tuning_and_an_untuned_start(args):
     main(dataclasses.replace(args, tuning="full", learning_rate=1e-3, beta=0.1, max_steps=2))
     assert (Path(args.output_dir) / "model.safetensors").is_file()
