@@ -357,9 +357,8 @@ def sample_answers(
         drawn = torch.searchsorted(cumulative, point, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.zeros_like(scores).scatter_(1, drawn, 1.0)
 
-    output = _generate(model, prompts, samples, stop_ids, max_new_tokens, pad_id, draw)
-    ends = ((i for i, token in enumerate(ids, start=1) if token in stop_ids) for ids in output.tolist())
-    return [ids[: next(end, len(ids))] for ids, end in zip(output.tolist(), ends, strict=True)]
+    rows = _generate(model, prompts, samples, stop_ids, max_new_tokens, pad_id, draw).tolist()
+    return [ids[: next((i for i, token in enumerate(ids, start=1) if token in stop_ids), len(ids))] for ids in rows]
 
 
 def _generate(

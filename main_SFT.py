@@ -233,13 +233,9 @@ class LabelTraining(LabelWatching):
 
     def _packed_log_probs(self, model, inputs):
         """Log-probabilities (targets,) of a `PackingCollator`'s batch."""
-        import torch
-
         from data.tree_attention import target_log_probs
 
-        attention = self.accelerator.unwrap_model(model).config._attn_implementation
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-        return target_log_probs(model, inputs["row"], attention, dtype)
+        return target_log_probs(model, inputs["row"], *self.packed_row_settings(model))
 
     def _padded_log_probs(self, model, inputs):
         """Log-probabilities (targets,) of an `AnswerCollator`'s batch."""

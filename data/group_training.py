@@ -177,8 +177,7 @@ class GroupTraining(LabelWatching):
             [ids[seen].tolist() for ids, seen in zip(input_ids, mask, strict=True)],
             [target[seen].tolist() for target, seen in zip(is_answer, mask, strict=True)],
         )
-        attention = self.accelerator.unwrap_model(model).config._attn_implementation
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        attention, dtype = self.packed_row_settings(model)
         with self.accelerator.autocast():
             values = target_log_probs_and_entropies(model, row.to(input_ids.device), attention, dtype, self.temperature)
         # targets come by sequence, then by position: the order in which a mask is filled

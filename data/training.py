@@ -200,6 +200,13 @@ class LabelWatching:
         scores = label_metrics(*zip(*pairs, strict=True), self.contract.task)
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
+    def packed_row_settings(self, model) -> tuple[str, Any]:
+        """Attention code and number format in which a wrapped model computes packed rows (`row_inputs`)."""
+        import torch
+
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
+        return self.accelerator.unwrap_model(model).config._attn_implementation, dtype
+
     def _determine_best_metric(self, metrics, trial) -> bool:
         is_best = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= is_best  # Transformers keeps the best only if a checkpoint happens to be due
