@@ -31,11 +31,14 @@ from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
 from data.contract import Contract, contract_for
-from data.encoding import Encoder
+from data.encoding import Encoder, Objective, reads_both_ways
 from data.files import write_json, write_json_lines, write_text
 from data.loading import Example, load_examples
 from data.metrics import format_summary, label_metrics
 from data.tasks import Prediction
+
+CALIBRATION_FILE = "calibration.json"
+MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
 
 
 @dataclass
@@ -51,6 +54,9 @@ class Args:
     skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
     batch_size: int = flag(32, "texts a batch")
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
+    objective: Objective | None = flag(
+        None, "how an untuned model answers: generate = it writes, score = labels are compared (default: generate)"
+    )
     cot: bool | None = flag(None, "ask for reasoning before the answer (default: as trained)")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the weights")
     device: str | None = flag(None, "cpu, cuda, cuda:1, mps ... (default: the first GPU, else the CPU)")
@@ -107,6 +113,22 @@ def base_model_path(model_path: str) -> str | None:
     return base
 
 
+def is_encoder(model_path: str) -> bool:
+    """Whether a hub id or directory is an encoder such as BERT."""
+    path = Path(base_model_path(model_path) or model_path)
+    if not (path / "config.json").is_file():
+        from transformers import AutoConfig
+
+        try:
+            return reads_both_ways(AutoConfig.from_pretrained(str(path)).model_type)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"--model_path {path}: no configuration: {str(error).splitlines()[0]}") from error
+    try:
+        return reads_both_ways(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / 'config.json'}: names no model_type") from error
+
+
 def pick_device(device: str | None = None) -> str:
     """`device`, or the best there is."""
     import torch
@@ -135,41 +157,87 @@ def load_tokenizer(model_path: str):
     return tokenizer
 
 
-def load_model(model_path: str, precision: str = "bf16", device: str | None = None, attention: str | None = None):
-    """Load a causal language model for prediction or further training.
+def load_model(
+    model_path: str,
+    precision: str = "bf16",
+    device: str | None = None,
+    attention: str | None = None,
+    contract: Contract | None = None,
+    quantized: bool = False,
+):
+    """Load a model for prediction or further training.
 
     Args:
         model_path: a hub id, a model directory, or an adapter directory (whose base model is loaded under it).
         precision: "bf16", "fp16" or "fp32".
         device: where to put it; None = the first GPU, else the CPU.
         attention: Transformers' name of the attention code ("sdpa", "eager", ...); None = its own choice.
+        contract: what it is for; with objective "classify" it gets a head, new where the directory has none.
+        quantized: keep the weights of linear layers in 4 bits (NF4, double quantisation), but for the head's.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        UserError: nothing there that loads.
+        UserError: nothing there that loads, or no model for this objective.
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     base = base_model_path(model_path)
+    options = {"dtype": dtype, "attn_implementation": attention}
+    if quantized:
+        options |= {"quantization_config": _four_bits(), "device_map": {"": pick_device(device)}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(base or model_path, dtype=dtype, attn_implementation=attention)
+        if contract is not None and contract.objective == "classify":
+            from data.classifier import classifier_class
+
+            labels = dict(enumerate(contract.task.labels))
+            config = AutoConfig.from_pretrained(
+                base or model_path, num_labels=len(labels), id2label=labels,
+                label2id={label: i for i, label in labels.items()},
+            )  # fmt: skip
+            model_class, options["config"] = classifier_class(config, contract.head or "linear"), config
+        else:
+            model_class = AutoModelForCausalLM
+        model = model_class.from_pretrained(base or model_path, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model_path {base or model_path}: does not load: {str(error).splitlines()[0]}") from error
+    if hasattr(model, "score"):
+        model.score.float()  # a new one; Transformers keeps those it reads in fp32
     if base is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, model_path, autocast_adapter_dtype=False)  # in the base dtype
-    # Generation projects `hidden[:, -1:]`, a slice with gaps, for which the CPU's batched product copies the whole
-    # vocabulary matrix once per row. `contiguous()` would not do: for one row the slice counts as such, and is copied.
-    model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
+    if model.get_output_embeddings() is not None:
+        # Generation projects `hidden[:, -1:]`, a slice with gaps, for which the CPU's batched product copies the whole
+        # vocabulary matrix once per row. `contiguous()` would not do: for one row the slice counts as such, and is
+        # copied.
+        model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
+        )
+    return (model if quantized else model.to(pick_device(device))).eval()
+
+
+def _four_bits():
+    """QLoRA's number format (Dettmers et al., 2023): NF4 with quantised constants, computed in bf16."""
+    import torch
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise UserError("--tuning qlora: needs bitsandbytes (pip install -r requirements.txt)") from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", "score", "classifier"],
     )
-    return model.to(pick_device(device)).eval()
 
 
 def compile_layers(model) -> None:
@@ -201,7 +269,7 @@ class Predictor:
 
     Args:
         model_path: hub id or directory (see `load_model`).
-        task, label_path, cot, max_length: only for an untuned model; a trained one knows them (`contract_for`).
+        task, label_path, cot, max_length, objective: only for an untuned model; a trained one knows (`contract_for`).
         batch_size: texts a batch.
         precision, device: see `load_model`.
 
@@ -219,23 +287,33 @@ class Predictor:
         batch_size: int = 32,
         precision: str = "bf16",
         device: str | None = None,
+        objective: Objective | None = None,
     ):
         check_model_path(model_path)
-        contract = contract_for(model_path, task, label_path, cot, max_length)
+        contract = contract_for(model_path, task, label_path, cot, max_length, objective)
+        if contract.objective != "classify" and is_encoder(model_path):
+            raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
         tokenizer = load_tokenizer(model_path)
-        encoder = Encoder(contract.task, tokenizer, contract.cot, contract.max_length)
-        self._set(load_model(model_path, precision, device), encoder, contract, batch_size)
+        encoder = Encoder(contract.task, tokenizer, contract.cot, contract.max_length, contract.objective)
+        model = load_model(model_path, precision, device, contract=contract)
+        packed = contract.objective != "generate" and take_packed_rows(model, contract.max_length)
+        self._set(model, encoder, contract, batch_size, packed)
 
     @classmethod
-    def from_model(cls, model, encoder: Encoder, contract: Contract, batch_size: int = 32) -> "Predictor":
-        """A predictor around a model that is loaded already, such as one in training."""
+    def from_model(
+        cls, model, encoder: Encoder, contract: Contract, batch_size: int = 32, packed: bool = False
+    ) -> "Predictor":
+        """A predictor around a model that is loaded already, such as one in training.
+
+        `packed` says whether it is set up for packed rows; generation never is.
+        """
         predictor = cls.__new__(cls)
-        predictor._set(model, encoder, contract, batch_size)
+        predictor._set(model, encoder, contract, batch_size, packed)
         return predictor
 
-    def _set(self, model, encoder: Encoder, contract: Contract, batch_size: int) -> None:
+    def _set(self, model, encoder: Encoder, contract: Contract, batch_size: int, packed: bool) -> None:
         self.model, self.encoder, self.contract, self.batch_size = model, encoder, contract, batch_size
-        self.task = contract.task
+        self.task, self.packed = contract.task, packed
 
     def predict(self, text: str) -> Prediction:
         """The labels of one text."""
@@ -251,23 +329,59 @@ class Predictor:
         Raises:
             ValueError: an empty text.
         """
+        if self.contract.objective == "generate":
+            return self._batched(self._answers, texts, progress)
+        return self.read(self.label_scores(texts, progress))
+
+    def label_scores(self, texts: Sequence[str], progress: bool = False):
+        """Scores (texts, labels) as a numpy array: a head's logits, or the labels' log-probabilities as answers.
+
+        Raises:
+            ValueError: an empty text, or a model that writes its answers.
+        """
+        import numpy
+
+        if self.contract.objective == "generate":
+            raise ValueError("a model that writes its answers has no scores of labels")
+        scores = self._batched(self._scores, texts, progress)
+        return numpy.array(scores).reshape(len(texts), len(self.task.labels))
+
+    def read(self, scores) -> list[Prediction]:
+        """Scores (texts, labels) -> predictions, by the contract's temperature and thresholds."""
+        from data.calibration import decide, probabilities, set_probability
+
+        shares = probabilities(scores, self.contract.activation, self.contract.temperature)
+        return [
+            Prediction(
+                labels,
+                valid=True,
+                confidence=set_probability(row, labels, self.task, self.contract.activation),
+                probabilities=dict(zip(self.task.labels, row.tolist(), strict=True)),
+            )
+            for row, labels in zip(shares, decide(shares, self.task, self.contract.thresholds), strict=True)
+        ]
+
+    def _batched(self, compute: Callable, texts: Sequence[str], progress: bool) -> list:
+        """`compute` (prompts -> one value each) over batches of prompts of like length."""
         from tqdm import tqdm
 
         if any(not text.strip() for text in texts):
             raise ValueError("a text is empty")
         prompts = self.encoder.prompt_ids(texts) if texts else []
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest batch first
-        predictions: list[Prediction | None] = [None] * len(prompts)
+        values: list[Any] = [None] * len(prompts)
         with tqdm(total=len(prompts), desc="predict", unit="text", disable=not progress) as bar:
             for begin in range(0, len(order), self.batch_size):
                 rows = order[begin : begin + self.batch_size]
-                for row, prediction in zip(rows, self._answers([prompts[i] for i in rows]), strict=True):
-                    predictions[row] = prediction
+                for row, value in zip(rows, compute([prompts[i] for i in rows]), strict=True):
+                    values[row] = value
                 bar.update(len(rows))
-        return predictions
+        return values
 
     def _answers(self, prompts: list[list[int]]) -> list[Prediction]:
         """One batch of prompts, answered greedily."""
+        from data.generation import generate_greedy, stop_token_ids
+
         stop_ids = stop_token_ids(self.model, self.encoder.end_id)
         generated, log_probs = generate_greedy(
             self.model, prompts, stop_ids, self.encoder.answer_tokens, self.encoder.tokenizer.pad_token_id
@@ -278,176 +392,36 @@ class Predictor:
             answers.append(replace(parsed, confidence=float(log_prob.exp())))
         return answers
 
+    def _scores(self, prompts: list[list[int]]) -> list[list[float]]:
+        """One batch of prompts, each with a score for every label."""
+        import torch
+        from accelerate.utils import send_to_device
 
-def stop_token_ids(model, end_id: int) -> list[int]:
-    """The answer's own end, and whatever else this model ends a text with."""
-    own = model.generation_config.eos_token_id
-    others = own if isinstance(own, list) else [] if own is None else [own]
-    return list(dict.fromkeys([end_id, *others]))
+        from data.classifier import text_batch, text_logits
+        from data.scoring import candidate_batch, candidate_scores
 
-
-def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int], max_new_tokens: int, pad_id: int):
-    """Continue each prompt with its most probable token until a stop token or `max_new_tokens`.
-
-    What all prompts begin with is computed once; the rest of the shorter ones is padded on its left.
-
-    Args:
-        model: a causal language model.
-        prompts: B lists of token ids.
-        stop_ids: tokens that end an answer.
-        max_new_tokens: length at which an answer is cut off.
-        pad_id: the padding token.
-
-    Returns:
-        B lists of generated token ids (up to the stop token, without it), and log-probabilities (B,) of the
-        answers, stop token included.
-    """
-    import torch
-
-    watch = _GreedyLogProbs()
-    output = _generate(model, prompts, 1, stop_ids, max_new_tokens, pad_id, watch)  # (B, new)
-    steps = torch.stack(watch.steps, dim=1)  # (B, new)
-    generated, log_probs = [], []
-    for row, ids in enumerate(output.tolist()):
-        length = next((i for i, token in enumerate(ids) if token in stop_ids), len(ids))
-        generated.append(ids[:length])
-        log_probs.append(steps[row, : length + 1].sum())
-    return generated, torch.stack(log_probs)
+        device, pad_id = self.model.device, self.encoder.tokenizer.pad_token_id
+        lowered = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if lowered else self.model.dtype
+        attention = self.model.config._attn_implementation
+        with torch.inference_mode():
+            if self.contract.objective == "classify":
+                batch = send_to_device(text_batch(prompts, self.packed, pad_id), device)
+                return text_logits(self.model, batch, attention, dtype).tolist()
+            candidates = self.encoder.candidate_ids()
+            batch = send_to_device(candidate_batch(prompts, candidates, self.packed, pad_id, MAX_ROW_TOKENS), device)
+            return candidate_scores(self.model, batch, len(candidates), attention, dtype).tolist()
 
 
-def sample_answers(
-    model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
-    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
-) -> list[list[int]]:  # fmt: skip
-    """Draw several continuations of each prompt, with torch's random numbers.
+def take_packed_rows(model, longest: int) -> bool:
+    """Set a loaded model up for packed rows of sequences up to `longest` tokens. Returns whether it can take them."""
+    from data.tree_attention import sharing_attention, sharing_obstacle
 
-    What all prompts begin with is computed once, the rest of a prompt once for its samples.
-
-    Args:
-        model, prompts, stop_ids, max_new_tokens, pad_id: see `generate_greedy`.
-        samples: continuations of each prompt (G).
-        temperature: divides the logits.
-        top_p: draw from the smallest set of tokens with at least this probability.
-        top_k: draw from the most probable `top_k` tokens; 0 = from all.
-
-    Returns:
-        B * G lists of token ids, those of a prompt one behind the other; each ends with its stop token unless it was
-        cut off.
-    """
-    import torch
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    warpers = LogitsProcessorList()
-    if temperature != 1:
-        warpers.append(TemperatureLogitsWarper(temperature))
-    if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        warpers.append(TopPLogitsWarper(top_p))
-
-    def draw(input_ids, scores):
-        """Scores (B, V) -> the same shape, in which the drawn token is the greatest.
-
-        By the inverse of the cumulative distribution: one random number a row, where torch.multinomial takes one for
-        each token of the vocabulary.
-        """
-        exact = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
-        cumulative = warpers(input_ids, scores.float()).softmax(dim=-1).cumsum(dim=-1, dtype=exact)
-        point = torch.rand(len(scores), 1, device=scores.device, dtype=exact) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, point, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.zeros_like(scores).scatter_(1, drawn, 1.0)
-
-    rows = _generate(model, prompts, samples, stop_ids, max_new_tokens, pad_id, draw).tolist()
-    return [ids[: next((i for i, token in enumerate(ids, start=1) if token in stop_ids), len(ids))] for ids in rows]
-
-
-def _generate(
-    model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
-    process: Callable,
-):  # fmt: skip
-    """`samples` continuations of each prompt, (B * samples, new), padded behind their stop tokens.
-
-    Each token is the one with the greatest score that `process` (input ids, scores (B, V) -> scores) leaves.
-    """
-    import torch
-    from transformers import GenerationConfig, LogitsProcessorList
-
-    shared = shared_length(prompts) if keeps_whole_cache(model) else 0
-    gaps = [max(map(len, prompts)) - len(p) for p in prompts]
-    rows = [[*p[:shared], *[pad_id] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)]
-    masks = [[1] * shared + [0] * gap + [1] * (len(p) - shared) for p, gap in zip(prompts, gaps, strict=True)]
-    input_ids = torch.tensor(rows, device=model.device)  # (B, T)
-    mask = torch.tensor(masks, device=model.device)  # (B, T)
-    config = GenerationConfig(  # what a model's own generation_config would turn: greedy means greedy
-        do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0,
-        top_k=50, min_new_tokens=0, suppress_tokens=[], use_cache=True,
-        max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
-    )  # fmt: skip
-    with torch.inference_mode():
-        cache = prefix_cache(model, input_ids[:1, :shared], len(prompts)) if shared else None
-        if samples > 1:
-            cache = _prompt_cache(model, input_ids, mask, shared, cache) if keeps_whole_cache(model) else None
-            if cache is not None:
-                cache.batch_repeat_interleave(samples)
-            input_ids, mask = input_ids.repeat_interleave(samples, dim=0), mask.repeat_interleave(samples, dim=0)
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([process]),
-            past_key_values=cache,
-        )
-    return output[:, input_ids.shape[1] :]
-
-
-def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with; each keeps at least one of its own.
-
-    >>> shared_length([[5, 6, 7, 8], [5, 6, 9]])
-    2
-    """
-    from data.packing import common_prefix_length
-
-    # in sorted order, the first and the last are the two that differ soonest
-    return min(common_prefix_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
-
-
-def keeps_whole_cache(model) -> bool:
-    """Whether every layer attends to all earlier tokens, so that a computed prefix can be reused as it is."""
-    config = model.config.get_text_config()
-    layers = getattr(config, "layer_types", None)
-    return set(layers) == {"full_attention"} if layers else getattr(config, "sliding_window", None) is None
-
-
-def prefix_cache(model, prefix, batch_size: int):
-    """Keys and values of `prefix` (1, S), repeated for `batch_size` rows."""
-    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(batch_size)
-    return cache
-
-
-def _prompt_cache(model, input_ids, mask, shared: int, cache):
-    """Keys and values of all but the last token of prompts (B, T), of which `cache` holds the first `shared`."""
-    if shared == input_ids.shape[1] - 1:
-        return cache
-    positions = mask.cumsum(dim=1) - 1
-    positions = positions.masked_fill(mask == 0, 0)[:, shared:-1]
-    return model(
-        input_ids=input_ids[:, shared:-1], attention_mask=mask[:, :-1], position_ids=positions, past_key_values=cache,
-        use_cache=True, logits_to_keep=1,
-    ).past_key_values  # fmt: skip
-
-
-class _GreedyLogProbs:
-    """Notes the log-probability of each step's most probable token, without keeping the (B, vocabulary) scores."""
-
-    def __init__(self):
-        self.steps = []  # tensors (B,)
-
-    def __call__(self, input_ids, scores):
-        scores = scores.float()
-        self.steps.append(scores.max(dim=-1).values - scores.logsumexp(dim=-1))
-        return scores
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if sharing_obstacle(bare, longest):
+        return False
+    bare.set_attn_implementation(sharing_attention(bare, str(bare.device)))
+    return True
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -468,13 +442,20 @@ def evaluate(
     Returns:
         The content of `test_results.json`; `n` and `examples_per_second` only where there is no gold.
     """
+    texts, gold = [example.text for example in examples], [example.labels for example in examples]
     begin = time.perf_counter()
-    predictions = predictor.predict_batch([example.text for example in examples], progress=True)
+    if predictor.contract.objective == "generate":
+        scores, predictions = None, predictor.predict_batch(texts, progress=True)
+    else:
+        scores = predictor.label_scores(texts, progress=True)
+        predictions = predictor.read(scores)
     rate = len(examples) / (time.perf_counter() - begin)
-    labelled = all(example.labels for example in examples)
+    labelled = all(gold)
     results = {"n": len(examples)}
     if labelled:
-        results = label_metrics([example.labels for example in examples], predictions, predictor.task)
+        results = label_metrics(gold, predictions, predictor.task)
+        if scores is not None:
+            results |= probability_metrics(scores, gold, predictor.contract)
     results |= {"examples_per_second": round(rate, 2), "backend": "hf", "seed": seed}
     if output_dir is not None:
         write_json_lines(Path(output_dir) / "predictions.jsonl", map(_prediction_row, examples, predictions))
@@ -482,6 +463,36 @@ def evaluate(
             write_json(Path(output_dir) / "test_results.json", results)
             write_text(Path(output_dir) / "test_summary.txt", format_summary(results, f"task {predictor.task.name}"))
     return results
+
+
+def probability_metrics(scores, gold: Sequence[Sequence[str]], contract: Contract) -> dict[str, Any]:
+    """`ece`, `brier` and `auc` of scores (texts, labels), and as `uncalibrated` the first two without calibration."""
+    from data.calibration import calibration_scores, probabilities
+
+    def measured(temperature: float) -> dict[str, float]:
+        return calibration_scores(probabilities(scores, contract.activation, temperature), gold, contract.task)
+
+    before = measured(1.0)
+    return measured(contract.temperature) | {"uncalibrated": {name: before[name] for name in ("ece", "brier")}}
+
+
+def calibrate_run(
+    directory: str, examples: Sequence[Example], batch_size: int, precision: str
+) -> dict[str, dict[str, float]]:
+    """Fit temperature and thresholds of a finished run on labelled texts, and write them into its `task.json`.
+
+    Returns:
+        The metrics `before` and `after`, on these same texts; also in the run's `calibration.json`.
+    """
+    from data.calibration import calibrate
+
+    predictor = Predictor(directory, batch_size=batch_size, precision=precision)
+    contract = predictor.contract
+    scores = predictor.label_scores([example.text for example in examples], progress=True)
+    fitted, metrics = calibrate(scores, [example.labels for example in examples], contract.task, contract.activation)
+    replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds).save(directory)
+    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **metrics})
+    return metrics
 
 
 def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:
@@ -505,13 +516,13 @@ def _prediction_row(example: Example, prediction: Prediction) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     check_model_path(args.model_path)
-    contract = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)
+    contract = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective)
     output_dir = output_directory(args)
     rejected: list[dict[str, Any]] = []
     examples = load_test_examples(args, contract, rejected) if args.text is None else []
     predictor = Predictor(
         args.model_path, args.task, args.label_path, args.cot, args.max_length,
-        args.batch_size, args.precision, args.device,
+        args.batch_size, args.precision, args.device, args.objective,
     )  # fmt: skip
     if args.text is not None:
         print(json.dumps(asdict(predictor.predict(args.text)), ensure_ascii=False))

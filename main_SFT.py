@@ -1,17 +1,27 @@
-"""Supervised fine-tuning: a language model learns to write the labels of a text.
+"""Supervised fine-tuning: a model learns to read the labels of a text.
 
-TRL's SFTTrainer does the training, with the loss on the answer only. What is watched, and what the best checkpoint is
-chosen by, are label metrics of generated answers on the validation rows, never token accuracy. What the texts of a
-batch share, first of all the instruction with its list of labels, is computed once a batch instead of once a text
-(data/packing.py): the same loss and gradients in a fraction of the time.
+Three ways to say them (`--objective`): the model writes them (`generate`), a head on the model tells them apart
+(`classify`, also for encoders such as BERT), or they are compared as answers (`score`). TRL's SFTTrainer does the
+training of the first and last, Transformers' Trainer that of heads. What is watched, and what the best checkpoint is
+chosen by, are label metrics of the validation rows, never token accuracy. What the texts of a batch share, first of
+all the instruction with its list of labels, is computed once a batch instead of once a text (data/packing.py): the
+same loss and gradients in a fraction of the time.
 
     # LoRA on the GoEmotions groups (labels.txt alone says which task it is)
     python main_SFT.py --model_path models/Qwen2.5-7B-Instruct --train_data_path data/goemotions/group/train.tsv \\
         --dev_data_path data/goemotions/group/dev.tsv --label_path data/goemotions/group/labels.txt \\
         --test_data_path data/goemotions/group/test.tsv --output_dir outputs/group
 
-    # every weight instead of an adapter
-    python main_SFT.py --tuning full ...
+    # a classifier head, a comparison of the labels, a 4-bit base, every weight, or the head alone
+    python main_SFT.py --task sst2 --objective classify --head mlp ...
+    python main_SFT.py --task chnsenticorp --objective score ...
+    python main_SFT.py --task r8 --tuning qlora ...      # or full, head
+
+    # an encoder: its text alone is read, and a head is all it can learn
+    python main_SFT.py --task emotion --model_path models/minilm-l6 --tuning full --objective classify ...
+
+    # the best of 20 runs over learning rate, rank and epochs; goes on where it was stopped
+    python main_SFT.py --task emotion --search 20 ...
 
     # eight GPUs (without a launcher, the first one is used)
     accelerate launch --num_processes 8 main_SFT.py ...
@@ -21,19 +31,19 @@ A killed run goes on from its newest whole checkpoint when the same command is g
 
 import gc
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
-from data.arguments import UserError, flag, is_first_process, run
+from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
-from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
-from data.loading import Example
+from data.encoding import Encoder, Objective
 from data.metrics import DEFAULT_BEST, LABEL_METRICS
-from data.tasks import Task, resolve_task
+from data.run_report import write_run_report
+from data.search import search
+from data.tasks import Task, resolve_task, with_prompt
 from data.training import (
     Data,
-    LabelWatching,
     check_positions,
     check_same_task,
     check_training_flags,
@@ -47,10 +57,13 @@ from data.training import (
     write_run_facts,
 )
 from inference import (
+    CALIBRATION_FILE,
     Predictor,
     base_model_path,
+    calibrate_run,
     check_model_path,
     compile_layers,
+    is_encoder,
     load_model,
     load_tokenizer,
     pick_device,
@@ -58,11 +71,47 @@ from inference import (
 )
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
-DEFAULT_LEARNING_RATE = {"full": 2e-5, "lora": 2e-4}
+
+# What a flag that is not given is, by task and tuning: a task's own row first, then its tuning's, then `GENERAL`.
+GENERAL = {
+    "objective": "generate", "prompt": "task", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "num_epochs": 3.0,
+    "batch_size": 8, "warmup_steps": 0, "weight_decay": 0.01, "save_total_limit": 2,
+}  # fmt: skip
+BY_TUNING = {
+    "full": {"learning_rate": 2e-5},
+    "lora": {"learning_rate": 2e-4},
+    "qlora": {"learning_rate": 2e-4},
+    "head": {"learning_rate": 1e-3, "objective": "classify"},
+}
+_REFERENCE = {  # the earlier classification system's: SST-2 and R8
+    "full": {
+        "objective": "classify", "head": "linear", "learning_rate": 2e-5, "batch_size": 4, "num_epochs": 5.0,
+        "eval_steps": 50, "save_steps": 100,
+    },
+    "lora": {
+        "objective": "classify", "head": "mlp", "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.1,
+        "learning_rate": 5e-4, "batch_size": 8, "num_epochs": 8.0, "eval_steps": 100, "save_steps": 200,
+    },
+}  # fmt: skip
+_CHINESE = {  # the Chinese sentiment system's
+    "objective": "score", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 1e-4, "batch_size": 8,
+    "num_epochs": 3.0, "eval_steps": 100, "save_steps": 100, "save_total_limit": 3,
+}  # fmt: skip
+_EMOTION = {  # the six-emotion system's
+    "objective": "classify", "head": "linear", "prompt": "text_only", "lora_r": 8, "lora_alpha": 16,
+    "learning_rate": 2e-4, "batch_size": 8, "num_epochs": 3.0, "warmup_steps": 500, "weight_decay": 0.01,
+}  # fmt: skip
+BY_TASK = {
+    ("sst2", "full"): _REFERENCE["full"], ("sst2", "lora"): _REFERENCE["lora"], ("sst2", "qlora"): _REFERENCE["lora"],
+    ("r8", "full"): _REFERENCE["full"], ("r8", "lora"): _REFERENCE["lora"], ("r8", "qlora"): _REFERENCE["lora"],
+    ("chnsenticorp", "lora"): _CHINESE, ("chnsenticorp", "qlora"): _CHINESE,
+    ("emotion", "lora"): _EMOTION, ("emotion", "qlora"): _EMOTION,
+}  # fmt: skip
+
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
-    "max_steps", "predict_batch_size", "prefix_sharing", "compile",
+    "max_steps", "predict_batch_size", "prefix_sharing", "compile", "calibration", "search",
 )  # fmt: skip
 
 
@@ -78,25 +127,49 @@ class Args:
     output_dir: str = flag("outputs/sft", "where the run goes")
     val_ratio: float = flag(0.15, "share of the training rows kept for validation when there is no --dev_data_path")
     skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
+    prompt: Literal["task", "instruction_first", "text_only"] | None = flag(
+        None, "wording: the task's own; instruction and labels before the text, which prefix sharing likes; or the "
+        "text alone, for a head (default: by task; text_only for encoders, else task)",
+    )  # fmt: skip
     cot: bool = flag(False, "train answers with reasoning, from the data's rationale column")
     max_length: int = flag(512, "tokens of prompt and answer together; longer texts lose their end")
     # how
-    objective: Literal["generate"] = flag("generate", "what is learnt: generate = the model writes the labels")
-    tuning: Literal["full", "lora"] = flag("lora", "train all weights, or a low-rank adapter")
-    lora_r: int = flag(16, "rank of the adapter")
-    lora_alpha: int = flag(32, "scale of the adapter (alpha / r multiplies it)")
-    lora_dropout: float = flag(0.0, "dropout before the adapter (slow on a CPU: a third of a step)")
+    objective: Objective | None = flag(
+        None, "generate = the model writes the labels; classify = a head tells them apart; score = they are compared "
+        "as answers (default: by task, else generate)",
+    )  # fmt: skip
+    head: Literal["linear", "mlp"] | None = flag(
+        None, "head of classify: one linear layer, or hidden -> 512 -> 256 -> labels (default: by task, else linear)"
+    )
+    score_loss: Literal["lm", "contrastive"] = flag(
+        "lm", "what score learns: lm = to write the label; contrastive = to prefer it to the other labels"
+    )
+    tuning: Literal["full", "lora", "qlora", "head"] = flag(
+        "lora", "all weights; a low-rank adapter; an adapter on a base in 4 bits; the head of classify alone"
+    )
+    lora_r: int | None = flag(None, "rank of the adapter (default: by task, else 16)")
+    lora_alpha: int | None = flag(None, "scale of the adapter, alpha / r multiplies it (default: by task, else 32)")
+    lora_dropout: float | None = flag(
+        None, "dropout before the adapter; slow on a CPU: a third of a step (default: by task, else 0)"
+    )
     lora_target_modules: list[str] = flag(["all-linear"], "layers that get an adapter; all-linear = all but the output")
-    num_epochs: float = flag(3.0, "passes over the training rows")
+    class_weights: Literal["none", "balanced"] = flag("none", "balanced = rare labels count as much as frequent ones")
+    loss: Literal["ce", "focal"] = flag("ce", "cross-entropy, or focal: what the model knows already counts little")
+    focal_gamma: float = flag(2.0, "how little: with probability p of the right answer, (1 - p) ** gamma")
+    label_smoothing: float = flag(0.0, "share of the target spread over all labels (classify, contrastive score)")
+    num_epochs: float | None = flag(None, "passes over the training rows (default: by task, else 3)")
     max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
-    batch_size: int = flag(8, "training texts a step on each device")
+    batch_size: int | None = flag(None, "training texts a step on each device (default: by task, else 8)")
     gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
-    learning_rate: float | None = flag(None, "peak learning rate (default: 2e-4 for lora, 2e-5 for full)")
+    learning_rate: float | None = flag(
+        None, "peak learning rate (default: by task, else 2e-4 for lora and qlora, 2e-5 for full, 1e-3 for head)"
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = flag(
         "linear", "course of the learning rate after the warm-up"
     )
     warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
-    weight_decay: float = flag(0.01, "weight decay of AdamW")
+    warmup_steps: int | None = flag(None, "steps in which it rises, instead of a share; 0 = the share")
+    weight_decay: float | None = flag(None, "weight decay of AdamW (default: by task, else 0.01)")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     prefix_sharing: Literal["auto", "on", "off"] = flag(
@@ -108,156 +181,117 @@ class Args:
     metric_for_best: str | None = flag(
         None, "chooses the best checkpoint (default: f1_macro, or accuracy if one label)"
     )
-    eval_steps: int | None = flag(None, "score the validation rows every N steps (default: after each epoch)")
+    eval_steps: int | None = flag(None, "score the validation rows every N steps (default: by task, else each epoch)")
     eval_samples: int = flag(500, "validation rows scored while training, drawn once; 0 = all")
     save_steps: int | None = flag(
         None, "checkpoint every N steps (default: with each scoring); the best is always kept"
     )
-    save_total_limit: int = flag(2, "checkpoints kept, the best one among them")
+    save_total_limit: int | None = flag(None, "checkpoints kept, the best among them (default: by task, else 2)")
+    calibration: Literal["on", "off"] = flag(
+        "on", "after classify and score: fit temperature and thresholds on all validation rows"
+    )
     logging_steps: int = flag(10, "report the loss every N steps")
-    predict_batch_size: int = flag(32, "texts a batch when answers are generated")
+    predict_batch_size: int = flag(32, "texts a batch in prediction")
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
+    search: int | None = flag(
+        None, "train N runs that differ in learning rate, rank and epochs, and keep the best (needs optuna)"
+    )
 
     def __post_init__(self):
         check_training_flags(self)
+        check_at_least(self, warmup_steps=0, focal_gamma=0, label_smoothing=0, search=1)
+        if self.label_smoothing >= 1:
+            raise UserError(f"--label_smoothing {self.label_smoothing}: must be below 1")
         if self.task is None and self.label_path is None:
             raise UserError("--task or --label_path is needed: which labels to learn")
         if self.metric_for_best not in (None, "loss", *LABEL_METRICS):
             raise UserError(
                 f"--metric_for_best {self.metric_for_best}: must be loss or one of {', '.join(LABEL_METRICS)}"
             )
-        if self.learning_rate is None:
-            self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
+        if self.objective is not None:
+            check_objective(self)
 
 
-# --- data -----------------------------------------------------------------------------------------------------------
+def check_objective(args: Args) -> None:
+    """Raise a `UserError` naming the first flag that does not go with `--objective`."""
+    objective = args.objective
+    if objective != "classify":
+        for name in ("head", "prompt", "tuning"):
+            value = getattr(args, name)
+            if value is not None and (name == "head" or value in ("text_only", "head")):
+                raise UserError(f"--{name} {value}: needs --objective classify; {objective} has no head")
+    if args.score_loss != "lm" and objective != "score":
+        raise UserError(f"--score_loss {args.score_loss}: needs --objective score, not {objective}")
+    if args.cot and objective != "generate":
+        raise UserError(f"--cot: needs --objective generate; {objective} writes no reasoning")
+    if args.label_smoothing and (objective == "generate" or (objective == "score" and args.score_loss == "lm")):
+        raise UserError("--label_smoothing: needs --objective classify, or score with --score_loss contrastive")
 
 
-def tokenize(examples: Sequence[Example], encoder: Encoder):
-    """Examples -> a data set of `input_ids` (prompt + answer + end) and `labels` (-100 on the prompt)."""
-    from datasets import Dataset
+def with_defaults(args: Args, task: Task) -> Args:
+    """`args` with what no flag gave, from the table above.
 
-    targets = [encoder.target_ids(e.labels, e.rationale if encoder.cot else None) for e in examples]
-    for example, target in zip(examples, targets, strict=True):
-        if len(target) > encoder.answer_tokens:
-            raise UserError(
-                f"row {example.id}: its answer takes {len(target)} tokens, while inference gives an answer "
-                f"{encoder.answer_tokens} (at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of reasoning)"
-            )
-    prompts = encoder.prompt_ids([e.text for e in examples])
-    full = sum(encoder.is_full(prompt) for prompt in prompts)
-    if full and is_first_process():
-        print(f"{full} of {len(examples)} texts fill --max_length {encoder.max_length}; what is longer loses its end")
-    return Dataset.from_dict(
-        {
-            "input_ids": [p + t for p, t in zip(prompts, targets, strict=True)],
-            "labels": [[-100] * len(p) + t for p, t in zip(prompts, targets, strict=True)],
-        }
-    )
+    Raises:
+        UserError: flags that contradict each other or the model.
+    """
+    encoder = is_encoder(args.model_path)
+    own = BY_TASK.get((task.name, args.tuning), {})
+    if encoder:
+        own = own | {"objective": "classify", "prompt": "text_only"}
+    if (args.objective or own.get("objective")) != own.get("objective"):
+        own = {name: value for name, value in own.items() if name != "prompt"}  # worded for the other objective
+    table = GENERAL | BY_TUNING[args.tuning] | own
+    if args.eval_steps is not None or args.save_steps is not None:
+        table = {name: value for name, value in table.items() if name not in ("eval_steps", "save_steps")}
+    objective = args.objective or table["objective"]
+    table["head"] = table.get("head", "linear") if objective == "classify" else None
+    filled = {name: value for name, value in table.items() if getattr(args, name) is None}
+    args = replace(args, **filled)
+    if encoder and args.objective != "classify":
+        raise UserError(f"--objective {args.objective}: {args.model_path} is an encoder, which has to use classify")
+    return args
 
 
 # --- model and trainer ----------------------------------------------------------------------------------------------
 
 
-def load_trainable_model(args: Args):
+def load_trainable_model(args: Args, contract: Contract):
     """The model to train: whole in fp32 for `full` (autocast lowers it), in `--precision` under an adapter."""
+    from data.classifier import head_names
+
     # the CPU's fused attention takes ten times as long backwards as plain matrix products on short texts
     attention = "eager" if pick_device() == "cpu" else None
-    precision = "fp32" if args.tuning == "full" else args.precision
-    return load_model(args.model_path, precision, device="cpu", attention=attention).train()
-
-
-class AnswerCollator:
-    """Examples -> a batch padded on the left, so that all answers end in the last column.
-
-    Args:
-        pad_id: the padding token.
-    """
-
-    def __init__(self, pad_id: int):
-        self.pad_id = pad_id
-
-    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        """Returns `input_ids`, `attention_mask` and `labels`, each (B, T)."""
-        import torch
-        from trl.trainer.utils import pad
-
-        ids = [torch.tensor(example["input_ids"]) for example in examples]
-        labels = [torch.tensor(example["labels"]) for example in examples]
-        return {
-            "input_ids": pad(ids, self.pad_id, padding_side="left"),
-            "attention_mask": pad([torch.ones_like(i) for i in ids], 0, padding_side="left"),
-            "labels": pad(labels, -100, padding_side="left"),
-        }
-
-
-class PackingCollator:
-    """Examples -> one packed row that holds what they share once, and `labels` (B, T), by which targets are counted."""
-
-    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        import torch
-        from trl.trainer.utils import pad
-
-        from data.packing import pack
-
-        labels = [example["labels"] for example in examples]
-        (row,) = pack([e["input_ids"] for e in examples], [[label != -100 for label in row] for row in labels])
-        return {"labels": pad([torch.tensor(row) for row in labels], -100, padding_side="left"), "row": row}
-
-
-class LabelTraining(LabelWatching):
-    """Mixin over TRL's SFTTrainer: the loss from the answer's positions only, and label metrics at each evaluation."""
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Mean negative log-likelihood of the answers' tokens over the whole (accumulated, distributed) batch.
-
-        TRL's own projects every position onto the vocabulary; here only those that predict an answer's token are,
-        about one in twenty.
-        """
-        import torch
-
-        log_probs = self._packed_log_probs(model, inputs) if "row" in inputs else self._padded_log_probs(model, inputs)
-        if num_items_in_batch is None:
-            loss = -log_probs.mean()
-        else:
-            loss = -log_probs.sum() / torch.as_tensor(num_items_in_batch, device=log_probs.device)
-            if self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # DDP takes the mean of the gradients, not their sum
-        return (loss, None) if return_outputs else loss
-
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
-        scores = self.label_scores()
-        self.log(dict(scores))
-        return metrics | scores
-
-    def _packed_log_probs(self, model, inputs):
-        """Log-probabilities (targets,) of a `PackingCollator`'s batch."""
-        from data.tree_attention import target_log_probs
-
-        return target_log_probs(model, inputs["row"], *self.packed_row_settings(model))
-
-    def _padded_log_probs(self, model, inputs):
-        """Log-probabilities (targets,) of an `AnswerCollator`'s batch."""
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")  # (B, T)
-        answer_length = int((labels != -100).sum(dim=1).max())
-        targets = labels[:, -answer_length:]  # (B, A)
-        is_target = targets != -100
-        logits = model(**inputs, use_cache=False, logits_to_keep=answer_length + 1).logits[:, :-1]  # (B, A, V)
-        log_probs = logits[is_target].float().log_softmax(dim=-1)  # each column predicts the next
-        return log_probs.gather(-1, targets[is_target][:, None])[:, 0]
+    # an encoder's head is computed in the format of its weights, and a head has to learn in fp32
+    precision = "fp32" if args.tuning == "full" or is_encoder(args.model_path) else args.precision
+    quantized = args.tuning == "qlora"
+    # 4-bit weights are made where they stay; the trainer moves others
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if quantized and pick_device() == "cuda" else "cpu"
+    model = load_model(args.model_path, precision, device, attention, contract, quantized).train()
+    if args.tuning == "head":
+        model.requires_grad_(False)
+        for name in head_names(model):
+            getattr(model, name).requires_grad_(True)
+    return model
 
 
 def share_prefixes(args: Args, model, dataset) -> bool:
-    """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model gets the attention for them."""
+    """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model gets the attention for them.
+
+    Raises:
+        UserError: `--prefix_sharing on` with a model that cannot.
+    """
     from data.packing import packed_share
     from data.tree_attention import sharing_attention
 
+    if is_encoder(args.model_path) and args.prefix_sharing == "auto":
+        return False  # by its nature: no warning
     if not may_share_prefixes(args, model, longest=args.max_length):
         return False
     say = print if is_first_process() else lambda *_: None
     attention = sharing_attention(model, pick_device())
+    if args.score_loss == "contrastive":  # all labels of a text share it
+        model.set_attn_implementation(attention)
+        return True
     tokens, scores = packed_share(dataset["input_ids"], args.batch_size, args.seed)
     if args.prefix_sharing == "auto" and tokens > WORTH_PACKING:
         say(f"prefix sharing off: it would leave {tokens:.0%} of a padded batch's tokens to compute")
@@ -271,43 +305,84 @@ def share_prefixes(args: Args, model, dataset) -> bool:
 
 
 def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
-    """TRL's SFTTrainer with label metrics, on tokenised data."""
+    """TRL's SFTTrainer, or Transformers' own for a head, with our loss and label metrics, on tokenised data."""
+    from transformers import Trainer
     from trl import SFTTrainer
 
-    class LabelSFTTrainer(LabelTraining, SFTTrainer):
+    from data import objectives
+
+    classify, compare = args.objective == "classify", args.score_loss == "contrastive"
+    mixin = objectives.LabelTraining
+    if classify or compare:
+        mixin = objectives.ClassifierTraining if classify else objectives.ContrastiveTraining
+
+    class LabelTrainer(mixin, Trainer if classify else SFTTrainer):
         pass
 
+    settings = loss_settings(args, data, contract)
+    make_rows = objectives.text_rows if classify or compare else objectives.answer_rows
     dev = drawn(data.dev, args.eval_samples, args.seed)
-    train_dataset = tokenize(data.train, encoder)
+    train_dataset = make_rows(data.train, encoder, settings.label_weights)
+    pad_id = encoder.tokenizer.pad_token_id
     packed = share_prefixes(args, model, train_dataset)
+    if classify or compare:
+        collator = objectives.TextCollator(packed, pad_id, encoder.candidate_ids() if compare else None)
+    else:
+        collator = objectives.PackingCollator() if packed else objectives.AnswerCollator(pad_id)
     if args.compile:
         compile_layers(model)
-    trainer = LabelSFTTrainer(
-        model=model,
+    adapter = lora_config(args, model)
+    peft = {"peft_config": adapter} if not classify else {}
+    trainer = LabelTrainer(
+        model=with_adapter(args, model, adapter) if classify else model,
         args=training_arguments(args, data.task, has_dev=bool(dev)),
-        data_collator=PackingCollator() if packed else AnswerCollator(encoder.tokenizer.pad_token_id),
+        data_collator=collator,
         train_dataset=train_dataset,
-        eval_dataset=tokenize(dev, encoder) if dev else None,
+        eval_dataset=make_rows(dev, encoder) if dev else None,
         processing_class=encoder.tokenizer,
-        peft_config=lora_config(args, model),
+        **peft,
     )
-    trainer.contract, trainer.dev = contract, dev
+    trainer.contract, trainer.dev, trainer.loss_settings = contract, dev, settings
     trainer.answer = lambda model, texts, progress: Predictor.from_model(
-        model, encoder, contract, args.predict_batch_size
+        model, encoder, contract, args.predict_batch_size, packed
     ).predict_batch(texts, progress)
     return trainer
 
 
+def loss_settings(args: Args, data: Data, contract: Contract):
+    """Our flags as `LossSettings`."""
+    from data.objectives import LossSettings, balanced_weights
+
+    weights = None
+    if args.class_weights == "balanced":
+        weights = balanced_weights(data.train, data.task.labels, yes_or_no=contract.activation == "sigmoid")
+    return LossSettings(weights, args.focal_gamma if args.loss == "focal" else 0.0, args.label_smoothing)
+
+
+def with_adapter(args: Args, model, adapter):
+    """`model` with a new adapter on it, as TRL does for the models it trains."""
+    if adapter is None:
+        return model
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if args.tuning == "qlora":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    elif args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    return get_peft_model(model, adapter)
+
+
 def training_arguments(args: Args, task: Task, has_dev: bool):
-    """Our flags as TRL's SFTConfig."""
+    """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends."""
     import torch
+    from transformers import TrainingArguments
     from trl import SFTConfig
 
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
     strategy = "steps" if args.eval_steps or args.save_steps else "epoch"
     best = args.metric_for_best or DEFAULT_BEST[task.kind]
-    return SFTConfig(
+    settings = dict(
         output_dir=args.output_dir,
         num_train_epochs=args.num_epochs,
         max_steps=args.max_steps or -1,
@@ -316,7 +391,7 @@ def training_arguments(args: Args, task: Task, has_dev: bool):
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         lr_scheduler_type=args.lr_scheduler_type,
-        warmup_steps=args.warmup_ratio,  # below 1 it is a share of all steps
+        warmup_steps=args.warmup_steps or args.warmup_ratio,  # below 1 it is a share of all steps
         weight_decay=args.weight_decay,
         use_cpu=pick_device() == "cpu",
         bf16=args.precision == "bf16",
@@ -334,6 +409,15 @@ def training_arguments(args: Args, task: Task, has_dev: bool):
         logging_steps=args.logging_steps,
         report_to=["tensorboard"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,  # the collators know them
+        label_names=["labels"],
+    )
+    if args.tuning == "qlora" and torch.cuda.is_available():
+        settings["optim"] = "paged_adamw_32bit"  # its states move to the host when a long batch needs their memory
+    if args.objective == "classify":
+        return TrainingArguments(**settings)
+    return SFTConfig(
+        **settings,
         max_length=None,  # the Encoder has cut the texts, never an answer
         dataset_kwargs={"skip_prepare_dataset": True},
         router_aux_loss_coef=0.0,  # experts' balance is a loss of whole batches, not of a packed row's answers
@@ -347,13 +431,17 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
-    encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length)
-    model = load_trainable_model(args)
-    check_positions(model, args.max_length, args.model_path)
+    from transformers import set_seed
+
+    set_seed(args.seed)  # a new head is drawn before the trainer is there
     contract = Contract(
-        data.task, cot=args.cot, max_length=args.max_length, base_model=args.model_path,
-        base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,
+        data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
+        base_model=args.model_path, seed=args.seed,
     )  # fmt: skip
+    encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length, args.objective)
+    model = load_trainable_model(args, contract)
+    check_positions(model, args.max_length, args.model_path)
+    contract = replace(contract, base_revision=getattr(model.config, "_commit_hash", None))
     trainer = build_trainer(args, data, model, encoder, contract)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
@@ -361,24 +449,54 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     return trainer.is_world_process_zero()
 
 
+def calibrate(args: Args, data: Data) -> None:
+    """Temperature and thresholds of a finished run, if they are wanted and not there yet."""
+    done = (Path(args.output_dir) / CALIBRATION_FILE).is_file()
+    if args.objective == "generate" or args.calibration == "off" or not data.dev or done:
+        return
+    gc.collect()
+    metrics = calibrate_run(args.output_dir, data.dev, args.predict_batch_size, args.precision)
+    shown = ("ece", "brier", "f1_macro")
+    changes = (f"{n} {metrics['before'][n]:.4f} -> {metrics['after'][n]:.4f}" for n in shown)
+    print(f"calibrated on {len(data.dev)} validation rows: {', '.join(changes)}")
+
+
+def train_and_score(args: Args, data: Data) -> bool:
+    """A whole run, or what is left of it. Returns whether this process is the one that reports."""
+    checkpoint = find_checkpoint(args, MAY_CHANGE)
+    check_same_task(checkpoint, data.task)
+    if is_finished(args):
+        if not is_first_process():
+            return False
+        print(f"{args.output_dir}: trained to its end already")
+    elif not fine_tune(args, data, checkpoint):
+        return False
+    calibrate(args, data)
+    write_run_report(args.output_dir)
+    if data.test:
+        gc.collect()  # the trainer and its model hold each other; two models may not fit
+        score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
+        write_run_report(args.output_dir)  # once more, with the scores
+    return True
+
+
 def main(args: Args) -> None:
     check_model_path(args.model_path)
     if base_model_path(args.model_path) is not None:
         raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
     task = resolve_task(args.task, args.label_path)
+    args = with_defaults(args, task)
     data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot)
-    checkpoint = find_checkpoint(args, MAY_CHANGE)
-    check_same_task(checkpoint, data.task)
-    if is_finished(args):
-        if not is_first_process():
-            return
-        print(f"{args.output_dir}: trained to its end already")
-    elif not fine_tune(args, data, checkpoint):
+    data = replace(data, task=with_prompt(data.task, args.prompt))
+    if args.search is not None:
+        if not data.dev:
+            raise UserError("--search: there are no validation rows to choose by")
+        search(args, data.task.kind, lambda trial: train_and_score(trial, replace(data, test=[])))
+        train_and_score(args, data)  # trained already: calibrated and scored
+    elif not train_and_score(args, data):
         return
-    if data.test:
-        gc.collect()  # the trainer and its model hold each other; two models may not fit
-        score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
-    print(f"written to {args.output_dir}")
+    if is_first_process():
+        print(f"written to {args.output_dir}")
 
 
 if __name__ == "__main__":

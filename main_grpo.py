@@ -45,6 +45,7 @@ from data.encoding import RATIONALE_TOKENS, Encoder
 from data.files import write_text
 from data.loading import Example
 from data.metrics import LABEL_METRICS, jaccard
+from data.run_report import write_run_report
 from data.tasks import Prediction, Task
 from data.training import (
     Data,
@@ -69,9 +70,7 @@ from inference import (
     load_model,
     load_tokenizer,
     pick_device,
-    sample_answers,
     score_run,
-    stop_token_ids,
 )
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
@@ -417,6 +416,7 @@ def build_trainer(args: Args, data: Data, model, packed: bool, encoder: Encoder,
     """TRL's GRPOTrainer with our rewards and label metrics."""
     from trl import GRPOTrainer
 
+    from data.generation import sample_answers, stop_token_ids
     from data.group_training import GroupTraining, weights_through_a_folder
 
     class LabelGRPOTrainer(GroupTraining, GRPOTrainer):
@@ -554,6 +554,8 @@ def main(args: Args) -> None:
     if base_model_path(args.model_path) is not None:
         check_adapter_flags(args)
     started = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)
+    if started.objective != "generate":
+        raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
     trained_before = (Path(args.model_path) / "task.json").is_file()
     data = load_data(args, started.task, kind_known=trained_before or args.task is not None)
     checkpoint = find_checkpoint(args, MAY_CHANGE)
@@ -564,9 +566,11 @@ def main(args: Args) -> None:
         print(f"{args.output_dir}: trained to its end already")
     elif not reinforce(args, data, started, checkpoint):
         return
+    write_run_report(args.output_dir)
     if data.test:
         gc.collect()  # the trainer and its model hold each other; two models may not fit
         score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
+        write_run_report(args.output_dir)  # once more, with the scores
     print(f"written to {args.output_dir}")
 
 

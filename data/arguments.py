@@ -111,7 +111,8 @@ def check_output_dir(path: str, flag: str = "--output_dir") -> None:
 
 def run(main: Callable[[T], None], args_class: type[T], settings: dict[str, Any]) -> None:
     """Parse the command line, call `main(args)`, and end with exit code 2 and one line on a user's mistake."""
-    script = os.path.basename(sys.argv[0])
+    path = Path(sys.argv[0])
+    script = path.parent.name if path.name == "__main__.py" else path.name
     try:
         main(parse_args(args_class, settings, sys.modules["__main__"].__doc__ or "", sys.argv[1:]))
     except UserError as error:

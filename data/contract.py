@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.arguments import UserError
+from data.encoding import Objective
 from data.files import write_json
 from data.tasks import Task, check_same_labels, resolve_task
 
@@ -28,7 +29,8 @@ class Contract:
     Attributes:
         task: labels, prompt template, kind.
         cot: whether answers carry reasoning.
-        objective: "generate" (the model writes the labels), later also "classify" and "score".
+        objective: "generate" (the model writes the labels), "classify" (a head on it tells them apart) or "score" (the
+            labels are compared as answers).
         head: shape of the classifier head ("linear", "mlp"), None without one.
         thresholds: label -> probability from which it is predicted, None where nothing was calibrated.
         temperature: divides the scores before they become probabilities (1.0 = not calibrated).
@@ -41,7 +43,7 @@ class Contract:
 
     task: Task
     cot: bool = False
-    objective: Literal["generate"] = "generate"
+    objective: Objective = "generate"
     head: str | None = None
     thresholds: dict[str, float] | None = None
     temperature: float = 1.0
@@ -50,6 +52,12 @@ class Contract:
     base_revision: str | None = None
     seed: int = 42
     library_versions: dict[str, str] = field(default_factory=_library_versions)
+
+    @property
+    def activation(self) -> Literal["softmax", "sigmoid"]:
+        """What turns the labels' scores into probabilities: labels compete, but for a head that may find several."""
+        several = self.objective == "classify" and self.task.kind == "multi_label"
+        return "sigmoid" if several else "softmax"
 
     def save(self, directory: str | Path) -> None:
         """Write `task.json` into `directory`."""
@@ -89,6 +97,7 @@ def contract_for(
     label_path: str | None = None,
     cot: bool | None = None,
     max_length: int | None = None,
+    objective: Objective | None = None,
 ) -> Contract:
     """The contract to predict under: the trained directory's own, or one made from flags for an untuned model.
 
@@ -100,6 +109,7 @@ def contract_for(
     if (directory / FILE_NAME).is_file():
         contract = Contract.load(directory)
         _check_flags(contract, directory / FILE_NAME, task_name, label_path, cot, max_length)
+        _check_equal("--objective", objective, contract.objective, directory / FILE_NAME)
         return contract
     if (directory / "adapter_config.json").is_file():
         raise UserError(
@@ -110,7 +120,12 @@ def contract_for(
         raise UserError(
             f"--model_path {model_path}: no task.json there, so this is an untuned model: name --task or --label_path"
         )
-    return Contract(task, cot=bool(cot), max_length=max_length or DEFAULT_MAX_LENGTH, base_model=model_path)
+    if objective == "classify":
+        raise UserError(f"--objective classify: {model_path} is untuned, so it has no head; use score or generate")
+    return Contract(
+        task, cot=bool(cot), max_length=max_length or DEFAULT_MAX_LENGTH, base_model=model_path,
+        objective=objective or "generate",
+    )  # fmt: skip
 
 
 def _check_flags(

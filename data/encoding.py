@@ -2,13 +2,29 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal
 
 from data.arguments import UserError
 from data.tasks import Task
 
+Objective = Literal["generate", "classify", "score"]
+ENCODERS = frozenset(
+    (
+        "albert", "bert", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
+        "ernie", "eurobert", "flaubert", "fnet", "funnel", "ibert", "longformer", "luke", "megatron-bert", "mobilebert",
+        "modernbert", "mpnet", "mra", "nezha", "nomic_bert", "nystromformer", "rembert", "roberta",
+        "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+        "yoso",
+    )
+)  # fmt: skip
 _TEXT, _ANSWER = "\u2402", "\u2403"  # stand-ins for text and answer while the chat template is rendered
 RATIONALE_TOKENS = 256  # room for the reasoning of a --cot answer
 MAX_ANSWER_LABELS = 5  # room for a multi-label answer: GoEmotions, the widest task, never has more
+
+
+def reads_both_ways(model_type: str) -> bool:
+    """Whether this is an encoder: its tokens see what follows them, so it classifies, but writes and scores nothing."""
+    return model_type in ENCODERS
 
 
 class Encoder:
@@ -23,17 +39,21 @@ class Encoder:
         tokenizer: a Hugging Face tokenizer.
         cot: ask for reasoning before the answer.
         max_length: tokens of prompt and answer together; longer texts lose their end.
+        objective: "generate" and "score" keep room for an answer, "classify" has none.
 
     Raises:
         UserError: `max_length` leaves no room for a text.
     """
 
-    def __init__(self, task: Task, tokenizer, cot: bool = False, max_length: int = 512):
+    def __init__(
+        self, task: Task, tokenizer, cot: bool = False, max_length: int = 512, objective: Objective = "generate"
+    ):
         self.task, self.tokenizer, self.cot, self.max_length = task, tokenizer, cot, max_length
+        self.objective = objective
         head, tail = self._rendered()
-        begin = [] if self._chat else self._begin_ids()
+        begin, end = ([], []) if self._chat else self._special_ids()
         self.head_ids: list[int] = begin + self._ids(head)
-        self.tail_ids: list[int] = self._ids(tail)
+        self.tail_ids: list[int] = self._ids(tail) + (end if objective == "classify" else [])
         # " joy" is the usual token after "Answer:"; after a chat header or a Chinese colon the answer starts at once
         self._target_prefix = " " if not self._chat and tail[-1:].isascii() else ""
         needed = len(self.head_ids) + len(self.tail_ids) + self.answer_tokens
@@ -69,10 +89,11 @@ class Encoder:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _begin_ids(self) -> list[int]:
-        """The begin-of-text id, if this tokenizer puts one before a plain text (a chat template brings its own)."""
-        bos = self.tokenizer.bos_token_id
-        return [bos] if bos is not None and self.tokenizer("")["input_ids"][:1] == [bos] else []
+    def _special_ids(self) -> tuple[list[int], list[int]]:
+        """What this tokenizer puts before and behind a plain text, such as [CLS] and [SEP]."""
+        mask = self.tokenizer("a", return_special_tokens_mask=True)
+        ids, inside = mask["input_ids"], [i for i, special in enumerate(mask["special_tokens_mask"]) if not special]
+        return (ids[: inside[0]], ids[inside[-1] + 1 :]) if inside else ([], [])
 
     @cached_property
     def end_id(self) -> int:
@@ -90,7 +111,10 @@ class Encoder:
     @cached_property
     def answer_tokens(self) -> int:
         """Room kept for the answer, end included: the longest one of `MAX_ANSWER_LABELS` labels."""
-        count = min(MAX_ANSWER_LABELS, len(self.task.labels)) if self.task.kind == "multi_label" else 1
+        if self.objective == "classify":
+            return 0
+        several = self.task.kind == "multi_label" and self.objective == "generate"
+        count = min(MAX_ANSWER_LABELS, len(self.task.labels)) if several else 1
         lengths = {label: len(self._ids(" " + label)) for label in self.task.labels}  # as it stands inside an answer
         first = max(len(self._ids(label)) - length for label, length in lengths.items())  # at its beginning, more?
         labels = sum(sorted(lengths.values())[-count:]) + max(first, 0) + (count - 1) * len(self._ids(","))
@@ -106,6 +130,10 @@ class Encoder:
     def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
         """Token ids of an answer, its end token included."""
         return [*self._ids(self._target_prefix + self.task.target(labels, rationale)), self.end_id]
+
+    def candidate_ids(self) -> list[list[int]]:
+        """Token ids of each label as an answer of its own, end token included, in the task's order."""
+        return [self.target_ids((label,)) for label in self.task.labels]
 
     def is_full(self, prompt: Sequence[int]) -> bool:
         """Whether `prompt` is as long as `max_length` allows: its text just fitted, or has lost its end."""

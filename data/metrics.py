@@ -11,6 +11,8 @@ LABEL_METRICS = (
     *(f"{name}_{average}" for average in ("micro", "macro", "weighted") for name in ("precision", "recall", "f1")),
     "jaccard",
 )
+# where there are probabilities: keys of `data.calibration.calibration_scores`, as a summary shows them
+PROBABILITY_METRICS = {"auc": "AUC", "ece": "ECE", "brier": "Brier score"}
 DEFAULT_BEST = {"multi_label": "f1_macro", "single_label": "accuracy"}
 
 
@@ -100,6 +102,7 @@ def format_summary(scores: dict[str, Any], title: str) -> str:
         f"weighted F1    {scores['f1_weighted']:.4f}",
         f"Jaccard        {scores['jaccard']:.4f}",
         f"invalid rate   {scores['invalid_rate']:.4f}",
+        *(f"{shown:<15}{scores[name]:.4f}" for name, shown in PROBABILITY_METRICS.items() if name in scores),
         "",
         f"{'label':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}",
     ]

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -127,7 +127,7 @@ class Task:
     def plain_prompt(self, text: str, cot: bool = False) -> str:
         """The question for a model without a chat template: the prompt, ending where the answer begins."""
         prompt = self.prompt(text, cot)
-        return prompt if prompt.endswith((":", "：")) else prompt + "\n\nAnswer:"
+        return prompt if self.template == TEXT_ONLY or prompt.endswith((":", "：")) else prompt + "\n\nAnswer:"
 
     def target(self, gold: Iterable[str], rationale: str | None = None) -> str:
         """The answer to train on: gold labels in the task's order, inside tags after the reasoning if there is one.
@@ -194,6 +194,7 @@ def _after_reasoning(completion: str) -> tuple[str, str | None]:
 # Instruction and labels first, text last: the prompts of a data set share all of their beginning.
 EMOTION_TEMPLATE = "Emotions: {labels}\nWhich does the writer of the comment feel? {answer_form}\n\nComment:\n{text}"
 CUSTOM_TEMPLATE = "Labels: {labels}\nWhich fits the text? {answer_form}\n\nText:\n{text}"
+TEXT_ONLY = "{text}"
 # The earlier classification system's own wording, text first (FEATURES B7).
 REFERENCE_TEMPLATE = (
     'Please carefully read the following reference text:"{{text}}", and determine which of the following categories '
@@ -308,6 +309,16 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     if own_name in BUILT_IN_TASKS:
         own_name = f"own-{own_name}"
     return Task(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
+
+
+def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_only"]) -> Task:
+    """`task` with another wording: its own ("task"), instruction and labels before the text, or the text alone."""
+    if prompt == "task":
+        return task
+    if prompt == "text_only":
+        return replace(task, template=TEXT_ONLY, use_chat_template=False)
+    template = EMOTION_TEMPLATE if task.name.startswith(("goemotions", "emotion")) else CUSTOM_TEMPLATE
+    return replace(task, template=template, use_chat_template=True)
 
 
 def check_same_labels(one: str, labels: Sequence[str], other: str, expected: Sequence[str]) -> None:

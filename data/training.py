@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def check_training_flags(args) -> None:
         save_total_limit=1, logging_steps=1, predict_batch_size=1, seed=0,
     )  # fmt: skip
     for name in ("val_ratio", "warmup_ratio", "lora_dropout"):
-        if getattr(args, name) >= 1:
+        if (getattr(args, name) or 0) >= 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be below 1")
     check_positive(args, "learning_rate", "num_epochs")
     if args.seed >= 2**32:
@@ -115,27 +116,36 @@ def check_positions(model, longest: int, model_path: str) -> None:
 
 
 def lora_config(args, model):
-    """PEFT's configuration of the adapter, or None for `--tuning full`.
+    """PEFT's configuration of the adapter, or None where there is none (`--tuning full` and `head`).
 
     Raises:
         UserError: `--lora_target_modules` names layers the model does not have.
     """
-    if args.tuning == "full":
+    if args.tuning in ("full", "head"):
         return None
     from peft import LoraConfig
 
+    from data.classifier import head_names
+
+    classifies = model.get_output_embeddings() is None
+    heads = head_names(model) if classifies else []
+    layers = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
+    # TRL multiplies with the output layer's weight directly, past an adapter; a new head is trained whole
+    layers = [name for name in layers if name.partition(".")[0] not in ("lm_head", *heads)]
     modules = args.lora_target_modules
     if modules != ["all-linear"]:
-        names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
-        names.discard("lm_head")  # TRL multiplies with its weight directly, past an adapter
+        names = {name.rpartition(".")[2] for name in layers}
         for unknown in sorted(set(modules) - names):
             raise UserError(f"--lora_target_modules {unknown}: the model has {', '.join(sorted(names))}")
+    elif classifies:
+        modules = layers  # PEFT's own "all-linear" would adapt the layers inside a head
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifies else "CAUSAL_LM",
         r=args.lora_r or 16,
         lora_alpha=args.lora_alpha or 2 * (args.lora_r or 16),
         lora_dropout=args.lora_dropout,
         target_modules="all-linear" if modules == ["all-linear"] else modules,
+        modules_to_save=heads or None,
     )
 
 
@@ -192,8 +202,9 @@ class LabelWatching:
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
-        # compiled layers would be compiled anew for generation, which takes longer than it saves
-        with self.accelerator.autocast(), ordinary_attention(model), torch.compiler.set_stance("force_eager"):
+        attention = ordinary_attention(model) if self.contract.objective == "generate" else nullcontext()
+        # compiled layers would be compiled anew without gradients, which takes longer than it saves
+        with self.accelerator.autocast(), attention, torch.compiler.set_stance("force_eager"):
             predictions = self.answer(model, [e.text for e in mine], self.is_world_process_zero())
         model.train(training)
         pairs = gather_object([(e.labels, p) for e, p in zip(mine, predictions, strict=True)])

@@ -144,6 +144,15 @@ def target_log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype) 
     return _log_probs(model, row, attention, dtype)[row.target_logit, row.target_ids]
 
 
+def target_logits(model, row: PackedRow, attention: str, dtype: torch.dtype) -> Tensor:
+    """Logits (T, V) in fp32 from which each target of `row` is predicted, in the order of `row.target_ids`.
+
+    Args:
+        model, row, attention, dtype: see `target_log_probs`.
+    """
+    return model(**row_inputs(row, attention, dtype)).logits[0].float()[row.target_logit]
+
+
 def target_log_probs_and_entropies(
     model, row: PackedRow, attention: str, dtype: torch.dtype, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:

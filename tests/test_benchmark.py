@@ -5,7 +5,11 @@ import sys
 import pytest
 
 from data.arguments import UserError
-from scripts.benchmark import SFT_CASES, Contestant, GrpoArgs, SftArgs, grpo_table, table, train_file
+from scripts.benchmark.grpo import GrpoArgs
+from scripts.benchmark.grpo import table as grpo_table
+from scripts.benchmark.race import CASES, Contestant, train_file
+from scripts.benchmark.score import table as score_table
+from scripts.benchmark.sft import SftArgs, table
 from tests.conftest import ROOT, SAMPLE
 
 
@@ -61,9 +65,8 @@ def test_wrong_flags_of_grpo(flags, message):
 
 
 def test_data_that_is_not_there(tmp_path):
-    args = SftArgs(model_path="somewhere", data_dir=str(tmp_path))
     with pytest.raises(UserError, match="no train file there; get it with: python download"):
-        train_file(args, SFT_CASES["4-labels"])
+        train_file(str(tmp_path), CASES["4-labels"])
 
 
 def test_the_table():
@@ -83,13 +86,21 @@ def test_the_table_of_grpo():
     ]
 
 
-def run_on_the_sample(benchmark: str, model_dir, folder, *flags: str) -> dict:
+def test_the_table_of_score():
+    figures = {"seconds": 2.0, "texts_per_second": 4.0, "peak_gib": 1.5}
+    each = figures | {"seconds": 25.0}
+    lines = score_table({"contestants": {"each": each, "ours": figures}, "largest_difference": 0.012}).splitlines()
+    assert lines[3] == "| ours | 2.00 | 4.0 | 12.5× | 1.5 GiB |"
+    assert lines[-1] == "largest difference of a score: 1.20e-02"
+
+
+def run_on_the_sample(benchmark: str, model_dir, folder, *flags: str, first: str = "trl") -> dict:
     """Run a benchmark of two contestants on a tiny model and the sample; its JSON."""
     (folder / "goemotions" / "original").mkdir(parents=True)
     (folder / "goemotions" / "original" / "train.tsv").write_bytes((SAMPLE / "train.tsv").read_bytes())
     subprocess.run(
         [sys.executable, "-m", "scripts.benchmark", benchmark, "--model_path", str(model_dir), "--data_dir",
-         str(folder), "--output_dir", str(folder / "out"), "--contestants", "trl", "ours", "--rounds", "2",
+         str(folder), "--output_dir", str(folder / "out"), "--contestants", first, "ours", "--rounds", "2",
          "--warmup", "1", *flags],
         cwd=ROOT, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
@@ -113,3 +124,10 @@ def test_sft_on_a_tiny_model(tiny_model_dir, tmp_path):
     assert ours["tokens_a_step"] == pytest.approx(case["unique_tokens"], rel=0.3)
     assert trl["speedup"] == 1.0
     assert len(ours["all_seconds"]) == 2
+
+
+@pytest.mark.real
+def test_score_on_a_tiny_model(tiny_model_dir, tmp_path):
+    results = run_on_the_sample("score", tiny_model_dir, tmp_path, "--precision", "fp32", first="each")
+    assert results["largest_difference"] < 1e-3  # sums of up to six log-probabilities of about -10
+    assert results["contestants"]["ours"]["seconds"] > 0

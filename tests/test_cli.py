@@ -160,7 +160,15 @@ def test_a_typo_in_main_names_the_setting(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "script", ["main_SFT.py", "main_grpo.py", "inference.py", "-m scripts.compare", "-m scripts.benchmark grpo"]
+    "script",
+    [
+        "main_SFT.py",
+        "main_grpo.py",
+        "inference.py",
+        "-m scripts.compare",
+        "-m scripts.ensemble",
+        "-m scripts.benchmark grpo",
+    ],
 )
 def test_help_explains_every_flag_without_heavy_imports(script):
     done = call(f"-X importtime {script} --help")

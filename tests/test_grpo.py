@@ -15,10 +15,11 @@ import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
+from data.generation import generate_greedy, sample_answers
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS, Prediction
 from data.tree_attention import SPAN_ATTENTION, ordinary_attention
-from inference import Predictor, generate_greedy, load_model, load_tokenizer, sample_answers
+from inference import Predictor, load_model, load_tokenizer
 from main_grpo import (
     Args,
     Rewards,
@@ -329,7 +330,7 @@ def test_a_run_from_start_to_scores(args, tmp_path):
     assert list((out / "runs").rglob("events.*"))
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "eval_jaccard" in entry] == [0, 2, 4]
-    assert not (out / "README.md").exists()
+    assert "reinforcement learning (GRPO)" in (out / "README.md").read_text(encoding="utf-8")
     predictor = Predictor(str(out), precision="fp32")
     assert predictor.contract.task == ORIGINAL
     assert predictor.contract.max_length == 1024

@@ -4,13 +4,14 @@ import shutil
 import pytest
 import torch
 
-import inference
+from data import generation
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
+from data.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.loading import Example
 from data.tasks import BUILT_IN_TASKS, Task
-from inference import Predictor, evaluate, generate_greedy, keeps_whole_cache, load_model, shared_length
+from inference import Predictor, check_model_path, evaluate, load_model, pick_device
 from tests.conftest import ROOT
 
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"]
@@ -40,7 +41,7 @@ def greedy_by_hand(model, prompt, stop_ids, max_new_tokens):
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_batch_decodes_as_each_row_alone(model, encoder, monkeypatch, share):
-    monkeypatch.setattr(inference, "keeps_whole_cache", lambda _: share)
+    monkeypatch.setattr(generation, "keeps_whole_cache", lambda _: share)
     prompts = encoder.prompt_ids(TEXTS)
     with torch.inference_mode():
         alone = [greedy_by_hand(model, p, [], 6) for p in prompts]
@@ -124,19 +125,19 @@ def test_a_model_directory_loads_as_a_predictor(tiny_model_dir):
 
 def test_a_device_that_is_not_there():
     with pytest.raises(UserError, match="--device cuda:77"):
-        inference.pick_device("cuda:77")
+        pick_device("cuda:77")
 
 
 @pytest.mark.parametrize("name", ["bert-base-chinese", "Qwen/Qwen3-0.6B"])
 def test_hub_ids_are_not_taken_for_missing_folders(name):
-    inference.check_model_path(name)
+    check_model_path(name)
 
 
 @pytest.mark.parametrize("name", ["models/none", "outputs/a/b", "./none", "/none/at/all", "data/none"])
 def test_missing_folders_are_not_taken_for_hub_ids(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="no such directory"):
-        inference.check_model_path(name)
+        check_model_path(name)
 
 
 def test_broken_weights_are_one_clear_error(tiny_model_dir, tmp_path):

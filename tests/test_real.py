@@ -112,15 +112,15 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
 
     from data.encoding import Encoder
     from data.loading import load_examples
+    from data.objectives import AnswerCollator, LabelTraining, answer_rows
     from data.packing import pack
     from data.tasks import BUILT_IN_TASKS
     from data.tree_attention import SPAN_ATTENTION, target_log_probs
     from inference import compile_layers, load_model, load_tokenizer
-    from main_SFT import AnswerCollator, LabelTraining, tokenize
 
     task = BUILT_IN_TASKS["goemotions-original"]
     encoder = Encoder(task, load_tokenizer(str(model)))
-    rows = list(tokenize(load_examples(SAMPLE / "train.tsv", task)[:comments], encoder))
+    rows = list(answer_rows(load_examples(SAMPLE / "train.tsv", task)[:comments], encoder))
     network = load_model(str(model), precision, "cpu", attention="eager").train()
     if compiled:
         compile_layers(network)
@@ -141,7 +141,7 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
     batch = AnswerCollator(encoder.tokenizer.pad_token_id)(rows)
     (row,) = pack([r["input_ids"] for r in rows], [[label != -100 for label in r["labels"]] for r in rows])
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        plain = gradients(lambda: LabelTraining()._padded_log_probs(network, batch))
+        plain = gradients(lambda: LabelTraining()._padded_log_probs(network, batch)[0])
         network.set_attn_implementation(SPAN_ATTENTION)
         packed = gradients(lambda: target_log_probs(network, row, SPAN_ATTENTION, dtype))
     return packed, plain

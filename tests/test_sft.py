@@ -18,21 +18,13 @@ from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
 from data.loading import Example, load_examples
+from data.objectives import AnswerCollator, LabelTraining, PackingCollator, answer_rows
 from data.packing import pack
 from data.tasks import BUILT_IN_TASKS, resolve_task
 from data.training import find_checkpoint, load_data
 from data.tree_attention import SPAN_ATTENTION
 from inference import Predictor, compile_layers, load_model, load_tokenizer
-from main_SFT import (
-    MAY_CHANGE,
-    AnswerCollator,
-    Args,
-    LabelTraining,
-    PackingCollator,
-    main,
-    share_prefixes,
-    tokenize,
-)
+from main_SFT import MAY_CHANGE, Args, main, share_prefixes
 from tests.conftest import ROOT, SAMPLE
 
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
@@ -64,7 +56,7 @@ def adapter(directory) -> dict[str, torch.Tensor]:
 
 def test_the_loss_is_on_the_answer_only(tokenizer):
     encoder = Encoder(ORIGINAL, tokenizer)
-    (row,) = tokenize([Example("1", "thank you", ("gratitude", "joy"))], encoder)
+    (row,) = answer_rows([Example("1", "thank you", ("gratitude", "joy"))], encoder)
     learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     assert learnt == [label for label in row["labels"] if label != -100]
     assert tokenizer.decode(learnt) == "gratitude, joy<|im_end|>"
@@ -74,18 +66,22 @@ def test_the_loss_is_on_the_answer_only(tokenizer):
 
 def test_what_is_learnt_is_what_inference_asks(tokenizer):
     encoder = Encoder(ORIGINAL, tokenizer)
-    (row,) = tokenize([Example("1", "thank you", ("joy",))], encoder)
+    (row,) = answer_rows([Example("1", "thank you", ("joy",))], encoder)
     (prompt,) = encoder.prompt_ids(["thank you"])
     assert row["input_ids"][: len(prompt)] == prompt
     assert row["input_ids"][len(prompt) :] == encoder.target_ids(("joy",))
 
 
 def test_a_batch_ends_with_its_answers():
-    rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4], "labels": [4]}]
+    rows = [
+        {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weight": 1.0},
+        {"input_ids": [4], "labels": [4], "weight": 2.0},
+    ]
     batch = AnswerCollator(pad_id=9)(rows)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["labels"].tolist() == [[-100, 2, 3], [-100, -100, 4]]
+    assert batch["weight"].tolist() == [1.0, 2.0]
 
 
 def plain_loss(model, rows, num_items):
@@ -111,7 +107,7 @@ class OneProcess:
 @pytest.mark.parametrize("num_items_in_batch", [None, 100])
 def test_loss_and_gradients_equal_the_plain_path(tiny_model_dir, tokenizer, num_items_in_batch, attention):
     examples = load_examples(SAMPLE / "dev.tsv", ORIGINAL)[:6]
-    rows = list(tokenize(examples, Encoder(ORIGINAL, tokenizer)))
+    rows = list(answer_rows(examples, Encoder(ORIGINAL, tokenizer)))
     batch = (AnswerCollator(tokenizer.pad_token_id) if attention == "padded" else PackingCollator())(rows)
     model = load_model(str(tiny_model_dir), "fp32", "cpu", attention="eager")
     answer_tokens = sum(label != -100 for row in rows for label in row["labels"])
@@ -160,7 +156,7 @@ def test_the_same_run_with_and_without_sharing(args, capsys):
 def test_two_processes_have_the_gradients_of_one(tiny_model_dir, tokenizer, tmp_path):
     """Each process packs its own half of the batch under DDP (gloo); together, the gradients of the plain path."""
     examples = load_examples(SAMPLE / "dev.tsv", ORIGINAL)[:5]
-    rows = list(tokenize(examples, Encoder(ORIGINAL, tokenizer)))
+    rows = list(answer_rows(examples, Encoder(ORIGINAL, tokenizer)))
     model = load_model(str(tiny_model_dir), "fp32", "cpu", attention="eager")
     answer_tokens = sum(label != -100 for row in rows for label in row["labels"])
     plain = plain_loss(model, rows, answer_tokens)
@@ -198,7 +194,8 @@ def half_of_the_batch(model_dir: str, folder: str) -> None:
     trainer.args = SimpleNamespace(average_tokens_across_devices=True, bf16=False, fp16=False)
     trainer.accelerator = SimpleNamespace(num_processes=2, unwrap_model=lambda wrapped: wrapped.module)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
-    loss = trainer.compute_loss(wrapped, {"row": row}, num_items_in_batch=batch["answer_tokens"])
+    inputs = {"row": row, "weight": torch.ones(len(mine))}
+    loss = trainer.compute_loss(wrapped, inputs, num_items_in_batch=batch["answer_tokens"])
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     torch.save({"loss": loss.detach(), "gradients": gradients}, f"{folder}/{rank}.pt")
@@ -377,14 +374,14 @@ def test_a_finished_run_is_not_trained_again(args, capsys):
     elsewhere = Path(args.output_dir + "-2")
     shutil.copytree(args.output_dir, elsewhere)
     with pytest.raises(UserError, match="holds another run than"):
-        find_checkpoint(dataclasses.replace(args, output_dir=str(elsewhere), resume_from_checkpoint=newest), MAY_CHANGE)
+        main(dataclasses.replace(args, output_dir=str(elsewhere), resume_from_checkpoint=newest))
     with pytest.raises(UserError, match="learns task sst2"):
         main(args)
 
 
 def test_an_answer_inference_could_not_give(tokenizer):
     with pytest.raises(UserError, match=r"row c7: its answer takes \d+ tokens"):
-        tokenize([Example("c7", "all of it", ORIGINAL.labels[:12])], Encoder(ORIGINAL, tokenizer))
+        answer_rows([Example("c7", "all of it", ORIGINAL.labels[:12])], Encoder(ORIGINAL, tokenizer))
 
 
 def test_layers_the_model_does_not_have(args):
@@ -428,7 +425,7 @@ def test_reasoning_is_learnt_from_rationales(args, tmp_path):
     )  # fmt: skip
     data = load_data(cot, ORIGINAL, kind_known=True, rationales=True)
     encoder = Encoder(ORIGINAL, load_tokenizer(args.model_path), cot=True, max_length=1024)
-    (row,) = tokenize(data.train[:1], encoder)
+    (row,) = answer_rows(data.train[:1], encoder)
     learnt = encoder.decode([token for token in row["labels"] if token != -100])
     assert learnt == f"<think>\n{data.train[0].rationale}\n</think>\n<answer>joy</answer>"
     main(cot)

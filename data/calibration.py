@@ -1,0 +1,257 @@
+"""Scores of labels -> probabilities that can be believed, and the labels they stand for. (no torch)
+
+A temperature makes the probabilities as sure as they are right; a threshold for each label decides what a multi-label
+task predicts. Both are fitted on validation rows and stand in task.json.
+
+Shapes: n texts, K labels in the task's order. `scores` (n, K) are logits of a head or summed log-probabilities of
+candidate answers; `gold` is one label tuple a text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from data.metrics import label_metrics
+from data.tasks import Prediction, Task
+
+Activation = Literal["softmax", "sigmoid"]
+Gold = Sequence[Sequence[str]]
+
+DEFAULT_THRESHOLD = 0.5
+MIN_POSITIVES = 10  # texts with a label from which it gets a threshold of its own
+TEMPERATURE_BOUNDS = (0.05, 20.0)
+ECE_BINS = 15
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted on validation rows.
+
+    Attributes:
+        temperature: divides the scores before they become probabilities.
+        thresholds: label -> probability from which it is predicted; None in a single-label task.
+    """
+
+    temperature: float
+    thresholds: dict[str, float] | None
+
+
+def probabilities(scores, activation: Activation, temperature: float = 1.0):
+    """Scores (n, K) -> probabilities (n, K).
+
+    Args:
+        scores: see above; n may be 0.
+        activation: "softmax" where the labels compete (rows add up to 1), "sigmoid" where each is decided by itself.
+        temperature: divides the scores; above 1 makes the probabilities less sure.
+
+    Raises:
+        ValueError: scores that are not finite, or a temperature that is not above 0.
+    """
+    from scipy.special import expit, softmax
+
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature}: must be above 0")
+    scaled = _finite(scores) / temperature
+    return softmax(scaled, axis=1) if activation == "softmax" else expit(scaled)
+
+
+def decide(probabilities, task: Task, thresholds: dict[str, float] | None) -> list[tuple[str, ...]]:
+    """Probabilities (n, K) -> labels of each text, in the task's order.
+
+    Args:
+        probabilities: of the task's labels; n may be 0.
+        task: in a single-label task the most probable label is the answer; in a multi-label one every label at or above
+            its threshold, or the most probable one where none is: each text has at least one label.
+        thresholds: label -> threshold; a label that is not in it, and with None every label, has `DEFAULT_THRESHOLD`.
+    """
+    import numpy
+
+    shares = numpy.asarray(probabilities, dtype=float)
+    chosen = shares.argmax(axis=1)[:, None] == numpy.arange(len(task.labels))  # (n, K), one True a row
+    if task.kind == "multi_label":
+        least = numpy.array([(thresholds or {}).get(label, DEFAULT_THRESHOLD) for label in task.labels])
+        reached = shares >= least
+        chosen = numpy.where(reached.any(axis=1, keepdims=True), reached, chosen)
+    return [tuple(task.labels[i] for i in row.nonzero()[0]) for row in chosen]
+
+
+def set_probability(probabilities, labels: Sequence[str], task: Task, activation: Activation) -> float:
+    """How probable it is that a text has these labels and no others.
+
+    Args:
+        probabilities: (K,) of the task's labels.
+        labels: what was decided.
+        task: gives the labels.
+        activation: with "softmax" one of the labels is right, and it is one of these; with "sigmoid" each label by
+            itself is as decided.
+    """
+    import numpy
+
+    chosen = numpy.isin(numpy.array(task.labels), labels)
+    if activation == "softmax":
+        return float(probabilities[chosen].sum())
+    return float(numpy.where(chosen, probabilities, 1 - probabilities).prod())
+
+
+def fit_temperature(scores, gold: Gold, task: Task, activation: Activation) -> float:
+    """The temperature under which the gold labels are the most probable (Guo et al., 2017, "On Calibration of Modern
+    Neural Networks").
+
+    What is minimised is the mean over texts of the negative log-likelihood: with softmax, of a text's gold labels,
+    each counting the same share; with sigmoid, of the yes or no of every label. It has one minimum, looked for within
+    `TEMPERATURE_BOUNDS`. 1.0 where no other temperature is better.
+
+    Raises:
+        ValueError: nothing to fit on, lengths that differ, scores that are not finite, or gold labels of another task.
+    """
+    import numpy
+    from scipy.optimize import minimize_scalar
+
+    scores, truth = _checked(scores, gold, task)
+
+    def loss(log_temperature: float) -> float:
+        return _negative_log_likelihood(scores / numpy.exp(log_temperature), truth, activation)
+
+    best = minimize_scalar(loss, bounds=tuple(numpy.log(TEMPERATURE_BOUNDS)), method="bounded").x
+    return float(numpy.exp(min(0.0, best, key=loss)))
+
+
+def fit_thresholds(probabilities, gold: Gold, task: Task, min_positives: int = MIN_POSITIVES) -> dict[str, float]:
+    """For each label of a multi-label task, the threshold with the best F1 on these rows.
+
+    It is put midway between the least probability that it lets pass and the next one below (0 below the least of all).
+    Of thresholds with equal F1 the one nearest to 0.5 is taken.
+
+    What is best for a handful of texts is mostly chance: labels with fewer than `min_positives` of them share one
+    threshold, which would have the best micro F1 if all labels used it. A label without any gets `DEFAULT_THRESHOLD`.
+
+    Raises:
+        ValueError: see `fit_temperature`.
+    """
+    shares, truth = _checked(probabilities, gold, task)
+    common = _best_threshold(truth.ravel(), shares.ravel())
+    thresholds = {}
+    for column, label in enumerate(task.labels):
+        positives = truth[:, column].sum()
+        own = _best_threshold(truth[:, column], shares[:, column]) if positives >= max(min_positives, 1) else common
+        thresholds[label] = own if positives else DEFAULT_THRESHOLD
+    return thresholds
+
+
+def calibration_scores(probabilities, gold: Gold, task: Task) -> dict[str, float]:
+    """How far probabilities (n, K) can be believed.
+
+    Returns:
+        `ece`: expected calibration error (Naeini et al., 2015, "Obtaining Well Calibrated Probabilities Using Bayesian
+        Binning"), sum over bins b of n_b / n * |mean probability in b - share of b that is true|, in `ECE_BINS` bins of
+        equal width, upper edges included. Single-label: the probability of the most probable label, true where that
+        label is gold. Multi-label: the probabilities of all labels together, each true where its label is gold.
+
+        `brier`: Brier score (Brier, 1950, "Verification of Forecasts Expressed in Terms of Probability"), y being 1 for
+        gold labels and 0 for others. Single-label: mean over texts of the sum over labels of (p - y)^2, 0 to 2.
+        Multi-label: mean over texts and labels of (p - y)^2, 0 to 1.
+
+        `auc`: how likely a text with a label has a higher probability of it than one without, mean over the labels that
+        some texts have and some have not; of two labels that exclude each other, that of the second. Left out where no
+        label is such.
+
+    Raises:
+        ValueError: see `fit_temperature`.
+    """
+    import numpy
+    from sklearn.metrics import roc_auc_score
+
+    shares, truth = _checked(probabilities, gold, task)
+    if task.kind == "single_label":
+        top = shares.argmax(axis=1)
+        ece = _expected_calibration_error(shares.max(axis=1), truth[numpy.arange(len(truth)), top])
+        brier = ((shares - truth) ** 2).sum(axis=1).mean()
+    else:
+        ece = _expected_calibration_error(shares.ravel(), truth.ravel())
+        brier = ((shares - truth) ** 2).mean()
+    columns = [1] if task.kind == "single_label" and len(task.labels) == 2 else range(len(task.labels))
+    areas = [roc_auc_score(truth[:, k], shares[:, k]) for k in columns if 0 < truth[:, k].sum() < len(truth)]
+    measured = {"ece": float(ece), "brier": float(brier)}
+    return measured | {"auc": float(numpy.mean(areas))} if areas else measured
+
+
+def calibrate(
+    scores, gold: Gold, task: Task, activation: Activation
+) -> tuple[Calibration, dict[str, dict[str, float]]]:
+    """Fit the temperature, and in a multi-label task thresholds of the probabilities under it.
+
+    Returns:
+        The calibration, and the metrics `before` (temperature 1, default thresholds) and `after`: those of
+        `calibration_scores`, `f1_macro`, `f1_micro` and `accuracy`. They are of the rows that were fitted on: on others
+        the gain is smaller.
+
+    Raises:
+        ValueError: see `fit_temperature`.
+    """
+    temperature = fit_temperature(scores, gold, task, activation)
+    shares = probabilities(scores, activation, temperature)
+    thresholds = fit_thresholds(shares, gold, task) if task.kind == "multi_label" else None
+    before = _metrics(probabilities(scores, activation), gold, task, None)
+    after = _metrics(shares, gold, task, thresholds)
+    return Calibration(temperature, thresholds), {"before": before, "after": after}
+
+
+def _metrics(shares, gold: Gold, task: Task, thresholds: dict[str, float] | None) -> dict[str, float]:
+    predictions = [Prediction(labels, valid=True) for labels in decide(shares, task, thresholds)]
+    scores = label_metrics(gold, predictions, task)
+    return calibration_scores(shares, gold, task) | {n: scores[n] for n in ("f1_macro", "f1_micro", "accuracy")}
+
+
+def _negative_log_likelihood(scaled, truth, activation: Activation) -> float:
+    """Mean over texts; `scaled` scores and 0/1 `truth`, both (n, K)."""
+    import numpy
+    from scipy.special import log_softmax
+
+    if activation == "softmax":
+        return -(log_softmax(scaled, axis=1) * truth / truth.sum(axis=1, keepdims=True)).sum(axis=1).mean()
+    return (numpy.logaddexp(0, scaled) - truth * scaled).sum(axis=1).mean()
+
+
+def _best_threshold(truth, shares) -> float:
+    """The threshold of probabilities `shares` (m,) with the best F1 against 0/1 `truth` (m,), some of it 1."""
+    import numpy
+    from sklearn.metrics import precision_recall_curve
+
+    shares = shares.round(12)  # equal scores added up in another order differ in the last digits
+    precision, recall, least = precision_recall_curve(truth, shares)  # `least`: each probability there is, ascending
+    f1 = 2 * precision * recall / numpy.maximum(precision + recall, numpy.finfo(float).tiny)
+    midway = (numpy.append(0.0, least[:-1]) + least) / 2
+    best = midway[f1[:-1] >= f1.max() - 1e-12]
+    return float(best[abs(best - DEFAULT_THRESHOLD).argmin()])
+
+
+def _expected_calibration_error(confidence, truth) -> float:
+    """See `calibration_scores`; both (m,)."""
+    import numpy
+
+    bins = numpy.clip(numpy.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    return abs(numpy.bincount(bins, weights=confidence - truth)).sum() / len(confidence)
+
+
+def _finite(scores):
+    import numpy
+
+    scores = numpy.asarray(scores, dtype=float)
+    if not numpy.isfinite(scores).all():
+        raise ValueError("a score is not finite")
+    return scores
+
+
+def _checked(scores, gold: Gold, task: Task):
+    """`scores` as an array, and `gold` as a 0/1 matrix, both (n, K)."""
+    import numpy
+
+    scores = _finite(scores)
+    if not len(gold) or scores.shape != (len(gold), len(task.labels)):
+        raise ValueError(f"scores {scores.shape} do not fit {len(gold)} texts with {len(task.labels)} labels")
+    truth = numpy.zeros(scores.shape)
+    for row, labels in enumerate(gold):
+        if not labels or not set(labels) <= task.ids.keys() or (task.kind == "single_label" and len(labels) != 1):
+            raise ValueError(f"text {row}: gold labels {list(labels)} do not fit the {task.kind} task {task.name}")
+        truth[row, [task.ids[label] for label in labels]] = 1
+    return scores, truth

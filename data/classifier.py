@@ -1,0 +1,183 @@
+"""Texts -> logits of a classifier head, on decoders (Qwen, Llama) and encoders (BERT).
+
+Transformers' own `...ForSequenceClassification` classes, with two differences. A decoder's head reads the last real
+token, found by the attention mask: Transformers looks for the last token that is not the padding token, which is the
+wrong one where a text ends with the token that also pads. And the head may be an MLP.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+from transformers import initialization as init
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from data.arguments import UserError
+from data.encoding import reads_both_ways
+from data.packing import PackedRow, pack
+from data.tree_attention import target_logits
+
+MLP_WIDTHS = (512, 256)
+MLP_DROPOUT = 0.1
+
+
+class HeadLayer(nn.Linear):
+    """A linear layer of `MLPHead`: Xavier-uniform weights, no bias to begin with."""
+
+    def initialize(self) -> None:
+        """Draw new weights; those read from a file are left alone."""
+        init.xavier_uniform_(self.weight)
+        init.zeros_(self.bias)
+
+
+class MLPHead(nn.Module):
+    """hidden -> 512 -> 256 -> classes, ReLU and dropout between them.
+
+    Args:
+        width: hidden size of the model.
+        classes: number of labels.
+    """
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.hidden = nn.ModuleList(HeadLayer(a, b) for a, b in pairwise((width, *MLP_WIDTHS)))
+        self.out = HeadLayer(MLP_WIDTHS[-1], classes)
+        self.dropout = nn.Dropout(MLP_DROPOUT)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., width) -> (..., classes)."""
+        for layer in self.hidden:
+            hidden = self.dropout(layer(hidden).relu())
+        return self.out(hidden)
+
+
+class LastTokenClassifier:
+    """Mixin over Transformers' sequence classifiers for decoders: the head reads the last real token of each text."""
+
+    _keep_in_fp32_modules_strict = (
+        "score",
+    )  # few weights, whose rounding would be the logits' own; as read from files
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """Logits of the head.
+
+        Args:
+            input_ids: (B, T) texts padded on either side, or (1, N) a packed row.
+            attention_mask: (B, T), 0 where padded; None = nothing is. Of a packed row: its own mask.
+            position_ids: as the backbone takes them.
+            logits_to_keep: (K,) positions of a packed row that the head reads.
+            inputs_embeds, labels: what PEFT hands on; None.
+            kwargs: for the backbone.
+
+        Returns:
+            `logits` (B, C), or (1, K, C) of a packed row.
+        """
+        backbone = getattr(self, self.base_model_prefix)
+        hidden = backbone(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
+        ).last_hidden_state  # (B, T, H)
+        if logits_to_keep is not None:
+            hidden = hidden[:, logits_to_keep]  # (1, K, H)
+        elif attention_mask is None:
+            hidden = hidden[:, -1]  # (B, H)
+        else:
+            place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), (place * attention_mask).argmax(dim=1)]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return SequenceClassifierOutputWithPast(logits=self.score(hidden.to(next(self.score.parameters()).dtype)))
+
+
+def classifier_class(config, head: str) -> type:
+    """The model class for this architecture: Transformers' own, pooled as above, with the head asked for.
+
+    Args:
+        config: the model's configuration.
+        head: "linear" or "mlp".
+
+    Raises:
+        UserError: Transformers has no sequence classifier for it, or its head is no linear layer to be replaced.
+    """
+    stock = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    if stock is None:
+        raise UserError(f"--objective classify: Transformers has no sequence classifier for {config.model_type} models")
+
+    class WithHead(stock):
+        def __init__(self, config):
+            super().__init__(config)
+            if head == "mlp":
+                name = head_name(self)
+                if not isinstance(getattr(self, name), nn.Linear):
+                    raise UserError(f"--head mlp: {config.model_type} models have a head of their own; use linear")
+                setattr(self, name, MLPHead(getattr(self, name).in_features, config.num_labels))
+                self.post_init()
+
+        def _init_weights(self, module):
+            if isinstance(module, HeadLayer):
+                module.initialize()
+            else:
+                super()._init_weights(module)
+
+    bases = (WithHead,) if reads_both_ways(config.model_type) else (LastTokenClassifier, WithHead)
+    # saved as `architectures`: a linear head is what Transformers itself loads under this name, an MLP is not
+    return type(stock.__name__ + ("" if head == "linear" else "WithMLPHead"), bases, {})
+
+
+def head_name(model) -> str:
+    """The attribute whose outputs are the logits: `score` of decoders, `classifier` of encoders."""
+    return "score" if hasattr(model, "score") else "classifier"
+
+
+def head_names(model) -> list[str]:
+    """All attributes of a sequence classifier that its base model does not have: what is new and has to be trained."""
+    children = ((name, child) for name, child in model.named_children() if name != model.base_model_prefix)
+    return [name for name, child in children if any(True for _ in child.parameters())]
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def text_batch(sequences: Sequence[Sequence[int]], packed: bool, pad_id: int) -> dict[str, Any]:
+    """A batch for `text_logits`: one packed row, or (B, T) tensors padded on the right."""
+    if packed:
+        return {"row": whole_row(sequences)}
+    from trl.trainer.utils import pad
+
+    ids = [torch.tensor(sequence) for sequence in sequences]
+    return {
+        "input_ids": pad(ids, pad_id, padding_side="right"),
+        "attention_mask": pad([torch.ones_like(i) for i in ids], 0, padding_side="right"),
+    }
+
+
+def whole_row(sequences: Sequence[Sequence[int]]) -> PackedRow:
+    """One packed row of the sequences, whose targets stand for each sequence's last token.
+
+    `pack` computes what stands before a target: behind each sequence comes one that is never read.
+    """
+    (row,) = pack([[*ids, 0] for ids in sequences], [[False] * len(ids) + [True] for ids in sequences])
+    return row
+
+
+def text_logits(model, batch: dict[str, Any], attention: str, dtype: torch.dtype) -> Tensor:
+    """Logits (B, C) in fp32, in the order of the texts.
+
+    Args:
+        model: a model of `classifier_class`, as the trainer wrapped it.
+        batch: see `text_batch`, on the model's device.
+        attention, dtype: see `data.tree_attention.row_inputs`; used for packed rows.
+    """
+    if "row" in batch:
+        return target_logits(model, batch["row"], attention, dtype)
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()

@@ -1,0 +1,315 @@
+"""What main_SFT.py can have a model learn: the rows, batches and losses of each objective.
+
+generate            the model writes the labels: cross-entropy of the answer's tokens
+classify            a head on the model tells the labels apart: cross-entropy, or a yes or no for each label
+score               labels are compared as answers, learnt like `generate`, one row for each gold label
+score, contrastive  the same comparison is what is learnt: cross-entropy over the candidates' scores
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from data.arguments import UserError, is_first_process
+from data.classifier import text_batch, text_logits
+from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
+from data.loading import Example
+from data.packing import pack
+from data.scoring import candidate_batch, candidate_scores
+from data.training import LabelWatching
+from data.tree_attention import target_log_probs
+
+MAX_POSITIVE_WEIGHT = 10.0  # of a rare label in a multi-label task: more makes every text have it
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What is done to a plain cross-entropy.
+
+    Attributes:
+        label_weights: (K,) how much texts of each label count (`--class_weights balanced`), None = all the same. In a
+            multi-label `classify` task, how much each label's positive texts count against its negative ones.
+        focal_gamma: a term with probability p counts (1 - p)^gamma, so what is known already counts little (Lin et
+            al., 2017, "Focal Loss for Dense Object Detection"); 0 = plain cross-entropy.
+        label_smoothing: share of the target that is spread evenly over all labels.
+    """
+
+    label_weights: tuple[float, ...] | None = None
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
+
+
+def balanced_weights(examples: Sequence[Example], labels: Sequence[str], yes_or_no: bool) -> tuple[float, ...]:
+    """Weights that let each label count the same.
+
+    Args:
+        examples: the training rows; n of them, n_c with label c.
+        labels: the task's K labels.
+        yes_or_no: weigh each label's positive rows against its negative ones: (n - n_c) / n_c, at most
+            `MAX_POSITIVE_WEIGHT`. Else weigh rows by label: n / (K n_c), as scikit-learn's "balanced" does.
+
+    Returns:
+        (K,) weights; 1 for a label without a row.
+    """
+    n, weights = len(examples), []
+    for label in labels:
+        count = sum(label in example.labels for example in examples)
+        balanced = (n - count) / max(count, 1) if yes_or_no else n / (len(labels) * max(count, 1))
+        weights.append((min(balanced, MAX_POSITIVE_WEIGHT) if yes_or_no else balanced) if count else 1.0)
+    return tuple(weights)
+
+
+def row_weight(labels: Sequence[str], task_labels: Sequence[str], weights: Sequence[float] | None) -> float:
+    """How much a row counts: the mean weight of its labels."""
+    if weights is None:
+        return 1.0
+    return sum(weights[task_labels.index(label)] for label in labels) / len(labels)
+
+
+def answer_losses(log_probs: Tensor, weights: Tensor, settings: LossSettings) -> Tensor:
+    """Losses (T,) of an answer's tokens, from their log-probabilities (T,) and their rows' weights (T,)."""
+    losses = -log_probs * weights
+    return losses * (1 - log_probs.detach().exp()) ** settings.focal_gamma if settings.focal_gamma else losses
+
+
+def choice_losses(logits: Tensor, gold: Tensor, weights: Tensor, settings: LossSettings) -> Tensor:
+    """Losses (B,) of a choice between labels.
+
+    Args:
+        logits: (B, K).
+        gold: (B, K), 1 for each gold label; several share the target evenly.
+        weights: (B,) of the rows.
+        settings: see `LossSettings`.
+    """
+    target = gold / gold.sum(dim=1, keepdim=True)
+    losses = functional.cross_entropy(logits, target, reduction="none", label_smoothing=settings.label_smoothing)
+    if settings.focal_gamma:
+        known = (logits.detach().softmax(dim=1) * target).sum(dim=1)
+        losses = losses * (1 - known) ** settings.focal_gamma
+    return losses * weights
+
+
+def yes_or_no_losses(logits: Tensor, gold: Tensor, settings: LossSettings) -> Tensor:
+    """Losses (B,) of a yes or no for each label: the mean binary cross-entropy over the labels.
+
+    Args:
+        logits, gold: (B, K); see `choice_losses`.
+        settings: see `LossSettings`.
+    """
+    target = gold * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+    weights = None if settings.label_weights is None else logits.new_tensor(settings.label_weights)
+    losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none", pos_weight=weights)
+    if settings.focal_gamma:
+        probability = logits.detach().sigmoid()
+        known = torch.where(gold > 0, probability, 1 - probability)
+        losses = losses * (1 - known) ** settings.focal_gamma
+    return losses.mean(dim=1)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None):
+    """Examples -> a data set of `input_ids` (prompt + answer + end), `labels` (-100 on the prompt) and `weight`.
+
+    Under the `score` objective a row with several labels becomes one row for each of them.
+
+    Raises:
+        UserError: an answer longer than inference would let it be.
+    """
+    from datasets import Dataset
+
+    if encoder.objective == "score":
+        examples = [replace(example, labels=(label,)) for example in examples for label in example.labels]
+    targets = [encoder.target_ids(e.labels, e.rationale if encoder.cot else None) for e in examples]
+    for example, target in zip(examples, targets, strict=True):
+        if len(target) > encoder.answer_tokens:
+            raise UserError(
+                f"row {example.id}: its answer takes {len(target)} tokens, while inference gives an answer "
+                f"{encoder.answer_tokens} (at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of reasoning)"
+            )
+    prompts = prompt_ids(examples, encoder)
+    return Dataset.from_dict(
+        {
+            "input_ids": [p + t for p, t in zip(prompts, targets, strict=True)],
+            "labels": [[-100] * len(p) + t for p, t in zip(prompts, targets, strict=True)],
+            "weight": [row_weight(e.labels, encoder.task.labels, weights) for e in examples],
+        }
+    )
+
+
+def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None):
+    """Examples -> a data set of `input_ids` (the prompt), `labels` (id of the first one), `gold` (K,) and `weight`."""
+    from datasets import Dataset
+
+    task = encoder.task
+    return Dataset.from_dict(
+        {
+            "input_ids": prompt_ids(examples, encoder),
+            "labels": [task.ids[e.labels[0]] for e in examples],
+            "gold": [[float(label in e.labels) for label in task.labels] for e in examples],
+            "weight": [row_weight(e.labels, task.labels, weights) for e in examples],
+        }
+    )
+
+
+def prompt_ids(examples: Sequence[Example], encoder: Encoder) -> list[list[int]]:
+    """Prompts of examples; says on the console how many texts do not fit."""
+    prompts = encoder.prompt_ids([e.text for e in examples])
+    full = sum(encoder.is_full(prompt) for prompt in prompts)
+    if full and is_first_process():
+        print(f"{full} of {len(examples)} texts fill --max_length {encoder.max_length}; what is longer loses its end")
+    return prompts
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+class AnswerCollator:
+    """`answer_rows` -> a batch padded on the left, so that all answers end in the last column.
+
+    Args:
+        pad_id: the padding token.
+    """
+
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Returns `input_ids`, `attention_mask` and `labels`, each (B, T), and `weight` (B,)."""
+        from trl.trainer.utils import pad
+
+        ids = [torch.tensor(example["input_ids"]) for example in examples]
+        return {
+            "input_ids": pad(ids, self.pad_id, padding_side="left"),
+            "attention_mask": pad([torch.ones_like(i) for i in ids], 0, padding_side="left"),
+            "labels": _padded_labels(examples),
+            "weight": torch.tensor([example["weight"] for example in examples]),
+        }
+
+
+class PackingCollator:
+    """`answer_rows` -> one packed row that holds what they share once, `labels` (B, T), by which targets are counted,
+    and `weight` (B,)."""
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        is_target = [[label != -100 for label in example["labels"]] for example in examples]
+        (row,) = pack([e["input_ids"] for e in examples], is_target)
+        weights = torch.tensor([example["weight"] for example in examples])
+        return {"labels": _padded_labels(examples), "row": row, "weight": weights}
+
+
+def _padded_labels(examples: Sequence[dict[str, Any]]) -> Tensor:
+    from trl.trainer.utils import pad
+
+    return pad([torch.tensor(example["labels"]) for example in examples], -100, padding_side="left")
+
+
+class TextCollator:
+    """`text_rows` -> a batch for the head, or with `candidates` for their comparison; `labels`, `weight` (B,) and
+    `gold` (B, K).
+
+    Args:
+        packed: whether the model takes packed rows.
+        pad_id: the padding token.
+        candidates: token ids of the K labels as answers; None = the head reads the text.
+    """
+
+    def __init__(self, packed: bool, pad_id: int, candidates: Sequence[Sequence[int]] | None = None):
+        self.packed, self.pad_id, self.candidates = packed, pad_id, candidates
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        prompts = [example["input_ids"] for example in examples]
+        if self.candidates is None:
+            batch = text_batch(prompts, self.packed, self.pad_id)
+        else:
+            batch = candidate_batch(prompts, self.candidates, self.packed, self.pad_id)
+        batch |= {name: torch.tensor([e[name] for e in examples]) for name in ("labels", "gold", "weight")}
+        return batch | {"shift_labels": batch["labels"]}  # what Transformers counts a batch by; it would skip the first
+
+
+# --- trainers -------------------------------------------------------------------------------------------------------
+
+
+class LabelTraining(LabelWatching):
+    """Mixin over a Transformers `Trainer`: the loss of `generate` and `score`, and label metrics at each evaluation.
+
+    Attributes:
+        loss_settings: see `LossSettings`.
+    """
+
+    loss_settings = LossSettings()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Mean loss over the whole (accumulated, distributed) batch: over answer tokens, or over texts."""
+        losses = self.losses(model, inputs)
+        if num_items_in_batch is None:
+            loss = losses.mean()
+        else:
+            loss = losses.sum() / torch.as_tensor(num_items_in_batch, device=losses.device)
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # DDP takes the mean of the gradients, not their sum
+        return (loss, {}) if return_outputs else loss
+
+    def losses(self, model, inputs) -> Tensor:
+        """Losses (targets,) of the answers' tokens.
+
+        TRL's own projects every position onto the vocabulary; here only those that predict an answer's token are,
+        about one in twenty.
+        """
+        packed = "row" in inputs
+        log_probs, rows = (self._packed_log_probs if packed else self._padded_log_probs)(model, inputs)
+        return answer_losses(log_probs, inputs["weight"][rows], self.loss_settings)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
+        scores = self.label_scores()
+        self.log(dict(scores))
+        return metrics | scores
+
+    def _packed_log_probs(self, model, inputs) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (targets,) of a `PackingCollator`'s batch, and which of its rows (targets,) each is of."""
+        row = inputs["row"]
+        return target_log_probs(model, row, *self.packed_row_settings(model)), row.target_sequence
+
+    def _padded_log_probs(self, model, inputs) -> tuple[Tensor, Tensor]:
+        """The same of an `AnswerCollator`'s batch."""
+        labels = inputs["labels"]  # (B, T)
+        answer_length = int((labels != -100).sum(dim=1).max())
+        targets = labels[:, -answer_length:]  # (B, A)
+        is_target = targets != -100
+        logits = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            use_cache=False,
+            logits_to_keep=answer_length + 1,
+        ).logits[:, :-1]  # (B, A, V): each column predicts the next
+        log_probs = logits[is_target].float().log_softmax(dim=-1)
+        return log_probs.gather(-1, targets[is_target][:, None])[:, 0], is_target.nonzero()[:, 0]
+
+
+class ClassifierTraining(LabelTraining):
+    """Mixin over a Transformers `Trainer`: the loss of `classify`."""
+
+    def losses(self, model, inputs) -> Tensor:
+        """Losses (B,) of the texts."""
+        logits = text_logits(model, inputs, *self.packed_row_settings(model))
+        if self.contract.activation == "sigmoid":
+            return yes_or_no_losses(logits, inputs["gold"], self.loss_settings)
+        return choice_losses(logits, inputs["gold"], inputs["weight"], self.loss_settings)
+
+
+class ContrastiveTraining(LabelTraining):
+    """Mixin over a Transformers `Trainer`: the loss of `score` with `--score_loss contrastive`."""
+
+    def losses(self, model, inputs) -> Tensor:
+        """Losses (B,) of the texts."""
+        scores = candidate_scores(model, inputs, len(self.contract.task.labels), *self.packed_row_settings(model))
+        return choice_losses(scores, inputs["gold"], inputs["weight"], self.loss_settings)

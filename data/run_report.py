@@ -1,0 +1,351 @@
+"""What a finished run tells people: its model card, its training curves, a script that predicts with it. (no torch)
+
+All of it is made from the files in the run's directory, and can be made again at any time. What no file says is left
+out.
+"""
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from data.arguments import UserError
+from data.contract import Contract
+from data.files import write_text
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+CARD, CURVES, EXAMPLE = "README.md", "training_curves.png", "inference_example.py"
+KINDS = {"single_label": "one label a text", "multi_label": "one or more labels a text"}
+OBJECTIVES = {
+    "generate": "the model writes the labels",
+    "classify": "a head on the model tells the labels apart",
+    "score": "the labels are compared as answers",
+}
+SCORES = {
+    "n": "texts", "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard",
+    "invalid_rate": "invalid answers", "ece": "calibration error (ECE)", "brier": "Brier score", "auc": "AUC",
+}  # fmt: skip
+DRAWN = ("f1_macro", "f1_micro", "accuracy", "jaccard")
+
+CARD_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+{% for heading, text in sections if text %}
+## {{ heading }}
+
+{{ text }}
+{% endfor %}"""
+
+EXAMPLE_TEMPLATE = """\
+# Read the labels of texts with the model in this directory:
+#
+#     python inference_example.py "a text" "another text"
+#
+# Set EMOTUNE_HOME to the EmoTune checkout if it is not where it was when this file was written.
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = Path(os.environ.get("EMOTUNE_HOME") or HERE / <checkout>).resolve()
+EXAMPLES = ["The parcel came on Tuesday, a day later than announced.", "We took the train home after the concert."]
+
+if not (CHECKOUT / "inference.py").is_file():
+    sys.exit(f"error: {CHECKOUT} holds no inference.py; set EMOTUNE_HOME to the EmoTune checkout")
+os.chdir(CHECKOUT)  # an adapter may name its base model by a path that counts from there
+sys.path.insert(0, str(CHECKOUT))
+
+from data.arguments import UserError  # noqa: E402
+from inference import Predictor  # noqa: E402
+
+texts = sys.argv[1:] or EXAMPLES
+try:
+    predictions = Predictor(str(HERE)).predict_batch(texts)
+except UserError as error:
+    sys.exit(f"error: {error}")
+for text, prediction in zip(texts, predictions, strict=True):
+    print(text)
+    print(f"  labels: {', '.join(prediction.labels) or '(none could be read)'}")
+    if prediction.confidence is not None:
+        print(f"  confidence: {prediction.confidence:.3f}")
+    for label, probability in (prediction.probabilities or {}).items():
+        print(f"  probability of {label}: {probability:.3f}")
+"""
+
+
+def write_run_report(output_dir: str | Path) -> None:
+    """Write all three; the card last, since it shows the picture and names the script.
+
+    Raises:
+        UserError: no task.json in `output_dir`, or a broken file.
+    """
+    draw_training_curves(output_dir)
+    write_inference_example(output_dir)
+    write_model_card(output_dir)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: broken ({error})") from error
+
+
+def logged(state: dict[str, Any], name: str) -> dict[int, float]:
+    """Step -> a value of the trainer's log, where it is a finite number."""
+    return {entry["step"]: entry[name] for entry in state.get("log_history", []) if _is_number(entry.get(name))}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+# --- model card -----------------------------------------------------------------------------------------------------
+
+
+def write_model_card(output_dir: str | Path) -> None:
+    """`README.md` of a run: what it reads, how it was trained, on what, how good it is, and what nobody measured.
+
+    Raises:
+        UserError: no task.json in `output_dir`, or a broken file.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    directory = Path(output_dir)
+    names = ("args", "train_results", "data_report", "test_results", "trainer_state", "adapter_config")
+    run = SimpleNamespace(**{name: read_json(directory / f"{name}.json") for name in names})
+    run.contract = contract = Contract.load(directory)
+    # a run shorter than --logging_steps has no rewards.csv yet
+    run.is_grpo = (directory / "rewards.csv").is_file() or "num_generations" in run.args
+    header = ModelCardData(
+        base_model=hub_id(contract.base_model),
+        library_name="peft" if run.adapter_config else "transformers",
+        pipeline_tag="text-classification",
+        tags=["emotune", contract.task.name, contract.objective],
+    )
+    sections = [
+        ("What it reads", _reading(contract)),
+        ("How it was trained", _training(run)),
+        ("Training curves", f"![Training curves]({CURVES})" if (directory / CURVES).is_file() else ""),
+        ("Data", _data(run.data_report)),
+        ("Results", _results(run)),
+        ("Labels", _labels(run)),
+        ("How to use it", _usage(directory)),
+        ("Limits", "\n".join(f"- {limit}" for limit in _limits(run))),
+    ]
+    title = _escaped(f"{Path(contract.base_model).name} for {contract.task.name}")
+    card = ModelCard.from_template(header, template_str=CARD_TEMPLATE, title=title, sections=sections)
+    write_text(directory / CARD, str(card))
+
+
+def hub_id(name: str) -> str | None:
+    """`name` where it can be a model's name on the hub, None where it is, or is meant as, a path.
+
+    >>> hub_id("Qwen/Qwen2.5-7B-Instruct"), hub_id("models/Qwen2.5-7B-Instruct")
+    ('Qwen/Qwen2.5-7B-Instruct', None)
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    first = name.split("/")[0]
+    is_path = first in ("models", "outputs") or any((folder / first).exists() for folder in (Path.cwd(), CHECKOUT))
+    return None if is_path else name
+
+
+def _escaped(value: Any) -> str:
+    """One line that Markdown shows as it is, also in a table."""
+    return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(str(value).split()))
+
+
+def _filled(form: str, *values: Any) -> str | None:
+    """`form` with `values` in it, or None where one is missing or not finite."""
+    missing = any(value is None or (isinstance(value, float) and not math.isfinite(value)) for value in values)
+    return None if missing else form.format(*values)
+
+
+def _figure(value: Any) -> str | None:
+    return _filled("{:,}" if isinstance(value, int) else "{:.4f}", value if _is_number(value) else None)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table without the rows whose second cell is None or empty; "" if none is left."""
+    lines = [["" if cell is None else _escaped(cell) for cell in row] for row in rows if row[1] not in (None, "")]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)) if lines else ""
+
+
+def _reading(contract: Contract) -> str:
+    task = contract.task
+    rows = [
+        ("task", task.name),
+        ("kind", KINDS[task.kind]),
+        (f"{len(task.labels)} labels", ", ".join(task.labels)),
+        ("length", f"{contract.max_length:,} tokens of prompt and answer; longer texts lose their end"),
+        ("reasoning", "before the answer" if contract.cot else None),
+    ]
+    return _table(["", ""], rows) + "\n\nThe prompt, and all else that inference keeps to, is in `task.json`."
+
+
+def _training(run: SimpleNamespace) -> str:
+    contract, args, train = run.contract, run.args.get, run.train_results.get
+    adapter = _filled(", rank {}, alpha {}", run.adapter_config.get("r"), run.adapter_config.get("lora_alpha")) or ""
+    seconds = train("seconds_since_resumed", train("seconds"))
+    trained, weights = train("trainable_parameters"), train("all_parameters")
+    rows = [
+        ("base model", contract.base_model),
+        ("revision", contract.base_revision),
+        ("started from", args("model_path") if args("model_path") != contract.base_model else None),
+        ("method", "reinforcement learning (GRPO)" if run.is_grpo else "supervised fine-tuning (SFT)"),
+        ("objective", f"{contract.objective}: {OBJECTIVES[contract.objective]}"),
+        ("head", contract.head),
+        ("tuning", _filled("{}" + adapter, args("tuning"))),
+        ("learning rate", _filled("{:g}", args("learning_rate"))),
+        ("batch on each device", _filled("{} answers" if run.is_grpo else "{} texts", args("batch_size"))),
+        ("batches a step", args("gradient_accumulation_steps")),
+        ("steps", _filled("{:,}", train("steps"))),
+        ("epochs", _filled("{:.4g}", train("epochs"))),
+        ("best validation score", _filled("{} {:.4f}", train("metric_for_best"), train("best_metric"))),
+        ("found at step", _filled("{:,}", train("best_step"))),
+        ("seed", contract.seed),
+        ("trained parameters", _filled("{:,} of {:,}", trained, weights)),
+        ("seconds since it was resumed" if train("resumed_from") else "seconds", _filled("{:,}", seconds)),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in contract.library_versions.items())),
+    ]
+    return _table(["", ""], rows)
+
+
+def _data(report: dict[str, Any]) -> str:
+    """Every count of the report, but for those of a split that has no rows, of which nothing was checked."""
+    splits = report.get("rows", {})
+    counts = {f"{split} rows": count for split, count in splits.items()} | report
+    rows = [(name.replace("_", " "), f"{count:,}") for name, count in counts.items() if isinstance(count, int)]
+    empty = tuple(f"{split} rows" for split, count in splits.items() if not count)
+    return _table(["", ""], [row for row in rows if not row[0].startswith(empty)])
+
+
+def _results(run: SimpleNamespace) -> str:
+    """Scores on the test file; without one, on the validation rows before the first step (if any) and at the best."""
+    if run.test_results:
+        rows = [(shown, _figure(run.test_results.get(name))) for name, shown in SCORES.items()]
+        return _table(["test file", ""], rows)
+    scores = {shown: logged(run.trainer_state, f"eval_{name}") for name, shown in SCORES.items()}
+    asked = dict.fromkeys((0, run.trainer_state.get("best_global_step")))
+    steps = [step for step in asked if any(step in values for values in scores.values())]
+    if not steps:
+        best = run.train_results.get("metric_for_best"), _figure(run.train_results.get("best_metric"))
+        return _table(["validation rows", "best"], [best])
+    rows = [(shown, *(_figure(values.get(step)) for step in steps)) for shown, values in scores.items()]
+    return _table(["validation rows", *(f"step {step}" for step in steps)], rows)
+
+
+def _labels(run: SimpleNamespace) -> str:
+    """For each label, its scores on the test file and how many training rows have it."""
+    scores, counts = run.test_results.get("per_label", {}), run.data_report.get("train_label_counts", {})
+    columns = ("precision", "recall", "f1", "support") if scores else ()
+    rows = []
+    for label in run.contract.task.labels:
+        figures = [_figure(scores.get(label, {}).get(column)) for column in columns]
+        rows.append((label, *figures, _figure(counts.get(label, 0 if counts else None))))
+    return _table(["label", *columns, "training rows"], rows)
+
+
+def _usage(directory: Path) -> str:
+    path = directory.resolve()
+    path = str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
+    example = f'\npython {EXAMPLE} "a text"  # in this directory' if (directory / EXAMPLE).is_file() else ""
+    return f"""```bash
+python inference.py --model_path {shlex.quote(path)} --text "a text"  # in the EmoTune checkout{example}
+```
+
+```python
+from inference import Predictor  # in the EmoTune checkout
+
+predictor = Predictor({json.dumps(path, ensure_ascii=False)})
+predictor.predict("a text").labels
+```"""
+
+
+def _limits(run: SimpleNamespace) -> Iterator[str]:
+    tested, best = run.test_results.get("n"), run.train_results.get("best_metric")
+    if not tested:
+        yield "No test file was scored."
+    if not tested and best is not None:
+        yield "The checkpoint was chosen by its validation scores, which flatters them."
+    if tested and tested != run.data_report.get("rows", {}).get("test"):
+        yield "Whether rows of the test file also stand in the training file was not checked."
+    if not _is_number(run.test_results.get("ece")):
+        yield "How far its confidence can be trusted was not measured."
+    yield f"This is one run, with seed {run.contract.seed}: how much the seed matters was not measured."
+    yield "How it reads texts of another language, source or time than its data was not measured."
+
+
+# --- example and curves ---------------------------------------------------------------------------------------------
+
+
+def write_inference_example(output_dir: str | Path) -> None:
+    """`inference_example.py`: predicts with the run it lies in, wherever it is started.
+
+    It knows the way from the run to the checkout around it, so both may move together; a run elsewhere knows where the
+    checkout was.
+    """
+    directory = Path(output_dir).resolve()
+    checkout = Path(os.path.relpath(CHECKOUT, directory)) if directory.is_relative_to(CHECKOUT) else CHECKOUT
+    write_text(directory / EXAMPLE, EXAMPLE_TEMPLATE.replace("<checkout>", json.dumps(checkout.as_posix())))
+
+
+def draw_training_curves(output_dir: str | Path) -> None:
+    """`training_curves.png` from trainer_state.json; nothing where no loss was logged."""
+    path = Path(output_dir) / CURVES
+    figure = training_figure(read_json(path.with_name("trainer_state.json")))
+    if figure is not None:
+        unfinished = path.with_name(f".{path.name}")
+        figure.savefig(unfinished, format="png", dpi=130)
+        os.replace(unfinished, path)
+
+
+def training_figure(state: dict[str, Any]):
+    """Loss, label metrics of the validation rows and learning rate over the steps, as far as they were logged.
+
+    Args:
+        state: the content of trainer_state.json.
+
+    Returns:
+        A matplotlib `Figure` that pyplot does not know, or None where no loss was logged.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels = {
+        "loss": {"training": logged(state, "loss"), "validation": logged(state, "eval_loss")},
+        "validation rows": {SCORES[name]: logged(state, f"eval_{name}") for name in DRAWN},
+        "learning rate": {"learning rate": logged(state, "learning_rate")},
+    }
+    if not any(panels["loss"].values()):
+        return None
+    panels = {title: curves for title, curves in panels.items() if any(curves.values())}
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, curve in curves.items():
+            if curve:
+                marker = "o" if len(curve) < 20 else None
+                axes.plot(list(curve), list(curve.values()), label=name, marker=marker, markersize=3)
+        best = state.get("best_global_step")
+        if title == "validation rows" and (points := [curve[best] for curve in curves.values() if best in curve]):
+            axes.plot([best] * len(points), points, "k*", markersize=9, label=f"best (step {best})")
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        if title != "learning rate":
+            axes.legend()
+    return figure

@@ -1,0 +1,135 @@
+"""Hyperparameter search over whole runs, with Optuna: learning rate, rank of the adapter, epochs. (no torch)
+
+Each trial is a run of its own in `<output_dir>/trial-<n>`; what was tried stands in `<output_dir>/search.db`. A search
+that was stopped goes on where it was, the trial it was in included, when the same command is given again.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from data.arguments import UserError, check_output_dir
+from data.files import write_json
+from data.metrics import DEFAULT_BEST
+
+LEARNING_RATE_SPAN = 4.0  # tried: from a quarter of --learning_rate to four times as much
+RANKS = (4, 8, 16, 32, 64)
+NOT_OF_THE_RESULT = ("checkpoint-*", "runs", "args.json", ".*")  # a trial's files that are not copied
+
+
+def search(args, kind: str, train: Callable[[Any], Any]) -> None:
+    """Train `args.search` runs and copy the best one's model into `args.output_dir`.
+
+    Args:
+        args: the stage's flags; `metric_for_best` (or the task kind's own) on the validation rows is what counts.
+        kind: the task's kind.
+        train: trains one run, with the flags it is given, in their `output_dir`.
+
+    Raises:
+        UserError: no Optuna, several processes, or another search in `output_dir`.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("--search: needs Optuna (pip install -r requirements.txt)") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--search: runs its trials one after the other in one process; start it without a launcher")
+    metric = args.metric_for_best or DEFAULT_BEST[kind]
+    output_dir = Path(args.output_dir)
+    check_output_dir(args.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if (output_dir / "args.json").is_file() and not (output_dir / "search.db").is_file():
+        raise UserError(f"--output_dir {output_dir}: holds a run, not a search; choose another folder")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name="search",
+        storage=f"sqlite:///{output_dir / 'search.db'}",
+        direction="minimize" if metric == "loss" else "maximize",
+        sampler=optuna.samplers.TPESampler(seed=args.seed),
+        load_if_exists=True,
+    )
+    _check_same_search(study, args)
+    _go_on_with_unfinished(study)
+    if not study.trials and args.search > 1:
+        study.enqueue_trial(_start(args))
+
+    def run_trial(trial) -> float:
+        trial.set_user_attr("folder", _folder(trial))
+        chosen = replace(args, search=None, output_dir=str(output_dir / _folder(trial)), **_suggested(trial, args))
+        print(f"{_folder(trial)} of {args.search}: {trial.params}")
+        train(chosen)
+        results = json.loads((Path(chosen.output_dir) / "train_results.json").read_text(encoding="utf-8"))
+        print(f"{_folder(trial)}: {metric} {results['best_metric']:.4f}")
+        return results["best_metric"]
+
+    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    study.optimize(run_trial, n_trials=max(args.search - done, 0))
+    best = output_dir / _folder(study.best_trial)
+    write_json(output_dir / "args.json", asdict(args))
+    shutil.copytree(best, output_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_OF_THE_RESULT))
+    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    tried = [{"folder": _folder(t), metric: t.value, **t.params} for t in complete]
+    write_json(output_dir / "search_results.json", {"metric": metric, "best": best.name, "trials": tried})
+    print(f"best of {len(complete)}: {best.name} with {metric} {study.best_value:.4f}: {study.best_params}")
+
+
+def _go_on_with_unfinished(study) -> None:
+    """Put trials that a kill or an error left half-way in the queue again, each in its own folder."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(states=[TrialState.RUNNING]):
+        study.tell(trial.number, state=TrialState.FAIL)
+    settled = {_folder(trial) for trial in study.get_trials(states=[TrialState.COMPLETE, TrialState.WAITING])}
+    for trial in study.get_trials(states=[TrialState.FAIL]):
+        if trial.params and _folder(trial) not in settled:
+            settled.add(_folder(trial))
+            study.enqueue_trial(trial.params, user_attrs={"folder": _folder(trial)})
+
+
+def _folder(trial) -> str:
+    """Where a trial's run is; one that goes on after a kill keeps its first folder."""
+    return trial.user_attrs.get("folder", f"trial-{trial.number}")
+
+
+def _suggested(trial, args) -> dict[str, Any]:
+    rate = args.learning_rate
+    chosen = {
+        "learning_rate": trial.suggest_float(
+            "learning_rate", rate / LEARNING_RATE_SPAN, rate * LEARNING_RATE_SPAN, log=True
+        )
+    }
+    if args.tuning in ("lora", "qlora"):
+        chosen["lora_r"] = trial.suggest_categorical("lora_r", RANKS)
+    if args.max_steps is None and args.num_epochs > 1:
+        chosen["num_epochs"] = float(trial.suggest_int("num_epochs", 1, math.ceil(args.num_epochs)))
+    return chosen
+
+
+def _start(args) -> dict[str, Any]:
+    """The settings as they were given, as far as they can be drawn: the first trial."""
+    start: dict[str, Any] = {"learning_rate": args.learning_rate}
+    if args.tuning in ("lora", "qlora") and args.lora_r in RANKS:
+        start["lora_r"] = args.lora_r
+    if args.max_steps is None and args.num_epochs > 1:
+        start["num_epochs"] = math.ceil(args.num_epochs)
+    return start
+
+
+def _check_same_search(study, args) -> None:
+    """Raise a `UserError` naming the first flag in which the search in `--output_dir` differs from this one."""
+    same = {name: value for name, value in asdict(args).items() if name not in ("search", "resume_from_checkpoint")}
+    before = study.user_attrs.get("args")
+    if before is None:
+        study.set_user_attr("args", same)
+        return
+    for name, value in same.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"--{name} {value}: the search in {args.output_dir} began with {before.get(name)}; give that to "
+                "continue it, or choose another --output_dir"
+            )

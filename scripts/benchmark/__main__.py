@@ -1,0 +1,37 @@
+"""Measure EmoTune against the libraries it stands on: same model, same data, same machine, in one run.
+
+    python -m scripts.benchmark sft --model_path models/smollm2-135m-instruct --output_dir outputs/benchmark
+
+Each contestant is a process of its own, so that its peak memory is its own. They take turns, one training step each,
+and medians are compared: what else the machine does then slows all of them alike. A figure in seconds says little on
+another machine; a ratio does.
+
+sft     one training step of a Llama-type model under a LoRA adapter. `trl` is TRL's SFTTrainer as it comes, `ours`
+        main_SFT.py, `compiled` the same with --compile, `plain` with --prefix_sharing off: what the packing adds to
+        the rest (on a CPU plain instead of fused attention, adapters without casts, logits of the answers only).
+        The limit is the time the step's matrix products would take at the rate at which this machine multiplies
+        bf16 matrices of the model's own sizes, measured between the steps.
+grpo    one step of GRPO: draw a group of answers to each text, score them, learn from them. `trl` is TRL's GRPOTrainer
+        as it comes, with our rewards; `ours` main_grpo.py, `plain` the same with --prefix_sharing off.
+score   the probability of each label of a task as the answer to a text. `each` is one sequence for each text and label,
+        padded to batches, as evaluation harnesses do; `ours` the labels of a batch of texts as one tree.
+"""
+
+import sys
+
+from data.arguments import run
+from scripts.benchmark.grpo import GrpoArgs, grpo
+from scripts.benchmark.score import ScoreArgs, score
+from scripts.benchmark.sft import SftArgs, sft
+
+BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs), "score": (score, ScoreArgs)}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in BENCHMARKS:
+        run(*BENCHMARKS[sys.argv.pop(1)], dict())
+    elif len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help"):
+        print(f"{__doc__}\nFlags of one of them: python -m scripts.benchmark {'|'.join(BENCHMARKS)} --help")
+    else:
+        print(f"benchmark.py: error: the first argument is one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,195 @@
+"""One step of GRPO: TRL's GRPOTrainer against main_grpo.py."""
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.files import write_json
+from data.training import load_data, lora_config, train
+from inference import check_model_path
+from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, synchronize, train_file
+
+CASE = CASES["28-labels"]
+
+
+@dataclass
+class GrpoArgs:
+    model_path: str | None = flag(None, "start: hub id or directory, untuned or an SFT run")
+    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
+    output_dir: str = flag("outputs/benchmark", "where the figures go")
+    contestants: list[str] = flag(["trl", "ours"], "which of trl, plain, ours")
+    texts: int = flag(4, "texts a step")
+    num_generations: int = flag(8, "answers drawn for each")
+    rounds: int = flag(5, "timed steps of each contestant")
+    warmup: int = flag(2, "steps before them that are not timed")
+    lora_r: int = flag(16, "rank of the adapter, where the start brings none")
+    seed: int = flag(42, "seed of order, adapter and drawing")
+
+    def __post_init__(self):
+        if self.model_path is None:
+            raise UserError("--model_path is needed")
+        check_known(self, contestants=CONTESTANTS)
+        check_at_least(self, texts=1, num_generations=2, rounds=1, warmup=1, lora_r=1, seed=0)
+        check_output_dir(self.output_dir)
+
+
+def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any):
+    """The benchmark's settings as main_grpo.py's."""
+    import main_grpo
+
+    trained = (Path(args.model_path) / "adapter_config.json").is_file()
+    return main_grpo.Args(
+        model_path=args.model_path, task=CASE.task, train_data_path=str(train_file(args.data_dir, CASE)),
+        output_dir=output_dir, num_generations=args.num_generations, batch_size=args.texts * args.num_generations,
+        lora_r=None if trained else args.lora_r, max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed,
+        logging_steps=args.warmup + args.rounds + 1, **settings,
+    )  # fmt: skip
+
+
+def _take_turns(trainer, turns: Turns) -> None:
+    """Have a trainer make each of its steps a turn, and report how much of it went into drawing answers."""
+    from transformers import TrainerCallback
+
+    seconds = {"drawing": 0.0}
+    draw = trainer._generate_single_turn
+
+    def timed(*args, **kwargs):
+        begin = time.perf_counter()
+        drawn = draw(*args, **kwargs)
+        synchronize()
+        seconds["drawing"] += time.perf_counter() - begin
+        return drawn
+
+    class StepIsTurn(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            turns.wait()
+
+        def on_step_end(self, *args, **kwargs):
+            length = trainer._metrics["train"]["completions/mean_length"][-1]
+            turns.done(drawing_seconds=seconds["drawing"], answer_tokens=length)
+            seconds["drawing"] = 0.0
+            turns.wait()
+
+    trainer._generate_single_turn = timed
+    trainer.add_callback(StepIsTurn())
+
+
+def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
+    """main_grpo.py, from its own pieces."""
+    import main_grpo
+    from data.contract import contract_for
+    from data.encoding import Encoder
+    from inference import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = grpo_args(args, folder, **flags)
+        contract = contract_for(args.model_path, settings.task)
+        data = load_data(settings, contract.task, kind_known=True)
+        encoder = Encoder(data.task, load_tokenizer(args.model_path), contract.cot, contract.max_length)
+        model, packed = main_grpo.load_policy(settings, longest=contract.max_length)
+        trainer = main_grpo.build_trainer(settings, data, model, packed, encoder, contract)
+        _take_turns(trainer, turns)
+        train(trainer, None)
+
+
+def plain(turns: Turns, args: GrpoArgs) -> None:
+    """The same without packing."""
+    ours(turns, args, prefix_sharing="off")
+
+
+def trl(turns: Turns, args: GrpoArgs) -> None:
+    """TRL's GRPOTrainer on the same chats, with the same rewards and settings."""
+    import torch
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    import main_grpo
+    from data.contract import contract_for
+    from data.encoding import Encoder
+    from data.generation import stop_token_ids
+    from inference import base_model_path, load_tokenizer, pick_device
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = grpo_args(args, folder)
+        contract = contract_for(args.model_path, settings.task)
+        task = contract.task
+        data = load_data(settings, task, kind_known=True)
+        tokenizer = load_tokenizer(args.model_path)
+        encoder = Encoder(task, tokenizer, contract.cot, contract.max_length)
+        start = base_model_path(args.model_path)
+        model = AutoModelForCausalLM.from_pretrained(start or args.model_path, dtype=torch.bfloat16)
+        if start is not None:
+            model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
+        budget, limit = main_grpo.answer_lengths(settings, encoder, data.train)
+        weights = {"jaccard": settings.accuracy_weight, "format": settings.format_weight, "length": 0.5}
+        rewards = main_grpo.Rewards(encoder, stop_token_ids(model, encoder.end_id), budget, limit, weights)
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=rewards.functions(),
+            args=GRPOConfig(
+                output_dir=folder, max_steps=settings.max_steps, per_device_train_batch_size=settings.batch_size,
+                num_generations=args.num_generations, max_completion_length=limit, beta=0.0,
+                reward_weights=list(weights.values()), learning_rate=settings.learning_rate, bf16=True,
+                use_cpu=pick_device() == "cpu", gradient_checkpointing=False, seed=args.seed, report_to=[],
+                save_strategy="no", logging_steps=settings.logging_steps,
+            ),
+            train_dataset=Dataset.from_list([{"prompt": task.messages(e.text), "gold": e.labels} for e in data.train]),
+            processing_class=tokenizer,
+            peft_config=None if start else lora_config(settings, model),
+        )  # fmt: skip
+        _take_turns(trainer, turns)
+        trainer.train()
+
+
+CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours}
+
+
+def grpo(args: GrpoArgs) -> None:
+    check_model_path(args.model_path)
+    train_file(args.data_dir, CASE)
+    turns = race(
+        {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants},
+        args.warmup + args.rounds, "grpo",
+    )  # fmt: skip
+    results: dict[str, Any] = {
+        "what": f"{args.texts} texts x {args.num_generations} answers, {CASE.what}",
+        "contestants": {},
+    }
+    for which, entries in turns.items():
+        timed = entries[args.warmup :]
+        learning = [entry["seconds"] - entry["drawing_seconds"] for entry in timed]
+        results["contestants"][which] = {
+            "seconds": statistics.median(entry["seconds"] for entry in timed),
+            "drawing_seconds": statistics.median(entry["drawing_seconds"] for entry in timed),
+            "learning_seconds": statistics.median(learning),
+            "answer_tokens": statistics.mean(entry["answer_tokens"] for entry in timed),
+            "all_seconds": [entry["seconds"] for entry in timed],
+            "peak_gib": timed[-1]["peak_bytes"] / 2**30,
+        }
+    print(table(results))
+    write_json(Path(args.output_dir) / "benchmark_grpo.json", results)
+    print(f"written to {Path(args.output_dir) / 'benchmark_grpo.json'}")
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table, one line a contestant."""
+    lines = [
+        "| trainer | seconds a step | drawing | learning | answer tokens | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    base = results["contestants"].get("trl")
+    for which, figures in results["contestants"].items():
+        columns = [
+            f"{figures[name]:.2f}" + (f" ({base[name] / figures[name]:.1f}×)" if base else "")
+            for name in ("seconds", "drawing_seconds", "learning_seconds")
+        ]
+        lines.append(
+            f"| {which} | {' | '.join(columns)} | {figures['answer_tokens']:.1f} | {figures['peak_gib']:.1f} GiB |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,334 @@
+"""Let several runs answer together: their predictions of the same test file become one, by mean probability or by vote.
+
+    # three seeds of a classifier: predictions.jsonl, test_results.json and test_summary.txt in outputs/ensemble
+    python -m scripts.ensemble outputs/a outputs/b outputs/c --output_dir outputs/ensemble
+
+    # majority vote, the first run counting twice; runs of an untuned model, which have no task.json
+    python -m scripts.ensemble outputs/a outputs/b outputs/c --output_dir outputs/ensemble --how vote \\
+        --weights 2 1 1 --task sst2
+
+A run is a folder with a predictions.jsonl; its task.json is there or, for <run>/test, one folder above.
+
+    mean  the mean of the runs' probabilities decides; in a multi-label task against the mean of the runs' thresholds
+          where all of them have some, else against 0.5
+    vote  single-label: the label that most runs gave, of several the one that the earliest run gave; multi-label: the
+          labels that at least half of the runs gave, or else those given most often
+"""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data.arguments import UserError, check_output_dir, flag, run
+from data.calibration import calibration_scores, decide, set_probability
+from data.contract import FILE_NAME, Contract
+from data.files import write_json, write_json_lines, write_text
+from data.metrics import format_summary, label_metrics
+from data.tasks import Prediction, Task, check_same_labels, resolve_task
+
+PREDICTIONS = "predictions.jsonl"
+FIELDS = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool, "probabilities": dict | None}
+TABLE = {
+    "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard", "auc": "AUC",
+    "ece": "ECE",
+}  # fmt: skip
+_ROUNDING = 1e-9  # shares of votes that differ by less are equal
+
+
+@dataclass
+class Args:
+    runs: list[str] = flag([], f"folders with a {PREDICTIONS} of the same test file, at least two")
+    output_dir: str | None = flag(None, "where the ensemble's predictions and scores go")
+    how: Literal["auto", "mean", "vote"] = flag(
+        "auto", "mean of probabilities, or vote of labels; auto = mean where all runs have probabilities"
+    )
+    weights: list[float] = flag([], "how much each run counts, one number per run; none = all the same")
+    task: str | None = flag(None, "the runs' task, where none of them has a task.json")
+    label_path: str | None = flag(None, "labels.txt of your own task, where none of the runs has a task.json")
+
+    def __post_init__(self):
+        if len(self.runs) < 2:
+            raise UserError(f"--runs: {len(self.runs)} given; an ensemble needs at least two folders with predictions")
+        if self.output_dir is None:
+            raise UserError("--output_dir is needed: where the ensemble's predictions and scores go")
+        check_output_dir(self.output_dir)
+        places = [Path(folder).resolve() for folder in self.runs]
+        for i, folder in enumerate(self.runs):
+            if places[i] in places[:i]:
+                raise UserError(f"--runs: {folder} is given twice; --weights lets a run count more")
+            if places[i] == Path(self.output_dir).resolve():
+                raise UserError(f"--output_dir {self.output_dir}: is one of the runs, whose predictions would be lost")
+        if self.weights and len(self.weights) != len(self.runs):
+            raise UserError(f"--weights: {len(self.weights)} numbers for {len(self.runs)} runs; give one per run")
+        for weight in self.weights:
+            if not 0 <= weight < math.inf:
+                raise UserError(f"--weights {weight}: must be at least 0 and finite")
+        if self.weights and not sum(self.weights):
+            raise UserError("--weights: all are 0, so no run counts")
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run: its folder, the rows of its predictions.jsonl, its task.json where there is one."""
+
+    folder: str
+    rows: list[dict[str, Any]]
+    contract: Contract | None
+    contract_path: Path | None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder) / PREDICTIONS
+
+    @property
+    def has_probabilities(self) -> bool:
+        return all(row["probabilities"] is not None for row in self.rows)
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """What the run answered, as far as it is scored."""
+        return [Prediction(tuple(row["labels"]), bool(row["valid"])) for row in self.rows]
+
+    def probabilities(self, task: Task):
+        """Its probabilities as an array (n, K), labels in the task's order; None where a row has none."""
+        import numpy
+
+        if not self.has_probabilities:
+            return None
+        return numpy.array([[row["probabilities"][label] for label in task.labels] for row in self.rows], dtype=float)
+
+
+def read_member(folder: str) -> Member:
+    """Read a run's predictions and its task.json.
+
+    Raises:
+        UserError: no predictions there, or a line that is none.
+    """
+    path = Path(folder) / PREDICTIONS
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise UserError(f"{path}: no predictions in it")
+    places = (Path(folder), Path(folder).resolve().parent)
+    place = next((place for place in places if (place / FILE_NAME).is_file()), None)
+    if place is None:
+        return Member(folder, rows, None, None)
+    return Member(folder, rows, Contract.load(place), place / FILE_NAME)
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = {"probabilities": None, **json.loads(line)}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}:{number}: not a JSON object ({error})") from error
+    for field, wanted in FIELDS.items():
+        if field not in row or not isinstance(row[field], wanted):
+            found = _cut(row[field]) if field in row else "not there"
+            raise UserError(f"{path}:{number}: {field} is {found}, so this is no line of predictions")
+    return row
+
+
+def common_task(args: Args, members: Sequence[Member]) -> Task:
+    """The task of all members: their task.json's, else the one that the flags name.
+
+    Raises:
+        UserError: two of these contradict each other, or there is none of them.
+    """
+    asked = resolve_task(args.task, args.label_path)
+    known = [(str(member.contract_path), member.contract.task) for member in members if member.contract is not None]
+    if not known:
+        if asked is None:
+            raise UserError(f"--task or --label_path is needed: none of the runs has a {FILE_NAME}")
+        return asked
+    first, task = known[0]
+    for path, other in known[1:]:
+        check_same_labels(path, other.labels, first, task.labels)
+        if other.kind != task.kind:
+            raise UserError(f"{path}: is a {other.kind} task, {first} is {task.kind}")
+    if asked is not None:
+        source = f"--label_path {args.label_path}" if args.label_path else f"--task {args.task}"
+        check_same_labels(source, asked.labels, first, task.labels)
+        if args.task not in (None, task.name, task.kind):
+            raise UserError(f"--task {args.task} contradicts {first}: trained as {task.name}")
+    return task
+
+
+def check_same_rows(members: Sequence[Member]) -> None:
+    """Raise a `UserError` naming the first id at which a member predicted another test file than the first one."""
+    first = members[0]
+    for other in members[1:]:
+        for row, expected in zip(other.rows, first.rows, strict=False):
+            for field in ("id", "text", "gold"):
+                if row[field] != expected[field]:
+                    raise UserError(
+                        f"{other.path}: id {row['id']!r} has {field} {_cut(row[field])}, "
+                        f"{first.path} has {_cut(expected[field])} in its place; they predict different files"
+                    )
+        if len(other.rows) != len(first.rows):
+            longer, shorter = (other, first) if len(other.rows) > len(first.rows) else (first, other)
+            raise UserError(
+                f"{shorter.path}: ends before id {longer.rows[len(shorter.rows)]['id']!r} of {longer.path} "
+                f"({len(shorter.rows)} rows, not {len(longer.rows)})"
+            )
+
+
+def _cut(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+
+
+def check_labels(member: Member, task: Task) -> None:
+    """Raise a `UserError` naming the first row with a label, or a set of probabilities, that is not the task's."""
+    for row in member.rows:
+        for label in (*(row["gold"] or ()), *row["labels"]):
+            if label not in task.ids:
+                raise UserError(f"{member.path}: id {row['id']!r} has label {label!r}, which task {task.name} has not")
+        if task.kind == "single_label" and row["gold"] is not None and len(row["gold"]) != 1:
+            raise UserError(
+                f"{member.path}: id {row['id']!r} has {len(row['gold'])} gold labels, but task {task.name} takes one"
+            )
+        found = row["probabilities"]
+        if found is not None and found.keys() != task.ids.keys():
+            raise UserError(
+                f"{member.path}: id {row['id']!r} has probabilities of {_cut(list(found))}, not of the labels of task "
+                f"{task.name}"
+            )
+        if found is not None and not all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in found.values()):
+            raise UserError(f"{member.path}: id {row['id']!r} has probabilities that are not from 0 to 1")
+
+
+# --- combining ------------------------------------------------------------------------------------------------------
+
+
+def voted(answers: Sequence[Sequence[str]], shares: Sequence[float], task: Task) -> tuple[str, ...]:
+    """What the runs' answers to one text come to by vote.
+
+    Args:
+        answers: labels that each run gave; a run that gave none does not vote.
+        shares: how much each run counts; together 1.
+        task: the labels.
+
+    Returns:
+        Labels in the task's order; none where no run gave any.
+    """
+    single = task.kind == "single_label"
+    ballots = [answer[:1] if single else answer for answer in answers]
+    votes = {
+        label: sum(s for ballot, s in zip(ballots, shares, strict=True) if label in ballot) for label in task.labels
+    }
+    most = max(votes.values())
+    favourites = [label for label in task.labels if votes[label] > 0 and votes[label] >= most - _ROUNDING]
+    if single:
+        return next((tuple(ballot) for ballot in ballots if ballot and ballot[0] in favourites), ())
+    return tuple(label for label in task.labels if votes[label] >= 0.5 - _ROUNDING) or tuple(favourites)
+
+
+def mean_thresholds(members: Sequence[Member], shares: Sequence[float]) -> dict[str, float] | None:
+    """The mean of the members' thresholds, label by label, or None unless all of them have some."""
+    if any(member.contract is None or member.contract.thresholds is None for member in members):
+        return None
+    tables = [member.contract.thresholds for member in members]
+    return {label: sum(s * table[label] for table, s in zip(tables, shares, strict=True)) for label in tables[0]}
+
+
+def combine(members: Sequence[Member], shares: Sequence[float], task: Task, how: str):
+    """The ensemble's predictions, and its probabilities (n, K) or None.
+
+    Raises:
+        UserError: `how` is "mean", and a member lacks probabilities.
+    """
+    for member in members:
+        if how == "mean" and not member.has_probabilities:
+            row = next(row for row in member.rows if row["probabilities"] is None)
+            raise UserError(f"--how mean: {member.path}: id {row['id']!r} has no probabilities; use vote")
+    if how == "vote" or not all(member.has_probabilities for member in members):
+        answers = zip(*([row["labels"] for row in member.rows] for member in members), strict=True)
+        return [Prediction(given, valid=bool(given)) for given in (voted(a, shares, task) for a in answers)], None
+    probabilities = sum(share * member.probabilities(task) for member, share in zip(members, shares, strict=True))
+    decided = decide(probabilities, task, mean_thresholds(members, shares))
+    compete = any(member.contract is None or member.contract.activation == "softmax" for member in members)
+    activation = "softmax" if compete else "sigmoid"
+    return [
+        Prediction(
+            labels,
+            valid=bool(labels),
+            confidence=set_probability(row, labels, task, activation),
+            probabilities=dict(zip(task.labels, row.tolist(), strict=True)),
+        )
+        for labels, row in zip(decided, probabilities, strict=True)
+    ], probabilities
+
+
+# --- scoring --------------------------------------------------------------------------------------------------------
+
+
+def scores_of(predictions: Sequence[Prediction], probabilities, gold: Sequence[Sequence[str]], task: Task) -> dict:
+    """Label metrics, and where there are probabilities (n, K) also how good these are."""
+    scores = label_metrics(gold, predictions, task)
+    return scores if probabilities is None else scores | calibration_scores(probabilities, gold, task)
+
+
+def side_by_side(scores: dict[str, dict[str, Any]]) -> str:
+    """A line each for the members and the ensemble."""
+    columns = {c: title for c, title in TABLE.items() if any(row.get(c) is not None for row in scores.values())}
+    width = max(len(name) for name in scores) + 2
+    lines = [" " * width + "".join(f"{title:>10}" for title in columns.values())]
+    for name, row in scores.items():
+        cells = ("-" if row.get(column) is None else f"{row[column]:.4f}" for column in columns)
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>10}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main(args: Args) -> None:
+    members = [read_member(folder) for folder in args.runs]
+    task = common_task(args, members)
+    check_same_rows(members)
+    for member in members:
+        check_labels(member, task)
+    weights = args.weights or [1.0] * len(members)
+    predictions, probabilities = combine(members, [weight / sum(weights) for weight in weights], task, args.how)
+    rows = map(_prediction_row, members[0].rows, predictions)
+    write_json_lines(Path(args.output_dir) / PREDICTIONS, rows)
+    gold = [row["gold"] for row in members[0].rows]
+    if all(gold):
+        how = "vote" if probabilities is None else "mean"
+        scores = {m.folder: scores_of(m.predictions, m.probabilities(task), gold, task) for m in members}
+        results = scores_of(predictions, probabilities, gold, task)
+        print(side_by_side(scores | {f"ensemble ({how})": results}))
+        facts = {"backend": "ensemble", "how": how, "runs": args.runs, "weights": weights, "seed": None}
+        write_results(args.output_dir, {**results, "examples_per_second": None, **facts}, task)
+    print(f"written to {args.output_dir}")
+
+
+def write_results(output_dir: str, results: dict[str, Any], task: Task) -> None:
+    """`test_results.json` and `test_summary.txt`."""
+    write_json(Path(output_dir) / "test_results.json", results)
+    title = f"task {task.name}, {len(results['runs'])} runs together ({results['how']})"
+    write_text(Path(output_dir) / "test_summary.txt", format_summary(results, title))
+
+
+def _prediction_row(row: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
+    return {
+        **{name: row[name] for name in ("id", "text", "gold")},
+        "labels": list(prediction.labels),
+        **{name: getattr(prediction, name) for name in ("probabilities", "confidence", "valid", "completion")},
+    }
+
+
+if __name__ == "__main__":
+    # `python -m scripts.ensemble a b` is short for `--runs a b`
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        sys.argv.insert(1, "--runs")
+    run(main, Args, {})

@@ -1,0 +1,244 @@
+"""main_SFT.py with each objective, head and tuning on tiny models, from flags to a scored directory."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import inference
+from data.arguments import UserError
+from data.contract import Contract
+from data.tasks import BUILT_IN_TASKS, TEXT_ONLY
+from inference import Predictor
+from main_SFT import Args, main, with_defaults
+from tests.test_classifier import SIZES
+
+TEXTS = {
+    "joy": ["what a lovely sunny day", "so happy about this", "great news today", "this made me smile a lot"],
+    "sadness": ["i cried all night long", "she left and i miss her", "nothing is left to hope for", "such a sad end"],
+    "anger": ["how dare they lie to us", "i am furious with him", "stop shouting at me now", "what an outrage again"],
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_bert_dir(tmp_path_factory):
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    words = sorted({word for texts in TEXTS.values() for text in texts for word in text.split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (directory / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(directory / "vocab.txt"))
+    tokenizer.save_pretrained(directory)
+    sizes = {name: value for name, value in SIZES.items() if name not in ("num_key_value_heads", "eos_token_id")}
+    torch.manual_seed(0)
+    BertModel(BertConfig(**sizes | {"vocab_size": len(tokenizer), "pad_token_id": 0})).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def args(tiny_model_dir, tmp_path) -> Args:
+    """Twelve texts of three emotions, learnt by heart."""
+    rows = [f"{text};{label}" for label, texts in TEXTS.items() for text in texts]
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(rows), encoding="utf-8")
+    return Args(
+        model_path=str(tiny_model_dir), task="emotion", train_data_path=str(tmp_path / "train.txt"),
+        dev_data_path=str(tmp_path / "dev.txt"), test_data_path=str(tmp_path / "test.txt"),
+        output_dir=str(tmp_path / "run"), precision="fp32", max_steps=40, batch_size=6, learning_rate=1e-2,
+        lora_r=8, eval_steps=20, logging_steps=10, warmup_steps=0,
+    )  # fmt: skip
+
+
+def results(args) -> dict:
+    return json.loads((Path(args.output_dir) / "test_results.json").read_text())
+
+
+def trainer_log(args) -> list[dict]:
+    return json.loads((Path(args.output_dir) / "trainer_state.json").read_text())["log_history"]
+
+
+WAYS = {
+    "linear head": dict(objective="classify", head="linear"),
+    "mlp head, all weights": dict(objective="classify", head="mlp", tuning="full", learning_rate=3e-3),
+    "score": dict(objective="score", class_weights="balanced", loss="focal"),
+    "contrastive": dict(objective="score", score_loss="contrastive"),
+}
+MORE_WAYS = {
+    "mlp head": dict(objective="classify", head="mlp"),
+    "prompted head": dict(objective="classify", prompt="instruction_first"),
+    "unpacked head": dict(objective="classify", prefix_sharing="off"),
+    "compared unpacked": dict(objective="score", score_loss="contrastive", prefix_sharing="off"),
+    "focal": dict(objective="classify", loss="focal", class_weights="balanced", label_smoothing=0.1),
+}
+
+
+@pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=pytest.mark.real) for way in MORE_WAYS)])
+def test_three_emotions_are_learnt(args, way):
+    args = dataclasses.replace(args, **(WAYS | MORE_WAYS)[way])
+    main(args)
+    scores = results(args)
+    assert scores["accuracy"] >= 0.9
+    assert scores["auc"] > 0.95
+    assert 0 <= scores["ece"] <= 1
+    assert set(scores["uncalibrated"]) == {"ece", "brier"}
+    contract = Contract.load(args.output_dir)
+    assert contract.objective == args.objective
+    assert contract.temperature != 1.0
+    rows = [json.loads(line) for line in (Path(args.output_dir) / "predictions.jsonl").read_text().splitlines()]
+    assert sum(rows[0]["probabilities"].values()) == pytest.approx(1.0)
+    assert rows[0]["confidence"] == pytest.approx(max(rows[0]["probabilities"].values()))
+    predictor = Predictor(args.output_dir, precision="fp32")
+    alone = [predictor.predict(row["text"]) for row in rows[:3]]
+    for prediction, row in zip(alone, rows, strict=False):
+        assert list(prediction.labels) == row["labels"]
+        assert prediction.probabilities == pytest.approx(row["probabilities"], abs=1e-4)
+
+
+def test_the_head_alone(args, tiny_model_dir):
+    args = dataclasses.replace(args, tuning="head", learning_rate=3e-2)
+    main(args)
+    before = load_file(tiny_model_dir / "model.safetensors")
+    after = load_file(Path(args.output_dir) / "model.safetensors")
+    assert set(after) - set(before) == {"score.weight"}
+    for name in set(after) & set(before):
+        torch.testing.assert_close(after[name], before[name], atol=0, rtol=0)
+    assert results(args)["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize(("tuning", "rate"), [("full", 3e-3), ("lora", 3e-3), ("head", 3e-2)])
+def test_an_encoder(args, tiny_bert_dir, tuning, rate, capsys):
+    args = dataclasses.replace(args, model_path=str(tiny_bert_dir), tuning=tuning, learning_rate=rate, max_length=64)
+    main(args)
+    losses = [e["loss"] for e in trainer_log(args) if "loss" in e]
+    assert losses[-1] < losses[0]  # by how much, the tests on real weights say
+    contract = Contract.load(args.output_dir)
+    assert (contract.objective, contract.task.template) == ("classify", TEXT_ONLY)
+    assert "cannot share prefixes" not in capsys.readouterr().out
+    predictor = Predictor(args.output_dir)
+    (ids,) = predictor.encoder.prompt_ids(["so happy about this"])
+    names = predictor.encoder.tokenizer.convert_ids_to_tokens(ids)
+    assert (names[0], names[-1]) == ("[CLS]", "[SEP]")
+
+
+def test_several_labels_get_thresholds(args, tmp_path):
+    rows = [f"{text}\t{i}{',3' if n % 2 else ''}\tid{i}{n}" for i, texts in enumerate(TEXTS.values()) for n, text in
+            enumerate(texts)]  # fmt: skip
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("\n".join(rows), encoding="utf-8")
+    for objective in ("classify", "score"):
+        several = dataclasses.replace(
+            args, task="goemotions-group", objective=objective, max_steps=60,
+            train_data_path=str(tmp_path / "train.tsv"), dev_data_path=str(tmp_path / "dev.tsv"),
+            test_data_path=str(tmp_path / "dev.tsv"), output_dir=str(tmp_path / objective),
+        )  # fmt: skip
+        main(several)
+        contract = Contract.load(several.output_dir)
+        assert set(contract.thresholds) == set(contract.task.labels)
+        assert results(several)["f1_macro"] > 0.8
+        predictor = Predictor(several.output_dir, precision="fp32")
+        texts = [text for texts in TEXTS.values() for text in texts]
+        shares = [p.probabilities for p in predictor.predict_batch(texts)]
+        assert any(abs(sum(s.values()) - 1) > 0.05 for s in shares) == (objective == "classify")
+
+
+def test_an_untuned_model_is_scored(tiny_model_dir, tmp_path):
+    predictor = Predictor(str(tiny_model_dir), "emotion", objective="score", precision="fp32")
+    scores = predictor.label_scores(["so happy", "how dare they"])
+    assert scores.shape == (2, 6)
+    assert numpy.isfinite(scores).all()
+    assert (scores < 0).all()
+    prediction = predictor.predict("so happy")
+    assert prediction.label == BUILT_IN_TASKS["emotion"].labels[int(scores[0].argmax())]
+    with pytest.raises(UserError, match=r"--objective classify: .* is untuned"):
+        Predictor(str(tiny_model_dir), "emotion", objective="classify")
+
+
+def test_what_was_trained_is_what_is_asked(args):
+    args = dataclasses.replace(args, objective="classify", max_steps=1)
+    main(args)
+    with pytest.raises(UserError, match=r"--objective score contradicts .*task.json: trained with classify"):
+        Predictor(args.output_dir, objective="score")
+
+
+def test_a_run_goes_on_to_its_calibration(args, capsys):
+    args = dataclasses.replace(args, objective="score", max_steps=2)
+    main(args)
+    file = Path(args.output_dir) / inference.CALIBRATION_FILE
+    calibrated = Contract.load(args.output_dir)
+    file.unlink()
+    dataclasses.replace(calibrated, temperature=1.0).save(args.output_dir)
+    main(args)
+    assert "trained to its end already" in capsys.readouterr().out
+    assert file.is_file()
+    assert Contract.load(args.output_dir).temperature == pytest.approx(calibrated.temperature, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (dict(objective="generate", head="mlp"), "--head mlp: needs --objective classify; generate has no head"),
+        (dict(objective="score", tuning="head"), "--tuning head: needs --objective classify"),
+        (dict(objective="score", prompt="text_only"), "--prompt text_only: needs --objective classify"),
+        (dict(objective="score", cot=True), "--cot: needs --objective generate"),
+        (dict(objective="classify", score_loss="contrastive"), "--score_loss contrastive: needs --objective score"),
+        (dict(objective="generate", label_smoothing=0.1), "--label_smoothing: needs --objective classify"),
+        (dict(label_smoothing=1.0), "--label_smoothing 1.0: must be below 1"),
+        (dict(focal_gamma=-1.0), "--focal_gamma -1.0: must be at least 0"),
+        (dict(search=0), "--search 0: must be at least 1"),
+    ],
+)
+def test_flags_that_do_not_go_together(args, flags, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(args, **flags)
+
+
+def test_an_encoder_writes_nothing(args, tiny_bert_dir):
+    for objective in ("score", "generate"):
+        with pytest.raises(UserError, match=f"--objective {objective}: .* is an encoder"):
+            main(dataclasses.replace(args, model_path=str(tiny_bert_dir), objective=objective))
+    with pytest.raises(UserError, match=r"--objective score: .* is an encoder"):
+        Predictor(str(tiny_bert_dir), "emotion", objective="score")
+
+
+def test_defaults_of_a_task(tiny_model_dir):
+    def filled(task, **flags):
+        given = Args(model_path=str(tiny_model_dir), task=task, train_data_path="x", **flags)
+        return with_defaults(given, BUILT_IN_TASKS[task])
+
+    sst2 = filled("sst2")
+    assert (sst2.objective, sst2.head, sst2.lora_r, sst2.lora_alpha, sst2.lora_dropout) == (
+        "classify",
+        "mlp",
+        64,
+        16,
+        0.1,
+    )
+    assert (sst2.learning_rate, sst2.batch_size, sst2.num_epochs, sst2.eval_steps, sst2.save_steps) == (
+        5e-4,
+        8,
+        8,
+        100,
+        200,
+    )
+    r8 = filled("r8", tuning="full")
+    assert (r8.learning_rate, r8.batch_size, r8.num_epochs, r8.eval_steps, r8.save_steps) == (2e-5, 4, 5, 50, 100)
+    chinese = filled("chnsenticorp", tuning="qlora")
+    assert (chinese.objective, chinese.head, chinese.lora_r, chinese.lora_dropout) == ("score", None, 8, 0.05)
+    assert (chinese.save_steps, chinese.save_total_limit) == (100, 3)
+    emotion = filled("emotion")
+    assert (emotion.objective, emotion.prompt, emotion.warmup_steps, emotion.lora_r) == (
+        "classify",
+        "text_only",
+        500,
+        8,
+    )
+    assert filled("emotion", objective="generate").prompt == "task"
+    plain = filled("goemotions-group", tuning="full")
+    assert (plain.objective, plain.head, plain.learning_rate, plain.eval_steps) == ("generate", None, 2e-5, None)
+    assert filled("sst2", batch_size=3, eval_steps=7).batch_size == 3
+    assert filled("sst2", eval_steps=7).save_steps is None  # 200 would be no multiple of it

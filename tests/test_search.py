@@ -1,0 +1,122 @@
+"""--search: the trials, the best of them, and going on after a stop."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from data.arguments import UserError
+from data.search import RANKS, search
+from main_SFT import Args, main
+from tests.test_objective_runs import TEXTS
+
+
+@pytest.fixture
+def args(tmp_path) -> Args:
+    return Args(
+        model_path="nowhere", task="emotion", train_data_path="x", output_dir=str(tmp_path / "search"), search=6,
+        learning_rate=1e-3, lora_r=8, num_epochs=3.0, objective="classify",
+    )  # fmt: skip
+
+
+class Trainings:
+    """Writes what a run writes: its metric is best at a learning rate of 2e-3 and rank 16."""
+
+    def __init__(self, stop_at: int | None = None):
+        self.seen: list[Args] = []
+        self.stop_at = stop_at
+
+    def __call__(self, args: Args) -> None:
+        self.seen.append(args)
+        folder = Path(args.output_dir)
+        folder.mkdir(exist_ok=True)
+        (folder / "args.json").write_text("{}")
+        (folder / "checkpoint-3").mkdir(exist_ok=True)
+        if len(self.seen) == self.stop_at:
+            raise KeyboardInterrupt
+        metric = 1 - abs(math.log(args.learning_rate / 2e-3)) / 10 - (args.lora_r != 16) / 10
+        (folder / "train_results.json").write_text(json.dumps({"best_metric": metric}))
+        (folder / "weights").write_text(folder.name)
+
+
+def outcome(args) -> dict:
+    return json.loads((Path(args.output_dir) / "search_results.json").read_text())
+
+
+def test_the_best_trial_becomes_the_run(args):
+    trainings = Trainings()
+    search(args, "single_label", trainings)
+    assert len(trainings.seen) == 6
+    first = trainings.seen[0]
+    assert (first.learning_rate, first.lora_r, first.num_epochs, first.search) == (1e-3, 8, 3.0, None)  # as given
+    for trial in trainings.seen:
+        assert 2.5e-4 <= trial.learning_rate <= 4e-3
+        assert trial.lora_r in RANKS
+        assert trial.num_epochs in (1, 2, 3)
+    results = outcome(args)
+    best = max(results["trials"], key=lambda trial: trial["accuracy"])
+    assert results["best"] == best["folder"]
+    assert len({trial["folder"] for trial in results["trials"]}) == 6
+    output_dir = Path(args.output_dir)
+    assert (output_dir / "weights").read_text() == best["folder"]
+    assert not (output_dir / "checkpoint-3").exists()
+    assert json.loads((output_dir / "args.json").read_text())["search"] == 6
+
+
+def test_a_stopped_search_goes_on(args):
+    """The interrupted trial with its own settings and folder, the finished ones not again."""
+    before = Trainings(stop_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        search(args, "single_label", before)
+    after = Trainings()
+    search(args, "single_label", after)
+    assert after.seen[0] == before.seen[2]
+    assert len(after.seen) == 4
+    folders = [trial.output_dir for trial in [*before.seen[:2], *after.seen]]
+    assert len(set(folders)) == 6
+    again = Trainings()
+    search(args, "single_label", again)
+    assert not again.seen
+    search(dataclasses.replace(args, search=8), "single_label", again)  # more of the same
+    assert len(again.seen) == 2
+
+
+def test_another_search_in_the_same_folder(args):
+    search(dataclasses.replace(args, search=1), "single_label", Trainings())
+    with pytest.raises(UserError, match=r"--learning_rate 0.005: the search in .* began with 0.001"):
+        search(dataclasses.replace(args, learning_rate=5e-3), "single_label", Trainings())
+
+
+def test_a_folder_with_a_run(args):
+    Path(args.output_dir).mkdir()
+    (Path(args.output_dir) / "args.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run, not a search"):
+        search(args, "single_label", Trainings())
+
+
+def test_several_processes(args, monkeypatch):
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--search: runs its trials one after the other"):
+        search(args, "single_label", Trainings())
+
+
+def test_a_search_of_real_runs(tiny_model_dir, tmp_path, capsys):
+    for name in ("train", "dev"):
+        rows = [f"{text};{label}" for label, texts in TEXTS.items() for text in texts]
+        (tmp_path / f"{name}.txt").write_text("\n".join(rows), encoding="utf-8")
+    args = Args(
+        model_path=str(tiny_model_dir), task="emotion", train_data_path=str(tmp_path / "train.txt"),
+        dev_data_path=str(tmp_path / "dev.txt"), test_data_path=str(tmp_path / "dev.txt"),
+        output_dir=str(tmp_path / "search"), precision="fp32", max_steps=6, learning_rate=5e-3, search=2,
+        objective="classify", warmup_steps=0,
+    )  # fmt: skip
+    main(args)
+    results = outcome(args)
+    best = max(trial["accuracy"] for trial in results["trials"])
+    assert f"with accuracy {best:.4f}" in capsys.readouterr().out
+    assert (tmp_path / "search" / "task.json").is_file()
+    assert json.loads((tmp_path / "search" / "test_results.json").read_text())["n"] == 12
+    assert not (tmp_path / "search" / "trial-0" / "test_results.json").exists()
