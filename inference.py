@@ -23,6 +23,7 @@ From Python:
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,9 @@ from data.tasks import Prediction
 
 CALIBRATION_FILE = "calibration.json"
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
+# PEFT imports bitsandbytes, which then warns of a slow path; only 4-bit weights take it, and they have the warning back
+_of_four_bits = logging.getLogger("bitsandbytes.backends.cpu.ops")
+_of_four_bits.setLevel(logging.ERROR)
 
 
 @dataclass
@@ -225,6 +229,7 @@ def _four_bits():
     """QLoRA's number format (Dettmers et al., 2023): NF4 with quantised constants, computed in bf16."""
     import torch
 
+    _of_four_bits.setLevel(logging.NOTSET)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:

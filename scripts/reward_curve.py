@@ -72,9 +72,10 @@ def draw(args: Args) -> None:
         if all(column in table for table in rewards):
             _curve(left, pandas.concat([table[column] for table in rewards], axis=1), label)
     _curve(right, pandas.concat(validation, axis=1), None, marker="o")
-    many = f", mean of {len(args.runs)} runs ± standard deviation" if len(args.runs) > 1 else ""
-    left.set(title=f"rewards of drawn answers{many}", xlabel="step", ylabel="reward")
-    right.set(title=f"validation rows, greedy answers{many}", xlabel="step", ylabel=args.metric)
+    left.set(title="rewards of drawn answers", xlabel="step", ylabel="reward")
+    right.set(title="validation rows, greedy answers", xlabel="step", ylabel=args.metric)
+    if len(args.runs) > 1:
+        figure.suptitle(f"mean of {len(args.runs)} runs ± standard deviation", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(10)
