@@ -39,6 +39,7 @@ from data.metrics import format_summary, label_metrics
 from data.tasks import Prediction
 
 CALIBRATION_FILE = "calibration.json"
+Backend = Literal["hf", "bert"]
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
 # PEFT imports bitsandbytes, which then warns of a slow path; only 4-bit weights take it, and they have the warning back
 _of_four_bits = logging.getLogger("bitsandbytes.backends.cpu.ops")
@@ -53,7 +54,9 @@ class Args:
     test_data_path: str | None = flag(None, "file to predict on; with labels in it, it is scored too")
     text: str | None = flag(None, "one text to predict on, printed as JSON")
     output_dir: str | None = flag(None, "where predictions and scores go (default: <model_path>/test for a run)")
-    backend: Literal["hf"] = flag("hf", "engine that runs the model: hf = Transformers")
+    backend: Backend | None = flag(
+        None, "engine: hf = a language model in Transformers, bert = an encoder (default: what the model is)"
+    )
     limit: int | None = flag(None, "use the first N rows only")
     skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
     batch_size: int = flag(32, "texts a batch")
@@ -131,6 +134,19 @@ def is_encoder(model_path: str) -> bool:
         return reads_both_ways(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / 'config.json'}: names no model_type") from error
+
+
+def pick_backend(model_path: str, backend: Backend | None = None) -> Backend:
+    """The engine for this model: "bert" for an encoder, "hf" for a language model.
+
+    Raises:
+        UserError: another one was asked for.
+    """
+    needed: Backend = "bert" if is_encoder(model_path) else "hf"
+    if backend not in (None, needed):
+        kind = "an encoder" if needed == "bert" else "no encoder"
+        raise UserError(f"--backend {backend}: {model_path} is {kind}, which {needed} runs")
+    return needed
 
 
 def pick_device(device: str | None = None) -> str:
@@ -277,10 +293,13 @@ class Predictor:
         task, label_path, cot, max_length, objective: only for an untuned model; a trained one knows (`contract_for`).
         batch_size: texts a batch.
         precision, device: see `load_model`.
+        backend: see `pick_backend`.
 
     Raises:
         UserError: no model there, or a flag that contradicts its task.json.
     """
+
+    backend: Backend = "hf"
 
     def __init__(
         self,
@@ -293,10 +312,12 @@ class Predictor:
         precision: str = "bf16",
         device: str | None = None,
         objective: Objective | None = None,
+        backend: Backend | None = None,
     ):
         check_model_path(model_path)
         contract = contract_for(model_path, task, label_path, cot, max_length, objective)
-        if contract.objective != "classify" and is_encoder(model_path):
+        self.backend = pick_backend(model_path, backend)
+        if contract.objective != "classify" and self.backend == "bert":
             raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
         tokenizer = load_tokenizer(model_path)
         encoder = Encoder(contract.task, tokenizer, contract.cot, contract.max_length, contract.objective)
@@ -461,7 +482,7 @@ def evaluate(
         results = label_metrics(gold, predictions, predictor.task)
         if scores is not None:
             results |= probability_metrics(scores, gold, predictor.contract)
-    results |= {"examples_per_second": round(rate, 2), "backend": "hf", "seed": seed}
+    results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend, "seed": seed}
     if output_dir is not None:
         write_json_lines(Path(output_dir) / "predictions.jsonl", map(_prediction_row, examples, predictions))
         if labelled:
@@ -527,7 +548,7 @@ def main(args: Args) -> None:
     examples = load_test_examples(args, contract, rejected) if args.text is None else []
     predictor = Predictor(
         args.model_path, args.task, args.label_path, args.cot, args.max_length,
-        args.batch_size, args.precision, args.device, args.objective,
+        args.batch_size, args.precision, args.device, args.objective, args.backend,
     )  # fmt: skip
     if args.text is not None:
         print(json.dumps(asdict(predictor.predict(args.text)), ensure_ascii=False))

@@ -94,7 +94,7 @@ def test_three_emotions_are_learnt(args, way):
     assert rows[0]["confidence"] == pytest.approx(max(rows[0]["probabilities"].values()))
     predictor = Predictor(args.output_dir, precision="fp32")
     alone = [predictor.predict(row["text"]) for row in rows[:3]]
-    for prediction, row in zip(alone, rows, strict=False):
+    for prediction, row in zip(alone, rows[:3], strict=True):
         assert list(prediction.labels) == row["labels"]
         assert prediction.probabilities == pytest.approx(row["probabilities"], abs=1e-4)
 
@@ -119,7 +119,10 @@ def test_an_encoder(args, tiny_bert_dir, tuning, rate, capsys):
     contract = Contract.load(args.output_dir)
     assert (contract.objective, contract.task.template) == ("classify", TEXT_ONLY)
     assert "cannot share prefixes" not in capsys.readouterr().out
-    predictor = Predictor(args.output_dir)
+    assert results(args)["backend"] == "bert"
+    predictor = Predictor(args.output_dir, backend="bert")
+    with pytest.raises(UserError, match=r"--backend hf: .* is an encoder, which bert runs"):
+        Predictor(args.output_dir, backend="hf")
     (ids,) = predictor.encoder.prompt_ids(["so happy about this"])
     names = predictor.encoder.tokenizer.convert_ids_to_tokens(ids)
     assert (names[0], names[-1]) == ("[CLS]", "[SEP]")
@@ -154,6 +157,8 @@ def test_an_untuned_model_is_scored(tiny_model_dir, tmp_path):
     assert (scores < 0).all()
     prediction = predictor.predict("so happy")
     assert prediction.label == BUILT_IN_TASKS["emotion"].labels[int(scores[0].argmax())]
+    with pytest.raises(UserError, match=r"--backend bert: .* is no encoder, which hf runs"):
+        Predictor(str(tiny_model_dir), "emotion", backend="bert")
     with pytest.raises(UserError, match=r"--objective classify: .* is untuned"):
         Predictor(str(tiny_model_dir), "emotion", objective="classify")
 
