@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,6 +200,7 @@ def _reading(contract: Contract) -> str:
 
 def _training(run: SimpleNamespace) -> str:
     contract, args, train = run.contract, run.args.get, run.train_results.get
+    versions = asdict(contract)["library_versions"]
     adapter = _filled(", rank {}, alpha {}", run.adapter_config.get("r"), run.adapter_config.get("lora_alpha")) or ""
     seconds = train("seconds_since_resumed", train("seconds"))
     trained, weights = train("trainable_parameters"), train("all_parameters")
@@ -220,7 +222,7 @@ def _training(run: SimpleNamespace) -> str:
         ("seed", contract.seed),
         ("trained parameters", _filled("{:,} of {:,}", trained, weights)),
         ("seconds since it was resumed" if train("resumed_from") else "seconds", _filled("{:,}", seconds)),
-        ("libraries", ", ".join(f"{name} {version}" for name, version in contract.library_versions.items())),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     return _table(["", ""], rows)
 
