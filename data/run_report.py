@@ -344,7 +344,8 @@ def training_figure(state: dict[str, Any]):
                 axes.plot(list(curve), list(curve.values()), label=name, marker=marker, markersize=3)
         best = state.get("best_global_step")
         if title == "validation rows" and (points := [curve[best] for curve in curves.values() if best in curve]):
-            axes.plot([best] * len(points), points, "k*", markersize=9, label=f"best (step {best})")
+            ring = {"color": "black", "marker": "o", "fillstyle": "none", "markersize": 8, "linestyle": "none"}
+            axes.plot([best] * len(points), points, label=f"best (step {best})", **ring)
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
