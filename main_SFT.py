@@ -39,6 +39,16 @@ from data.arguments import UserError, check_at_least, flag, is_first_process, ru
 from data.contract import Contract
 from data.encoding import Encoder, Objective
 from data.metrics import DEFAULT_BEST, LABEL_METRICS
+from data.models import (
+    base_model_path,
+    check_model_path,
+    compile_layers,
+    fingerprint,
+    is_encoder,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
 from data.run_report import write_run_report
 from data.search import search
 from data.tasks import Task, resolve_task, with_prompt
@@ -56,19 +66,7 @@ from data.training import (
     train,
     write_run_facts,
 )
-from inference import (
-    CALIBRATION_FILE,
-    Predictor,
-    base_model_path,
-    calibrate_run,
-    check_model_path,
-    compile_layers,
-    is_encoder,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    score_run,
-)
+from inference import CALIBRATION_FILE, Predictor, calibrate_run, score_run
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 
@@ -441,7 +439,10 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length, args.objective)
     model = load_trainable_model(args, contract)
     check_positions(model, args.max_length, args.model_path)
-    contract = replace(contract, base_revision=getattr(model.config, "_commit_hash", None))
+    below = fingerprint(model) if args.tuning in ("lora", "qlora") else None
+    contract = replace(
+        contract, base_revision=getattr(model.config, "_commit_hash", None), base_fingerprint=below
+    )  # fmt: skip
     trainer = build_trainer(args, data, model, encoder, contract)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)

@@ -45,6 +45,15 @@ from data.encoding import RATIONALE_TOKENS, Encoder
 from data.files import write_text
 from data.loading import Example
 from data.metrics import LABEL_METRICS, jaccard
+from data.models import (
+    base_model_path,
+    check_model_path,
+    compile_layers,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
 from data.run_report import write_run_report
 from data.tasks import Prediction, Task
 from data.training import (
@@ -62,16 +71,7 @@ from data.training import (
     train,
     write_run_facts,
 )
-from inference import (
-    Predictor,
-    base_model_path,
-    check_model_path,
-    compile_layers,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    score_run,
-)
+from inference import Predictor, score_run
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
 DEFAULT_BEST = {"multi_label": "jaccard", "single_label": "accuracy"}
@@ -540,6 +540,7 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
         data.task, cot=started.cot, max_length=started.max_length,
         base_model=base_model_path(args.model_path) or args.model_path,
         base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,
+        base_fingerprint=fingerprint(model) if args.tuning != "full" else None,
     )  # fmt: skip
     trainer = build_trainer(args, data, model, packed, encoder, contract)
     if trainer.is_world_process_zero():

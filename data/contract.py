@@ -37,6 +37,7 @@ class Contract:
         max_length: tokens of prompt and answer together.
         base_model: the model that was fine-tuned, as the user named it.
         base_revision: its revision on the hub, None for a folder.
+        base_fingerprint: tells its weights from others (`models.fingerprint`), None where no adapter needs them.
         seed: the run's seed.
         library_versions: the libraries the run was made with.
     """
@@ -50,6 +51,7 @@ class Contract:
     max_length: int = DEFAULT_MAX_LENGTH
     base_model: str = ""
     base_revision: str | None = None
+    base_fingerprint: str | None = None
     seed: int = 42
     library_versions: dict[str, str] = field(default_factory=_library_versions)
 

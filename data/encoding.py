@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 from data.arguments import UserError
-from data.tasks import Task
+from data.tasks import SEPARATOR, Task
 
 Objective = Literal["generate", "classify", "score"]
 ENCODERS = frozenset(
@@ -52,8 +52,8 @@ class Encoder:
         self.objective = objective
         head, tail = self._rendered()
         begin, end = ([], []) if self._chat else self._special_ids()
-        self.head_ids: list[int] = begin + self._ids(head)
-        self.tail_ids: list[int] = self._ids(tail) + (end if objective == "classify" else [])
+        self.head_ids: list[int] = begin + self.token_ids(head)
+        self.tail_ids: list[int] = self.token_ids(tail) + (end if objective == "classify" else [])
         # " joy" is the usual token after "Answer:"; after a chat header or a Chinese colon the answer starts at once
         self._target_prefix = " " if not self._chat and tail[-1:].isascii() else ""
         needed = len(self.head_ids) + len(self.tail_ids) + self.answer_tokens
@@ -86,7 +86,8 @@ class Encoder:
         head, _, tail = prompt.partition(_TEXT)
         return head, tail
 
-    def _ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of words of our own; markup in them is read as markup."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
@@ -101,7 +102,7 @@ class Encoder:
         if self._chat:
             turns = [*self.task.messages(_TEXT, self.cot), {"role": "assistant", "content": _ANSWER}]
             behind = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_ANSWER)[2]
-            ids = self._ids(behind)
+            ids = self.token_ids(behind)
             if ids and ids[0] in self.tokenizer.added_tokens_decoder:
                 return ids[0]
         if self.tokenizer.eos_token_id is None:
@@ -115,10 +116,12 @@ class Encoder:
             return 0
         several = self.task.kind == "multi_label" and self.objective == "generate"
         count = min(MAX_ANSWER_LABELS, len(self.task.labels)) if several else 1
-        lengths = {label: len(self._ids(" " + label)) for label in self.task.labels}  # as it stands inside an answer
-        first = max(len(self._ids(label)) - length for label, length in lengths.items())  # at its beginning, more?
-        labels = sum(sorted(lengths.values())[-count:]) + max(first, 0) + (count - 1) * len(self._ids(","))
-        reasoning = RATIONALE_TOKENS + len(self._ids(self.task.target(self.task.labels[:1], ""))) if self.cot else 0
+        # as it stands inside an answer
+        lengths = {label: len(self.token_ids(" " + label)) for label in self.task.labels}
+        first = max(len(self.token_ids(label)) - length for label, length in lengths.items())  # at its beginning, more?
+        labels = sum(sorted(lengths.values())[-count:]) + max(first, 0) + (count - 1) * len(self.token_ids(","))
+        frame = self.task.target(self.task.labels[:1], "")
+        reasoning = RATIONALE_TOKENS + len(self.token_ids(frame)) if self.cot else 0
         return labels + reasoning + 1
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -129,7 +132,25 @@ class Encoder:
 
     def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
         """Token ids of an answer, its end token included."""
-        return [*self._ids(self._target_prefix + self.task.target(labels, rationale)), self.end_id]
+        return [*self.token_ids(self._target_prefix + self.task.target(labels, rationale)), self.end_id]
+
+    def answer_text(self, labels: Sequence[str], closed: bool = True) -> str:
+        """An answer of these labels as it stands behind a prompt, or behind the reasoning.
+
+        Args:
+            labels: in the order in which they are written.
+            closed: False leaves out what stands behind the last label.
+        """
+        before, behind = ("<answer>", "</answer>") if self.cot else (self._target_prefix, "")
+        return before + SEPARATOR.join(labels) + (behind if closed else "")
+
+    def answer_ids(self, labels: Sequence[str], closed: bool = True) -> list[int]:
+        """Token ids of `answer_text`, with the end token if it is `closed`."""
+        return self.token_ids(self.answer_text(labels, closed)) + [self.end_id] * closed
+
+    def reasoned_ids(self, prompt: Sequence[int], rationale: str) -> list[int]:
+        """Token ids of a `cot` prompt with its reasoning, up to where the answer begins."""
+        return [*prompt, *self.token_ids(self.task.reasoning(rationale))]
 
     def candidate_ids(self) -> list[list[int]]:
         """Token ids of each label as an answer of its own, end token included, in the task's order."""

@@ -1,14 +1,15 @@
 """Files -> rows, by looking at the file: JSON, JSON Lines, Parquet, TSV, CSV, `text;label`. (no torch)
 
 Columns are found by name. A table without a header must be in one of the layouts `text, label[, id]` or `label, text`.
+Rows come one by one, so a file may be larger than memory; only a JSON list is read whole.
 """
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ ID_COLUMNS = ("id", "comment_id", "comment id", "idx", "index")
 RATIONALE_COLUMNS = ("rationale", "reasoning", "explanation")
 _ROWS_LOOKED_AT = 200  # to tell the label column of a file without a header
 _TABLE_SUFFIXES = (".tsv", ".csv", ".txt")  # a comment may begin with "[" without being JSON
-_Table = list[tuple[int, list[str]]]  # line number and cells of each row
+_Lines = Iterator[tuple[int, str]]  # line number and line, without its end; blank ones are left out
+_Table = Iterator[tuple[int, list[str]]]  # line number and cells of each row
 _IsGold = Callable[[str], bool]  # whether a cell could be the gold of the task at hand
 
 
@@ -56,51 +58,66 @@ def read_rows(path: Path, is_gold: _IsGold, labels_required: bool, header_allowe
         begin = file.read(4)
     if begin == b"PAR1":
         return _parquet_rows(path, labels_required)
-    text = _decode(path)
-    if not text.strip():
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None:
         raise UserError(f"{path}: the file is empty")
-    first = text.lstrip()[0]
-    if path.suffix.lower() in _TABLE_SUFFIXES or first not in "[{":
-        return _table_rows(path, text, is_gold, labels_required, header_allowed)
-    return (_json_rows if first == "[" else _json_lines_rows)(path, text, labels_required)
+    lines = chain([first], lines)
+    begin_of_text = first[1].lstrip()[0]
+    if path.suffix.lower() in _TABLE_SUFFIXES or begin_of_text not in "[{":
+        return _table_rows(path, first[1], lines, is_gold, labels_required, header_allowed)
+    return (_json_rows if begin_of_text == "[" else _json_lines_rows)(path, lines, labels_required)
 
 
-def _decode(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8") from error
+def _lines(path: Path, blank: bool = False) -> _Lines:
+    """The lines of a UTF-8 file; with `blank` also those without a word, and each with its end."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8"
+                ) from error
+            if blank:
+                yield number, line
+            elif line.strip():
+                yield number, line.rstrip("\n").rstrip("\r")
 
 
 def _parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    def records() -> Iterator[dict]:
+        try:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
+
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
-    return _named_rows(path, enumerate(table.to_pylist(), start=1), table.column_names, labels_required)
+    return _named_rows(path, enumerate(records(), start=1), table.schema_arrow.names, labels_required)
 
 
-def _json_rows(path: Path, text: str, labels_required: bool) -> Iterator[Row]:
+def _json_rows(path: Path, lines: _Lines, labels_required: bool) -> Iterator[Row]:
     try:
-        records = json.loads(text)
+        records = json.loads("".join(line for _, line in _lines(path, blank=True)))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({error})") from error
     return _named_rows(path, enumerate(records, start=1), None, labels_required)
 
 
-def _json_lines_rows(path: Path, text: str, labels_required: bool) -> Iterator[Row]:
+def _json_lines_rows(path: Path, lines: _Lines, labels_required: bool) -> Iterator[Row]:
     def records():
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield number, _NotJson(f"not JSON ({error}); expected an object a line, or a list of objects")
+        for number, line in lines:
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, _NotJson(f"not JSON ({error}); expected an object a line, or a list of objects")
 
     return _named_rows(path, records(), None, labels_required)
 
@@ -143,78 +160,89 @@ def _require_columns(path: Path, line: int, names: dict, header: Sequence[str], 
             )
 
 
-def _table_rows(path: Path, text: str, is_gold: _IsGold, labels_required: bool, header_allowed: bool) -> Iterator[Row]:
-    rows = _split(path, text, is_gold if not labels_required else None)
-    header = _find_columns(rows[0][1])
+def _table_rows(
+    path: Path, first: str, lines: _Lines, is_gold: _IsGold, labels_required: bool, header_allowed: bool
+) -> Iterator[Row]:
+    rows = _split(path, first, lines, is_gold if not labels_required else None)
+    looked_at = list(islice(rows, _ROWS_LOOKED_AT))
+    rows = chain(looked_at, rows)
+    header = _find_columns(looked_at[0][1])
     if "text" in header and ("label" in header or not labels_required):
         if not header_allowed and "label" in header:
             raise UserError(
-                f"{path}:1: a header ({', '.join(rows[0][1])}), but the GoEmotions layout has none: "
+                f"{path}:1: a header ({', '.join(looked_at[0][1])}), but the GoEmotions layout has none: "
                 "text<TAB>id[,id]<TAB>comment id from the first line on"
             )
         return _header_rows(rows, header)
-    if not labels_required and all(len(cells) == 1 for _, cells in rows):
-        return (Row(line, cells[0]) for line, cells in rows)
-    return _headerless_rows(path, rows, is_gold)
+    if not labels_required and all(len(cells) == 1 for _, cells in looked_at):
+        return _sentence_rows(rows)
+    return _headerless_rows(path, looked_at, rows, is_gold)
 
 
-def _split(path: Path, text: str, is_gold: _IsGold | None) -> _Table:
+def _split(path: Path, first: str, lines: _Lines, is_gold: _IsGold | None) -> _Table:
     """Line number and cells of each row, by the separator the first line has: TAB, else `;` or `,`.
 
     With `is_gold`, a `;` separates only if what stands behind it is gold: the file may be plain sentences.
     """
-    lines = text.split("\n")
-    first = next(line for line in lines if line.strip())
     if "\t" in first:  # quotes mean nothing in a TSV: GoEmotions has thousands of them
-        return [(n, line.rstrip("\r").split("\t")) for n, line in enumerate(lines, start=1) if line.strip()]
-    behind = first.rstrip("\r").rpartition(";")[2]
+        return ((number, line.split("\t")) for number, line in lines)
+    behind = first.rpartition(";")[2]
     if (
         path.suffix.lower() != ".csv" and ";" in first and (is_gold is None or is_gold(behind))
     ):  # text;label: the last semicolon is the one that counts
-        return [(n, line.rstrip("\r").rsplit(";", 1)) for n, line in enumerate(lines, start=1) if line.strip()]
+        return ((number, line.rsplit(";", 1)) for number, line in lines)
     if path.suffix.lower() == ".csv":
         csv.field_size_limit(2**31 - 1)  # a text may be long
         separator = ";" if first.count(";") > first.count(",") else ","
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        reader = csv.reader((line for _, line in _lines(path, blank=True)), delimiter=separator, strict=True)
         return _csv_rows(path, reader)
-    return [(n, [line.rstrip("\r")]) for n, line in enumerate(lines, start=1) if line.strip()]
+    return ((number, [line]) for number, line in lines)
 
 
 def _csv_rows(path: Path, reader) -> _Table:
-    rows, begin = [], 1
+    begin = 1
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                rows.append((begin, cells))
+                yield begin, cells
             begin = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from error
-    return rows
+
+
+def _sentence_rows(rows: _Table) -> Iterator[Row]:
+    for line, cells in rows:
+        problem = None if len(cells) == 1 else f"{len(cells)} columns, but the rows before it have one"
+        yield Row(line, cells[0] if problem is None else None, problem=problem)
 
 
 def _header_rows(rows: _Table, names: dict[str, str]) -> Iterator[Row]:
-    header = rows[0][1]
+    _, header = next(rows)
     places = {field: header.index(name) for field, name in names.items()}
-    for line, cells in rows[1:]:
+    for line, cells in rows:
         if len(cells) != len(header):
             yield Row(line, None, problem=f"{len(cells)} columns, but the header has {len(header)}")
         else:
             yield Row(line, **{field: cells[place] for field, place in places.items()})
 
 
-def _headerless_rows(path: Path, rows: _Table, is_gold: _IsGold) -> Iterator[Row]:
-    counts = Counter(len(cells) for _, cells in rows[:_ROWS_LOOKED_AT])
+def _headerless_rows(
+    path: Path, looked_at: list[tuple[int, list[str]]], rows: _Table, is_gold: _IsGold
+) -> Iterator[Row]:
+    """Rows of a table without a header; what is in its columns is told from the first rows, `looked_at`."""
+    (line, first), counts = looked_at[0], Counter(len(cells) for _, cells in looked_at)
     width = counts.most_common(1)[0][0]
     if width not in (2, 3):
         raise UserError(
-            f"{path}:{rows[0][0]}: {width} columns; expected text, label[, id], or label, text, or a header that names "
+            f"{path}:{line}: {width} columns; expected text, label[, id], or label, text, or a header that names "
             f"a text column ({', '.join(TEXT_COLUMNS)}) and a label column ({', '.join(LABEL_COLUMNS)})"
         )
-    fields = _headerless_fields(rows, width, is_gold)
+    fields = _headerless_fields([cells for _, cells in looked_at if len(cells) == width], is_gold)
     label_place = fields.index("label")
-    if len(rows) > 1 and not is_gold(rows[0][1][label_place]) and _looks_like_header(rows[0][1]):
+    first_fits = len(first) == width and is_gold(first[label_place])
+    if len(looked_at) > 1 and not first_fits and _looks_like_header(first):
         raise UserError(
-            f"{path}:{rows[0][0]}: looks like a header ({', '.join(rows[0][1])}), where a first row is expected; "
+            f"{path}:{line}: looks like a header ({', '.join(first)}), where a first row is expected; "
             f"remove it, or name the columns text and label"
         )
     for line, cells in rows:
@@ -224,11 +252,10 @@ def _headerless_rows(path: Path, rows: _Table, is_gold: _IsGold) -> Iterator[Row
             yield Row(line, **dict(zip(fields, cells, strict=True)))
 
 
-def _headerless_fields(rows: _Table, width: int, is_gold: _IsGold) -> tuple[str, ...]:
+def _headerless_fields(looked_at: list[list[str]], is_gold: _IsGold) -> tuple[str, ...]:
     """`label, text` when the first column holds labels more often than the second; else `text, label[, id]`."""
-    if width == 3:
+    if len(looked_at[0]) == 3:
         return ("text", "label", "id")
-    looked_at = [cells for _, cells in rows[:_ROWS_LOOKED_AT] if len(cells) == width]
     first, second = (sum(is_gold(cells[place]) for cells in looked_at) for place in (0, 1))
     return ("label", "text") if first > second else ("text", "label")
 

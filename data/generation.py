@@ -1,17 +1,26 @@
-"""Writing answers: greedy or sampled continuations of prompts, in which what the prompts share is computed once."""
+"""Writing answers: greedy, constrained or drawn continuations of prompts; what the prompts share is computed once."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from data.answers import AnswerTrie, Node
 from data.packing import common_prefix_length
+
+LONGEST_ANSWER = 4096  # tokens; a trie ends every answer long before
 
 
 def stop_token_ids(model, end_id: int) -> list[int]:
@@ -21,7 +30,10 @@ def stop_token_ids(model, end_id: int) -> list[int]:
     return list(dict.fromkeys([end_id, *others]))
 
 
-def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int], max_new_tokens: int, pad_id: int):
+def generate_greedy(
+    model, prompts: Sequence[Sequence[int]], stop_ids: list[int], max_new_tokens: int, pad_id: int,
+    stop_string: tuple[Any, str] | None = None,
+) -> tuple[list[list[int]], Tensor]:  # fmt: skip
     """Continue each prompt with its most probable token until a stop token or `max_new_tokens`.
 
     What all prompts begin with is computed once; the rest of the shorter ones is padded on its left.
@@ -32,13 +44,15 @@ def generate_greedy(model, prompts: Sequence[Sequence[int]], stop_ids: list[int]
         stop_ids: tokens that end an answer.
         max_new_tokens: length at which an answer is cut off.
         pad_id: the padding token.
+        stop_string: tokenizer and a string that ends an answer, too; it stays in it.
 
     Returns:
         B lists of generated token ids (up to the stop token, without it), and log-probabilities (B,) of the
-        answers, stop token included.
+        answers, stop token included (behind a stop string, those of padding are counted with it).
     """
     watch = _GreedyLogProbs()
-    output = _generate(model, prompts, 1, stop_ids, max_new_tokens, pad_id, watch)  # (B, new)
+    stops = StoppingCriteriaList([StopStringCriteria(stop_string[0], [stop_string[1]])] if stop_string else [])
+    output = _generate(model, prompts, 1, stop_ids, max_new_tokens, pad_id, watch, stops)  # (B, new)
     steps = torch.stack(watch.steps, dim=1)  # (B, new)
     generated, log_probs = [], []
     for row, ids in enumerate(output.tolist()):
@@ -91,27 +105,155 @@ def sample_answers(
     return [ids[: next((i for i, token in enumerate(ids, start=1) if token in stop_ids), len(ids))] for ids in rows]
 
 
+# --- answers of a trie ----------------------------------------------------------------------------------------------
+
+
+class ConstrainedWriter:
+    """Writes the most probable valid answers, token by token.
+
+    A token that leaves no choice is not asked for: the model is called once for the prompts, and again only for
+    answers that come to a choice behind it. What all prompts begin with is computed once for all batches.
+
+    Args:
+        model: a causal language model.
+        trie: the valid answers.
+        beginning: token ids that all prompts begin with.
+        pad_id: the padding token.
+    """
+
+    def __init__(self, model, trie: AnswerTrie, beginning: Sequence[int], pad_id: int):
+        self.model, self.trie, self.pad_id = model, trie, pad_id
+        self._column = {token: i for i, token in enumerate(trie.token_ids)}
+        self._tokens = torch.tensor(trie.token_ids, device=model.device)
+        self.beginning = list(beginning) if keeps_whole_cache(model) else []
+        with torch.inference_mode():
+            ids = torch.tensor([self.beginning], device=model.device)
+            self._cache = prefix_cache(model, ids) if self.beginning else None
+
+    def write(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
+        """The answers to B prompts: token ids with the end token, and log-probabilities.
+
+        The probability of an answer is that of its tokens where only valid ones may follow.
+        """
+        if not keeps_whole_cache(self.model):
+            return self._write_step_by_step(prompts)
+        count, begin = len(prompts), len(self.beginning)
+        assert all(list(prompt[:begin]) == self.beginning for prompt in prompts), "prompts of another beginning"
+        answers: list[list[int]] = [[] for _ in prompts]
+        log_probs = [0.0] * count
+        places: list[Node] = [self.trie.root] * count
+        new = [prompt[begin:] for prompt in prompts]  # of each answer in work, what the model has not read yet
+        with torch.inference_mode():
+            cache = repeated(self._cache, count) if self._cache is not None else None
+            mask = torch.ones(count, begin, dtype=torch.long, device=self.model.device)  # (B, what the cache holds)
+            rows = list(range(count))  # those in work
+            while rows:
+                logits, cache, mask = self._read(new, cache, mask)  # (rows in work, tokens of the trie)
+                new = []
+                for row, scores in zip(rows, logits, strict=True):
+                    written, log_prob, places[row] = self._choice(places[row], scores)
+                    answers[row] += written
+                    log_probs[row] += log_prob
+                    new.append(written)
+                left = [i for i, row in enumerate(rows) if places[row].children]
+                if len(left) < len(rows):
+                    kept = torch.tensor(left, dtype=torch.long, device=mask.device)
+                    cache.batch_select_indices(kept)
+                    mask, new, rows = mask[kept], [new[i] for i in left], [rows[i] for i in left]
+        return answers, log_probs
+
+    def _read(self, new: Sequence[Sequence[int]], cache, mask: Tensor):
+        """Have the model read on.
+
+        Returns:
+            Logits (B, tokens of the trie) behind each row's last token, the cache, and its mask (B, S).
+        """
+        ids, seen = _padded(new, self.pad_id, mask.device)
+        mask = torch.cat([mask, seen], dim=1)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        return output.logits[:, -1, self._tokens].float().cpu(), output.past_key_values, mask
+
+    def _choice(self, place: Node, logits: Tensor, jump: bool = True) -> tuple[list[int], float, Node]:
+        """The most probable token at `place`, and with `jump` those behind it that leave no choice.
+
+        Args:
+            place: where the answer has got to; not its end.
+            logits: (tokens of the trie,) behind the last token.
+
+        Returns:
+            The tokens, their log-probability among what may follow, and the place behind them.
+        """
+        tokens = list(place.children)
+        log_probs = logits[[self._column[token] for token in tokens]].log_softmax(dim=0)
+        best = int(log_probs.argmax())
+        written, place = [tokens[best]], place.children[tokens[best]]
+        while jump and len(place.children) == 1:
+            ((token, place),) = place.children.items()
+            written.append(token)
+        return written, float(log_probs[best]), place
+
+    def _write_step_by_step(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
+        """`write` for models that carry more than keys and values from token to token."""
+        answers = [[] for _ in prompts]
+        log_probs = [0.0] * len(prompts)
+        places = [self.trie.root] * len(prompts)
+
+        def allow(_, scores: Tensor) -> Tensor:
+            """Scores (B, V) in which the token to be written is the greatest."""
+            chosen = torch.zeros_like(scores)
+            logits = scores[:, self._tokens].float().cpu()
+            for row, place in enumerate(places):
+                if place.children:
+                    (token,), log_prob, places[row] = self._choice(place, logits[row], jump=False)
+                    answers[row].append(token)
+                    log_probs[row] += log_prob
+                    chosen[row, token] = 1
+                else:
+                    chosen[row, self.pad_id] = 1
+            return chosen
+
+        ends = _EndOfTrie(places)
+        _generate(self.model, prompts, 1, [], LONGEST_ANSWER, self.pad_id, allow, StoppingCriteriaList([ends]))
+        return answers, log_probs
+
+
+class _EndOfTrie(StoppingCriteria):
+    """Ends generation when all answers are written."""
+
+    def __init__(self, places: list[Node]):
+        self.places = places
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        return torch.tensor([not place.children for place in self.places], device=input_ids.device)
+
+
+# --- generation over a shared beginning -----------------------------------------------------------------------------
+
+
 def _generate(
     model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
-    process: Callable,
-):  # fmt: skip
+    process: Callable, stops: StoppingCriteriaList | None = None,
+) -> Tensor:  # fmt: skip
     """`samples` continuations of each prompt, (B * samples, new), padded behind their stop tokens.
 
     Each token is the one with the greatest score that `process` (input ids, scores (B, V) -> scores) leaves.
     """
     shared = shared_length(prompts) if keeps_whole_cache(model) else 0
-    gaps = [max(map(len, prompts)) - len(p) for p in prompts]
-    rows = [[*p[:shared], *[pad_id] * gap, *p[shared:]] for p, gap in zip(prompts, gaps, strict=True)]
-    masks = [[1] * shared + [0] * gap + [1] * (len(p) - shared) for p, gap in zip(prompts, gaps, strict=True)]
-    input_ids = torch.tensor(rows, device=model.device)  # (B, T)
-    mask = torch.tensor(masks, device=model.device)  # (B, T)
+    rest, rest_mask = _padded([p[shared:] for p in prompts], pad_id, model.device)
+    beginning = torch.tensor([prompts[0][:shared]], dtype=torch.long, device=model.device)  # (1, S)
+    input_ids = torch.cat([beginning.expand(len(prompts), -1), rest], dim=1)  # (B, T)
+    mask = torch.cat([torch.ones_like(input_ids[:, :shared]), rest_mask], dim=1)  # (B, T)
     config = GenerationConfig(  # what a model's own generation_config would turn: greedy means greedy
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0,
         top_k=50, min_new_tokens=0, suppress_tokens=[], use_cache=True,
         max_new_tokens=max_new_tokens, eos_token_id=stop_ids, pad_token_id=pad_id,
     )  # fmt: skip
     with torch.inference_mode():
-        cache = prefix_cache(model, input_ids[:1, :shared], len(prompts)) if shared else None
+        cache = repeated(prefix_cache(model, beginning), len(prompts)) if shared else None
         if samples > 1:
             cache = _prompt_cache(model, input_ids, mask, shared, cache) if keeps_whole_cache(model) else None
             if cache is not None:
@@ -122,9 +264,18 @@ def _generate(
             attention_mask=mask,
             generation_config=config,
             logits_processor=LogitsProcessorList([process]),
+            stopping_criteria=stops,
             past_key_values=cache,
         )
     return output[:, input_ids.shape[1] :]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_id: int, device) -> tuple[Tensor, Tensor]:
+    """Token ids padded on their left, and 1 where a token is one of the row's own: (B, T) each."""
+    width = max(map(len, rows))
+    ids = [[pad_id] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
@@ -144,10 +295,18 @@ def keeps_whole_cache(model) -> bool:
     return set(layers) == {"full_attention"} if layers else getattr(config, "sliding_window", None) is None
 
 
-def prefix_cache(model, prefix, batch_size: int):
-    """Keys and values of `prefix` (1, S), repeated for `batch_size` rows."""
-    cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(batch_size)
+def prefix_cache(model, prefix: Tensor):
+    """Keys and values of `prefix` (1, S)."""
+    return model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+
+
+def repeated(cache, rows: int):
+    """The cache of one row for `rows` rows, which share its memory; `cache` itself stays as it is."""
+    cache = copy(cache)
+    cache.layers = [copy(layer) for layer in cache.layers]
+    for layer in cache.layers:
+        layer.keys = layer.keys.expand(rows, -1, -1, -1)
+        layer.values = layer.values.expand(rows, -1, -1, -1)
     return cache
 
 

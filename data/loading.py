@@ -2,8 +2,9 @@
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +50,75 @@ def load_examples(
     Raises:
         UserError: the file or one of its rows is not right.
     """
+    before = len(rejected or ())
+    examples = list(read_examples(path, task, flag, labels_required, cot, rejected))
+    if bad := len(rejected or ()) - before:
+        print(f"{path}: {bad} bad rows skipped")
+    return examples
+
+
+def read_examples(
+    path: str | Path, task: Task, flag: str, labels_required: bool = True, cot: bool = False,
+    rejected: list[dict[str, Any]] | None = None,
+) -> Iterator[Example]:  # fmt: skip
+    """The rows of a data file one by one; see `load_examples`."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file")
-    examples, unlabelled = [], []
-    bad: list[dict[str, Any]] = []
     header_allowed = not task.name.startswith(_HEADERLESS)
+    labelled: bool | None = None  # as the first row is
+    first_line, bad = 0, 0
     for row in read_rows(path, lambda cell: _is_gold(cell, task), labels_required, header_allowed):
         try:
-            examples.append(_example(row, task, labels_required, cot))
-            unlabelled += [row.line] * (not examples[-1].labels)
+            example = _example(row, task, labels_required, cot)
         except _RowError as error:
             if rejected is None:
                 raise UserError(f"{path}:{row.line}: {error}") from error
-            bad.append({"file": str(path), "line": row.line, "error": str(error), "text": str(row.text)})
-    if not examples:
-        raise UserError(f"{flag} {path}: no rows in it" + (f" ({len(bad)} rejected)" if bad else ""))
-    if 0 < len(unlabelled) < len(examples):
-        raise UserError(f"{path}:{unlabelled[0]}: no label, while other rows have one")
-    if bad:
-        print(f"{path}: {len(bad)} bad rows skipped")
-        rejected.extend(bad)
-    return examples
+            rejected.append({"file": str(path), "line": row.line, "error": str(error), "text": str(row.text)})
+            bad += 1
+            continue
+        if labelled is None:
+            labelled, first_line = bool(example.labels), row.line
+        if labelled != bool(example.labels):
+            line = row.line if labelled else first_line
+            raise UserError(f"{path}:{line}: no label, while other rows have one")
+        yield example
+    if labelled is None:
+        raise UserError(f"{flag} {path}: no rows in it" + (f" ({bad} rejected)" if bad else ""))
+
+
+class ExampleFile:
+    """The rows of a file to predict on, read from it anew each time they are gone through.
+
+    Args:
+        path, task, flag, rejected: see `load_examples`; the file is checked to its end here.
+        limit: the first rows only.
+        shard: (i, n), the i-th (from 1) of n parts of like size, which lie one behind the other.
+
+    Attributes:
+        labelled: whether the rows have gold labels.
+    """
+
+    def __init__(
+        self, path: str | Path, task: Task, flag: str, rejected: list[dict[str, Any]] | None = None,
+        limit: int | None = None, shard: tuple[int, int] = (1, 1),
+    ):  # fmt: skip
+        self._read = lambda bad: read_examples(path, task, flag, labels_required=False, rejected=bad)
+        self._skips = rejected is not None
+        count = 0
+        for count, example in enumerate(self._read(rejected), start=1):
+            if count == 1:
+                self.labelled = bool(example.labels)
+        if rejected:
+            print(f"{path}: {len(rejected)} bad rows skipped")
+        count = min(count, limit or count)
+        self._begin, self._end = (count * i // shard[1] for i in (shard[0] - 1, shard[0]))
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    def __iter__(self) -> Iterator[Example]:
+        return islice(self._read([] if self._skips else None), self._begin, self._end)
 
 
 def _example(row: Row, task: Task, labels_required: bool, cot: bool) -> Example:

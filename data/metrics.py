@@ -70,7 +70,7 @@ def _indicators(label_sets: Sequence[Sequence[str]], task: Task):
     """Label sets -> 0/1 matrix, (texts, labels)."""
     import numpy
 
-    matrix = numpy.zeros((len(label_sets), len(task.labels)), dtype=int)
+    matrix = numpy.zeros((len(label_sets), len(task.labels)), dtype=numpy.uint8)
     for row, labels in enumerate(label_sets):
         for label in labels:
             matrix[row, task.ids[label]] = 1

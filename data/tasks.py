@@ -20,6 +20,7 @@ _SEPARATORS = re.compile(r"[,，、]")
 _CLOSING = " \t\r\n.。!！?？:：;；,，、…"  # what may follow an answer without changing it
 _REASONED = re.compile(r"\s*<think>(?P<rationale>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL)
 _TAGS = re.compile(r"</?(?:think|answer)>")
+THINK = "<think>\n"  # opens the reasoning
 
 ANSWER_FORM = {
     "single_label": "Answer with one of them.",
@@ -139,7 +140,11 @@ class Task:
             KeyError: a gold label that the task does not have.
         """
         answer = SEPARATOR.join(self._in_order(gold))
-        return answer if rationale is None else f"<think>\n{rationale}\n</think>\n<answer>{answer}</answer>"
+        return answer if rationale is None else f"{self.reasoning(rationale)}<answer>{answer}</answer>"
+
+    def reasoning(self, rationale: str) -> str:
+        """What stands before the answer where a model reasons."""
+        return f"{THINK}{rationale}\n</think>\n"
 
     def parse(self, completion: str, cot: bool = False) -> Prediction:
         """Read an answer.
@@ -175,6 +180,11 @@ class Task:
 
     def _in_order(self, labels: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(set(labels), key=self.ids.__getitem__))
+
+
+def rationale_in(completion: str) -> str:
+    """The reasoning in an answer that has got no further than its end, without tags."""
+    return next(filter(str.strip, _TAGS.split(completion)), "").strip()
 
 
 def _folded(text: str) -> str:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a fine-tuned, scored model on a laptop's CPU: environment, a small real model, SFT and then GRPO on
-# data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere.
+# From nothing to a fine-tuned, scored model on a laptop's CPU: environment, a small real model, SFT, GRPO and merging
+# on data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 
@@ -10,25 +10,30 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page f
 
 [[ -f "$MODEL/config.json" ]] || python download.py --model smollm2-135m-instruct --target_dir "$MODEL"
 
-echo "== 1/4 fine-tuning $MODEL on data/sample"
+echo "== 1/5 fine-tuning $MODEL on data/sample"
 python main_SFT.py --model_path "$MODEL" --label_path data/sample/labels.txt \
   --train_data_path data/sample/train.tsv --dev_data_path data/sample/dev.tsv --test_data_path data/sample/test.tsv \
   --output_dir "$OUTPUT/sft" --num_epochs 1 --learning_rate 1e-3 --batch_size 8 "$@"
 
-echo "== 2/4 reinforcing what earns a reward (GRPO)"
+echo "== 2/5 reinforcing what earns a reward (GRPO)"
 python main_grpo.py --model_path "$OUTPUT/sft" --train_data_path data/sample/train.tsv \
   --dev_data_path data/sample/dev.tsv --test_data_path data/sample/test.tsv --output_dir "$OUTPUT/grpo" \
   --max_steps 40 --eval_steps 20 --learning_rate 1e-4
 
-echo "== 3/4 the untuned model on the same test rows"
+echo "== 3/5 folding the adapter into the model: a plain model directory, compared before and after"
+python merge_lora.py --training_output_dir "$OUTPUT/grpo" --output_dir "$OUTPUT/merged" --overwrite
+python inference.py --model_path "$OUTPUT/merged" --test_data_path data/sample/test.tsv
+
+echo "== 4/5 the untuned model on the same test rows"
 python inference.py --model_path "$MODEL" --label_path data/sample/labels.txt \
   --test_data_path data/sample/test.tsv --output_dir "$OUTPUT/base"
 
-echo "== 4/4 before and after"
-python -m scripts.compare "untuned=$OUTPUT/base" "SFT=$OUTPUT/sft" "SFT + GRPO=$OUTPUT/grpo" --output_dir "$OUTPUT"
+echo "== 5/5 before and after"
+python -m scripts.compare "untuned=$OUTPUT/base" "SFT=$OUTPUT/sft" "SFT + GRPO=$OUTPUT/grpo" \
+  "merged=$OUTPUT/merged/test" --output_dir "$OUTPUT"
 cat <<END
-models        $OUTPUT/sft, $OUTPUT/grpo (adapter, task.json, TensorBoard in runs/)
+models        $OUTPUT/sft, $OUTPUT/grpo (adapter, task.json, TensorBoard in runs/), $OUTPUT/merged (any tool loads it)
 predictions   $OUTPUT/grpo/predictions.jsonl
 rewards       $OUTPUT/grpo/rewards.csv
-try it        source $VENV/bin/activate; python inference.py --model_path $OUTPUT/grpo --text "You made my day, thank you!"
+try it        source $VENV/bin/activate; python inference.py --model_path $OUTPUT/merged --interactive
 END

@@ -17,10 +17,10 @@ from transformers import (
 from data.arguments import UserError
 from data.classifier import MLPHead, classifier_class, text_batch, text_logits
 from data.contract import Contract
+from data.models import load_model
 from data.tasks import BUILT_IN_TASKS
 from data.training import lora_config
 from data.tree_attention import SPAN_ATTENTION
-from inference import load_model
 from main_SFT import Args
 
 EMOTION = BUILT_IN_TASKS["emotion"]

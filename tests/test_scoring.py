@@ -5,10 +5,10 @@ import torch
 
 from data.encoding import Encoder
 from data.loading import load_examples
+from data.models import load_model
 from data.scoring import candidate_batch, candidate_scores
 from data.tasks import BUILT_IN_TASKS
 from data.tree_attention import SPAN_ATTENTION
-from inference import load_model
 from tests.conftest import SAMPLE
 
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]

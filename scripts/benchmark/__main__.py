@@ -15,16 +15,22 @@ grpo    one step of GRPO: draw a group of answers to each text, score them, lear
         as it comes, with our rewards; `ours` main_grpo.py, `plain` the same with --prefix_sharing off.
 score   the probability of each label of a task as the answer to a text. `each` is one sequence for each text and label,
         padded to batches, as evaluation harnesses do; `ours` the labels of a batch of texts as one tree.
+inference
+        answers to texts. `generate` is Transformers' on padded batches, as it comes, `mended` the same without the
+        copies of the vocabulary that it makes on a CPU; `vllm`, `free` and `ours` are inference.py with --backend
+        vllm, with --constrained off, and as it comes.
 """
 
 import sys
 
 from data.arguments import run
 from scripts.benchmark.grpo import GrpoArgs, grpo
+from scripts.benchmark.predict import InferenceArgs, inference
 from scripts.benchmark.score import ScoreArgs, score
 from scripts.benchmark.sft import SftArgs, sft
 
-BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs), "score": (score, ScoreArgs)}
+BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs), "score": (score, ScoreArgs),
+              "inference": (inference, InferenceArgs)}  # fmt: skip
 
 
 if __name__ == "__main__":

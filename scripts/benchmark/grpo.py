@@ -9,8 +9,8 @@ from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.files import write_json
+from data.models import check_model_path
 from data.training import load_data, lora_config, train
-from inference import check_model_path
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, synchronize, train_file
 
 CASE = CASES["28-labels"]
@@ -83,7 +83,7 @@ def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
     import main_grpo
     from data.contract import contract_for
     from data.encoding import Encoder
-    from inference import load_tokenizer
+    from data.models import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder, **flags)
@@ -113,7 +113,7 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
     from data.contract import contract_for
     from data.encoding import Encoder
     from data.generation import stop_token_ids
-    from inference import base_model_path, load_tokenizer, pick_device
+    from data.models import base_model_path, load_tokenizer, pick_device
 
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder)

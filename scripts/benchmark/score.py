@@ -8,8 +8,9 @@ from typing import Any
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.files import write_json
 from data.loading import load_examples
+from data.models import check_model_path
 from data.tasks import BUILT_IN_TASKS
-from inference import Predictor, check_model_path
+from inference import Predictor
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, train_file
 
 CASE = CASES["28-labels"]
@@ -42,8 +43,8 @@ def _take_turns(turns: Turns, args: ScoreArgs, packed: bool) -> None:
     )
     texts = [example.text for example in load_examples(train_file(args.data_dir, CASE), predictor.task)]
     if not packed:
-        predictor.packed = False
-        predictor.model.set_attn_implementation("sdpa")
+        predictor.engine.packed = False
+        predictor.engine.model.set_attn_implementation("sdpa")
     for begin in range(0, len(texts), args.texts):
         turns.wait()
         scores = predictor.label_scores(texts[begin : begin + args.texts])

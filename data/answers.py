@@ -1,0 +1,137 @@
+"""The valid answers of a task as a token trie: what a model may write next. (no torch)
+
+A single-label task has one answer a label. In a multi-label task an answer is a list of up to `MAX_ANSWER_LABELS`
+distinct labels in the task's order, as training writes it; its trie is not spelt out but made node by node, where a
+model gets to. With `--cot` the reasoning is free, and the trie begins behind it.
+
+`answer_grammar` is the same language in characters instead of tokens, for engines that take a grammar.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+from data.encoding import MAX_ANSWER_LABELS, Encoder
+from data.tasks import SEPARATOR
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What is left of a label (with the separator before it), or of an answer's end, that is being written.
+
+    Attributes:
+        rest: token ids to come, at least one.
+        last: id of the label it belongs to; None = it ends the answer.
+        count: labels of the answer, this one included.
+    """
+
+    rest: tuple[int, ...]
+    last: int | None
+    count: int
+
+
+class Node:
+    """A place in an answer.
+
+    Attributes:
+        children: token that may come next -> the place behind it. Empty behind the end token.
+    """
+
+    def __init__(self, trie: "AnswerTrie", pieces: frozenset[_Piece]):
+        self._trie, self._pieces = trie, pieces
+
+    @cached_property
+    def children(self) -> dict[int, "Node"]:
+        behind: dict[int, set[_Piece]] = defaultdict(set)
+        for piece in self._pieces:
+            behind[piece.rest[0]] |= self._trie.after(piece)
+        return {token: self._trie.node(frozenset(behind[token])) for token in sorted(behind)}
+
+
+class AnswerTrie:
+    """The answers of an encoder's task, as this tokenizer writes them.
+
+    Args:
+        encoder: gives the task and its token ids.
+
+    Attributes:
+        root: the place before an answer's first token.
+        token_ids: every token that an answer may have.
+    """
+
+    def __init__(self, encoder: Encoder):
+        task = encoder.task
+        labels = range(len(task.labels))
+        self._limit = min(MAX_ANSWER_LABELS, len(labels))
+        self._nodes: dict[frozenset[_Piece], Node] = {}
+        whole = [tuple(encoder.answer_ids([label])) for label in task.labels]
+        if task.kind == "single_label":
+            self.root = self.node(frozenset(_Piece(ids, None, 1) for ids in whole))
+            self.token_ids = sorted({token for ids in whole for token in ids})
+            return
+        first = [tuple(encoder.answer_ids([label], closed=False)) for label in task.labels]
+        closing = encoder.answer_text([""]).removeprefix(encoder.answer_text([""], closed=False))
+        end = (*encoder.token_ids(closing), encoder.end_id)
+        self._ends = [_behind(whole[i], first[i], end) for i in labels]
+        # a later label as it stands behind the task's first one
+        listed = [tuple(encoder.answer_ids([task.labels[0], task.labels[i]], closed=False)) for i in labels]
+        self._later = [
+            _behind(listed[i], first[0], tuple(encoder.token_ids(SEPARATOR + task.labels[i]))) for i in labels
+        ]
+        self.root = self.node(frozenset(_Piece(first[i], i, 1) for i in labels))
+        self.token_ids = sorted({token for ids in (*first, *self._ends, *self._later) for token in ids})
+
+    def node(self, pieces: frozenset[_Piece]) -> Node:
+        """The place where these are what may follow."""
+        return self._nodes.setdefault(pieces, Node(self, pieces))
+
+    def after(self, piece: _Piece) -> set[_Piece]:
+        """What may follow the first token of `piece`."""
+        if len(piece.rest) > 1:
+            return {_Piece(piece.rest[1:], piece.last, piece.count)}
+        if piece.last is None:
+            return set()
+        following = {_Piece(self._ends[piece.last], None, piece.count)}
+        if piece.count < self._limit:
+            later = range(piece.last + 1, len(self._later))
+            following |= {_Piece(self._later[i], i, piece.count + 1) for i in later}
+        return following
+
+
+def _behind(ids: tuple[int, ...], begin: tuple[int, ...], otherwise: tuple[int, ...]) -> tuple[int, ...]:
+    """What stands in `ids` behind `begin`; `otherwise` where a tokenizer writes the two together in another way."""
+    return ids[len(begin) :] if ids[: len(begin)] == begin and len(ids) > len(begin) else otherwise
+
+
+def answer_texts(encoder: Encoder) -> list[str]:
+    """The answers of a single-label task in characters, in the order of the labels."""
+    return [encoder.answer_text([label]) for label in encoder.task.labels]
+
+
+def answer_grammar(encoder: Encoder) -> str:
+    """The answers of a task in characters, as a grammar in the EBNF of llama.cpp that xgrammar and others read.
+
+    One rule for each label and number of labels so far: what may follow it.
+    """
+    task = encoder.task
+    before, behind = encoder.answer_text(["\0"]).split("\0")
+    limit = min(MAX_ANSWER_LABELS, len(task.labels)) if task.kind == "multi_label" else 1
+    first = (f"{_quoted(before + label)} {_rule(i, 1)}" for i, label in enumerate(task.labels))
+    lines = ["root ::= " + " | ".join(first)]
+    for count in range(1, limit + 1):
+        for i in range(count - 1, len(task.labels)):
+            follow = [_quoted(behind)]
+            if count < limit:
+                later = enumerate(task.labels[i + 1 :], start=i + 1)
+                follow += [f"{_quoted(SEPARATOR + label)} {_rule(j, count + 1)}" for j, label in later]
+            lines.append(f"{_rule(i, count)} ::= " + " | ".join(follow))
+    return "\n".join(lines) + "\n"
+
+
+def _rule(label: int, count: int) -> str:
+    return f"after-{label}-{count}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

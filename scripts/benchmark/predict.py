@@ -1,0 +1,201 @@
+"""Answers to a file of texts: Transformers' generate and the vLLM engine against inference.py."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.contract import Contract, contract_for
+from data.files import write_json
+from data.loading import load_examples
+from data.models import base_model_path, check_model_path, load_model, load_tokenizer
+from inference import Predictor
+from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
+
+SINGLES, WARM_UP = 100, 10  # texts predicted one by one, for the latency, and before them
+
+
+@dataclass
+class InferenceArgs:
+    model_path: str | None = flag(None, "a whole model that writes its answers: merged, fully tuned, or untuned")
+    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
+    output_dir: str = flag("outputs/benchmark", "where the figures go")
+    case: str = flag("28-labels", "28-labels or 4-labels: the prompt, and the texts")
+    contestants: list[str] = flag(["generate", "mended", "free", "ours"], "which of generate, mended, vllm, free, ours")
+    rows: int = flag(1000, "texts in all")
+    batch_size: int = flag(32, "texts a batch, but for vLLM")
+    rounds: int = flag(8, "timed turns of each contestant, which share the texts")
+
+    def __post_init__(self):
+        if self.model_path is None:
+            raise UserError("--model_path is needed")
+        check_known(self, contestants=CONTESTANTS)
+        if self.case not in ("28-labels", "4-labels"):
+            raise UserError(f"--case {self.case}: must be 28-labels or 4-labels")
+        check_at_least(self, batch_size=1, rounds=1, rows=self.rounds)
+        check_output_dir(self.output_dir)
+
+
+def _contract(args: InferenceArgs) -> Contract:
+    trained = (Path(args.model_path) / "task.json").is_file()
+    return contract_for(args.model_path, None if trained else CASES[args.case].task)
+
+
+def _texts(args: InferenceArgs, case: Case, contract: Contract) -> list[str]:
+    """Texts of the validation rows, where there are any."""
+    train = train_file(args.data_dir, case)
+    dev = train.with_stem("dev")
+    examples = load_examples(dev if dev.is_file() else train, contract.task, labels_required=False)
+    return [example.text for example in examples[: args.rows]]
+
+
+def _take_turns(turns: Turns, args: InferenceArgs, predict: Callable[[Sequence[str]], list[str]]) -> None:
+    """A first turn of a batch to warm up, then a share of the texts each."""
+    texts = _texts(args, CASES[args.case], _contract(args))
+    shares = [texts[: args.batch_size]] + [texts[i :: args.rounds] for i in range(args.rounds)]
+    for share in shares:
+        turns.wait()
+        answers = predict(share)
+        turns.done(answers=answers, texts=len(share))
+
+
+def generate(turns: Turns, args: InferenceArgs) -> None:
+    """`model.generate` on batches padded on the left, as it comes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from data.models import pick_device
+
+    model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16).to(pick_device()).eval()
+    _generate(turns, args, model)
+
+
+def mended(turns: Turns, args: InferenceArgs) -> None:
+    """The same with the last position copied before it meets the vocabulary, as inference.py loads models."""
+    _generate(turns, args, load_model(args.model_path))
+
+
+def _generate(turns: Turns, args: InferenceArgs, model) -> None:
+    import torch
+
+    from data.encoding import Encoder
+    from data.generation import stop_token_ids
+
+    contract, tokenizer = _contract(args), load_tokenizer(args.model_path)
+    encoder = Encoder(contract.task, tokenizer, contract.cot, contract.max_length)
+    tokenizer.padding_side = "left"
+
+    def predict(texts: Sequence[str]) -> list[str]:
+        prompts = encoder.prompt_ids(texts)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+        answers = [""] * len(prompts)
+        for begin in range(0, len(order), args.batch_size):
+            rows = order[begin : begin + args.batch_size]
+            batch = tokenizer.pad({"input_ids": [prompts[i] for i in rows]}, return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                written = model.generate(
+                    **batch, do_sample=False, max_new_tokens=encoder.answer_tokens,
+                    eos_token_id=stop_token_ids(model, encoder.end_id), pad_token_id=tokenizer.pad_token_id,
+                )[:, batch["input_ids"].shape[1] :]  # fmt: skip
+            for row, ids in zip(rows, written.tolist(), strict=True):
+                answers[row] = " ".join(contract.task.parse(encoder.decode(ids), contract.cot).labels)
+        synchronize()
+        return answers
+
+    _take_turns(turns, args, predict)
+
+
+def _predictor(args: InferenceArgs, **settings: Any) -> Predictor:
+    trained = (Path(args.model_path) / "task.json").is_file()
+    task = None if trained else CASES[args.case].task
+    return Predictor(args.model_path, task, batch_size=args.batch_size, **settings)
+
+
+def _predict(turns: Turns, args: InferenceArgs, **settings: Any) -> None:
+    predictor = _predictor(args, **settings)
+
+    def predict(texts: Sequence[str]) -> list[str]:
+        return [" ".join(prediction.labels) for prediction in predictor.predict_batch(texts)]
+
+    _take_turns(turns, args, predict)
+
+
+def single(turns: Turns, args: InferenceArgs) -> None:
+    """inference.py, one text after the other."""
+    predictor = _predictor(args)
+    texts = _texts(args, CASES[args.case], predictor.contract)
+    turns.wait()
+    seconds = []
+    for text in texts[: WARM_UP + SINGLES]:
+        begin = time.perf_counter()
+        predictor.predict(text)
+        seconds.append(time.perf_counter() - begin)
+    turns.done(each=seconds[WARM_UP:])
+
+
+def vllm(turns: Turns, args: InferenceArgs) -> None:
+    """inference.py --backend vllm: valid answers only, prefix caching."""
+    _predict(turns, args, backend="vllm")
+
+
+def free(turns: Turns, args: InferenceArgs) -> None:
+    """inference.py --constrained off."""
+    _predict(turns, args, constrained=False)
+
+
+def ours(turns: Turns, args: InferenceArgs) -> None:
+    """inference.py."""
+    _predict(turns, args)
+
+
+CONTESTANTS = {"generate": generate, "mended": mended, "vllm": vllm, "free": free, "ours": ours}
+
+
+def inference(args: InferenceArgs) -> None:
+    check_model_path(args.model_path)
+    if base_model_path(args.model_path) is not None:
+        raise UserError(f"--model_path {args.model_path}: an adapter; merge it first (merge_lora.py)")
+    _contract(args)
+    train_file(args.data_dir, CASES[args.case])
+    turns = race(
+        {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants}, 1 + args.rounds, "inference"
+    )
+    results: dict[str, Any] = {"what": f"{args.rows} texts, {CASES[args.case].what}", "contestants": {}}
+    for which, entries in turns.items():
+        timed = entries[1:]
+        rates = [entry["texts"] / entry["seconds"] for entry in timed]
+        results["contestants"][which] = {
+            "texts_per_second": statistics.median(rates),
+            "all_rates": rates,
+            "answers": [answer for entry in timed for answer in entry["answers"]],
+            "peak_gib": entries[-1]["peak_bytes"] / 2**30,
+        }
+    if "ours" in turns:
+        ((entry,),) = race({"single": Contestant(single, args=args)}, 1, "inference").values()
+        each = sorted(entry["each"])
+        results["latency"] = {"median": statistics.median(each), "p95": each[int(0.95 * len(each))]}
+    print(table(results))
+    write_json(Path(args.output_dir) / f"benchmark_inference_{args.case}.json", results)
+    print(f"written to {Path(args.output_dir) / f'benchmark_inference_{args.case}.json'}")
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as a Markdown table, one line a contestant."""
+    lines = ["| answers | texts/s | ours is faster by | labels as ours | peak memory |", "|---|---|---|---|---|"]
+    ours = results["contestants"].get("ours")
+    for which, figures in results["contestants"].items():
+        columns = ["–", "–"]
+        if ours:
+            equal = sum(a == b for a, b in zip(figures["answers"], ours["answers"], strict=True))
+            columns = [f"{ours['texts_per_second'] / figures['texts_per_second']:.1f}×",
+                       f"{equal / len(ours['answers']):.1%}"]  # fmt: skip
+        lines.append(
+            f"| {which} | {figures['texts_per_second']:.1f} | {' | '.join(columns)} | {figures['peak_gib']:.1f} GiB |"
+        )
+    if "latency" in results:
+        median, p95 = (f"{1000 * results['latency'][name]:.0f} ms" for name in ("median", "p95"))
+        lines.append(f"\none text at a time: {median} (median), {p95} (95 %)")
+    return "\n".join(lines)

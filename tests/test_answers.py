@@ -1,0 +1,135 @@
+import re
+from itertools import combinations
+
+import pytest
+import torch
+
+from data import generation
+from data.answers import AnswerTrie, answer_grammar
+from data.encoding import MAX_ANSWER_LABELS, Encoder
+from data.generation import ConstrainedWriter
+from data.models import load_model
+from data.tasks import BUILT_IN_TASKS, CUSTOM_TEMPLATE, Task
+
+ODD = ("a", "ab", "a b", "U.S.", "money-fx", "负面", "100 %", '"quoted"')
+TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"]
+
+
+def paths(node, written=()):
+    """Every way from `node` to an end."""
+    if not node.children:
+        yield list(written)
+    for token, child in node.children.items():
+        yield from paths(child, (*written, token))
+
+
+def sentences(grammar: str, rule: str = "root"):
+    """Every string of a grammar of quoted strings and rule names."""
+    rules = dict(line.split(" ::= ", 1) for line in grammar.splitlines())
+    for alternative in re.findall(r'((?:"(?:\\.|[^"\\])*"|[^"|])+)', rules[rule]):
+        literal, name = re.fullmatch(r'\s*("(?:\\.|[^"\\])*")\s*([\w-]*)\s*', alternative).groups()
+        text = literal[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+        for rest in sentences(grammar, name) if name else [""]:
+            yield text + rest
+
+
+def answers_of(task: Task) -> set[tuple[str, ...]]:
+    if task.kind == "single_label":
+        return {(label,) for label in task.labels}
+    most = min(MAX_ANSWER_LABELS, len(task.labels))
+    return {chosen for count in range(1, most + 1) for chosen in combinations(task.labels, count)}
+
+
+TASKS = [
+    Task("odd", "single_label", ODD, CUSTOM_TEMPLATE),
+    Task("odd", "multi_label", ODD, CUSTOM_TEMPLATE),
+    BUILT_IN_TASKS["goemotions-group"],
+    BUILT_IN_TASKS["chnsenticorp"],
+]
+
+
+@pytest.mark.parametrize("cot", [False, True])
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.kind}")
+@pytest.mark.parametrize("chat", [False, True])
+def test_trie_and_grammar_hold_the_valid_answers_and_no_others(tokenizer, plain_tokenizer, task, cot, chat):
+    encoder = Encoder(task, tokenizer if chat else plain_tokenizer, cot)
+    spelt = list(paths(AnswerTrie(encoder).root))
+    assert all(ids[-1] == encoder.end_id for ids in spelt)
+    texts = [encoder.tokenizer.decode(ids[:-1]) for ids in spelt]
+    assert len(set(texts)) == len(texts)
+    behind = task.reasoning("since so") if cot else ""
+    read = [task.parse(behind + text, cot) for text in texts]
+    assert all(prediction.valid for prediction in read)
+    assert {prediction.labels for prediction in read} == answers_of(task)
+    assert sorted(sentences(answer_grammar(encoder))) == sorted(texts)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_TASKS)
+def test_what_training_writes_is_a_path(tokenizer, name):
+    task = BUILT_IN_TASKS[name]
+    encoder = Encoder(task, tokenizer)
+    trie = AnswerTrie(encoder)
+    several = [task.labels[:2], task.labels[-3:], task.labels[:MAX_ANSWER_LABELS]]
+    for labels in [*((label,) for label in task.labels), *(several if task.kind == "multi_label" else [])]:
+        node = trie.root
+        for token in encoder.target_ids(labels):
+            assert token in trie.token_ids
+            node = node.children[token]
+        assert not node.children
+
+
+def test_an_answer_of_many_labels_ends(tokenizer):
+    task = BUILT_IN_TASKS["goemotions-original"]
+    encoder = Encoder(task, tokenizer)
+    node = AnswerTrie(encoder).root
+    for token in encoder.target_ids(task.labels[:MAX_ANSWER_LABELS])[:-1]:
+        node = node.children[token]
+    assert list(node.children) == [encoder.end_id]
+
+
+# --- writing them ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    return load_model(str(tiny_model_dir), "fp32", "cpu")
+
+
+def written_by_hand(model, prompt, node):
+    """One row, no cache, every token asked for: the plain path."""
+    ids, log_prob = list(prompt), 0.0
+    while node.children:
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        tokens = list(node.children)
+        log_probs = logits[tokens].log_softmax(-1)
+        best = int(log_probs.argmax())
+        log_prob += float(log_probs[best])
+        ids.append(tokens[best])
+        node = node.children[tokens[best]]
+    return ids[len(prompt) :], log_prob
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("name", ["goemotions-original", "goemotions-group", "emotion", "sst2"])
+def test_the_writer_writes_what_each_row_alone_would(model, tokenizer, monkeypatch, name, share):
+    monkeypatch.setattr(generation, "keeps_whole_cache", lambda _: share)
+    encoder = Encoder(BUILT_IN_TASKS[name], tokenizer)
+    trie, prompts = AnswerTrie(encoder), encoder.prompt_ids(TEXTS)
+    writer = ConstrainedWriter(model, trie, encoder.head_ids, tokenizer.pad_token_id)
+    with torch.inference_mode():
+        by_hand = [written_by_hand(model, prompt, trie.root) for prompt in prompts]
+    for _ in range(2):  # what is shared by all batches is as it was
+        answers, log_probs = writer.write(prompts)
+        assert answers == [ids for ids, _ in by_hand]
+        assert log_probs == pytest.approx([log_prob for _, log_prob in by_hand], abs=1e-5)
+    if name == "goemotions-original":
+        assert len({len(ids) for ids in answers}) > 1
+
+
+def test_a_prompt_without_a_common_beginning(model, plain_tokenizer):
+    encoder = Encoder(BUILT_IN_TASKS["chnsenticorp"], plain_tokenizer)
+    trie = AnswerTrie(encoder)
+    prompts = [plain_tokenizer(text)["input_ids"] for text in TEXTS]
+    with torch.inference_mode():
+        by_hand = [written_by_hand(model, prompt, trie.root)[0] for prompt in prompts]
+    assert ConstrainedWriter(model, trie, [], 0).write(prompts)[0] == by_hand
