@@ -164,7 +164,7 @@ def test_an_untuned_model_is_scored(tiny_model_dir, tmp_path):
     assert (scores < 0).all()
     prediction = predictor.predict("so happy")
     assert prediction.label == BUILT_IN_TASKS["emotion"].labels[int(scores[0].argmax())]
-    with pytest.raises(UserError, match=r"--backend bert: .* is no encoder, which hf runs"):
+    with pytest.raises(UserError, match=r"--backend bert: .* is no encoder, which hf and vllm run"):
         Predictor(str(tiny_model_dir), "emotion", backend="bert")
     with pytest.raises(UserError, match=r"--objective classify: .* is untuned"):
         Predictor(str(tiny_model_dir), "emotion", objective="classify")
