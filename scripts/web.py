@@ -1,6 +1,5 @@
 """A page to try a model on, at http://127.0.0.1:7860 and for this machine alone.
 
-    pip install -r requirements-web.txt
     python -m scripts.web --model_path outputs/merged
     python -m scripts.web --model_path models/smollm2-135m-instruct --task emotion --port 8080
 
@@ -143,7 +142,7 @@ def main(args: Args) -> None:
     try:
         import gradio
     except ImportError as error:
-        raise UserError("the page needs Gradio: pip install -r requirements-web.txt") from error
+        raise UserError("the page needs Gradio (pip install -r requirements.txt)") from error
     predictor = Predictor(
         args.model_path, args.task, args.label_path, batch_size=args.batch_size, precision=args.precision,
         device=args.device, objective=args.objective, probabilities=True,
