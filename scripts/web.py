@@ -113,21 +113,21 @@ def build(predictor: Predictor, title: str):
             raise gradio.Error(str(error).replace(str(path), Path(path).name)) from error
 
     task = predictor.task
-    kind = "one label a text" if task.kind == "single_label" else "one or more labels a text"
+    kind = "one a text" if task.kind == "single_label" else "one or more a text"
     with gradio.Blocks(title=f"EmoTune: {title}", analytics_enabled=False) as page:
-        gradio.Markdown(f"## EmoTune\n`{title}`, task {task.name}: {kind} of {len(task.labels)}")
+        gradio.Markdown(f"## EmoTune\n`{title}`, task {task.name}: {len(task.labels)} labels, {kind}")
         with gradio.Tab("One text"):
             text = gradio.Textbox(label="Text", lines=3, placeholder=DEMO_TEXTS[0], elem_id="text")
             button = gradio.Button("Read", variant="primary", elem_id="read")
             labels = gradio.Markdown(elem_id="labels")
-            bars = gradio.Label(label="Probabilities", num_top_classes=10, elem_id="bars")
+            bars = gradio.Label(label="Probabilities", num_top_classes=10, show_heading=False, elem_id="bars")
             gradio.Examples([[example] for example in DEMO_TEXTS], text)
             asked = [button.click, text.submit]
             gradio.on(asked, lambda t: answer(predictor, t), text, [labels, bars], api_name="read")
         with gradio.Tab("Several"):
             several = gradio.Textbox(label="Texts, one a line", lines=6, elem_id="several")
             read_several = gradio.Button("Read all", variant="primary", elem_id="read-several")
-            upload = gradio.File(label="or a file: TSV, CSV, JSON Lines, Parquet, text", type="filepath")
+            upload = gradio.File(label="or a file: TSV, CSV, JSON Lines, Parquet, text", type="filepath", height=140)
             found = gradio.Dataframe(headers=HEADER, label="Labels", wrap=True, elem_id="found")
             saved = gradio.DownloadButton("Save as CSV")
             read_several.click(lambda t: table(predictor, t.split("\n")), several, [found, saved], api_name="read_all")
