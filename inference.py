@@ -240,7 +240,8 @@ class Predictor:
 
     def _set(self, engine: Engine, encoder: Encoder, contract: Contract, probabilities: bool) -> None:
         self.engine, self.encoder, self.contract = engine, encoder, contract
-        self.task, self.backend, self._probabilities = contract.task, engine.name, probabilities
+        self.task, self.backend = contract.task, engine.name
+        self._probabilities = probabilities and not contract.cot  # behind no reasoning, a label is no answer
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Predictor":
@@ -456,6 +457,8 @@ def score_run(directory: str, examples: Sequence[Example], batch_size: int, prec
 def main(args: Args) -> None:
     check_model_path(args.model_path)
     contract = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective)
+    if args.probabilities and contract.cot:
+        raise UserError("--probabilities: not of answers with reasoning (--cot)")
     if args.test_data_path is not None:
         predict_file(args, contract)
         return

@@ -38,7 +38,8 @@ class Prediction:
         valid: the completion is an answer to the letter: only known labels, each once, nothing around them.
         rationale: the reasoning between `<think>` tags, if there is any.
         completion: the text the model wrote.
-        confidence: probability of the whole answer under the model, 0 to 1, where the backend measured it.
+        confidence: probability of the whole answer under the model, 0 to 1, where the backend measured it; where only
+            valid answers may be written, among those (and given the reasoning, if there is any).
         probabilities: label -> probability, where the backend measured them.
     """
 

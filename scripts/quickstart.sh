@@ -23,6 +23,12 @@ python main_grpo.py --model_path "$OUTPUT/sft" --train_data_path data/sample/tra
 echo "== 3/5 folding the adapter into the model: a plain model directory, compared before and after"
 python merge_lora.py --training_output_dir "$OUTPUT/grpo" --output_dir "$OUTPUT/merged" --overwrite
 python inference.py --model_path "$OUTPUT/merged" --test_data_path data/sample/test.tsv
+merged=("merged=$OUTPUT/merged/test")
+if python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then
+  python inference.py --model_path "$OUTPUT/merged" --test_data_path data/sample/test.tsv --backend vllm \
+    --output_dir "$OUTPUT/merged/vllm"
+  merged+=("merged, in vLLM=$OUTPUT/merged/vllm")
+fi
 
 echo "== 4/5 the untuned model on the same test rows"
 python inference.py --model_path "$MODEL" --label_path data/sample/labels.txt \
@@ -30,7 +36,7 @@ python inference.py --model_path "$MODEL" --label_path data/sample/labels.txt \
 
 echo "== 5/5 before and after"
 python -m scripts.compare "untuned=$OUTPUT/base" "SFT=$OUTPUT/sft" "SFT + GRPO=$OUTPUT/grpo" \
-  "merged=$OUTPUT/merged/test" --output_dir "$OUTPUT"
+  "${merged[@]}" --output_dir "$OUTPUT"
 cat <<END
 models        $OUTPUT/sft, $OUTPUT/grpo (adapter, task.json, TensorBoard in runs/), $OUTPUT/merged (any tool loads it)
 predictions   $OUTPUT/grpo/predictions.jsonl

@@ -169,6 +169,13 @@ def test_what_cannot_be_merged(sft_args, tmp_path):  # noqa: F811
     assert (tmp_path / "full" / "model.safetensors").is_file()
 
 
+def test_broken_weights_are_one_clear_error(sft_args):  # noqa: F811
+    run = trained(sft_args, objective="generate")
+    (Path(run) / "adapter_model.safetensors").write_bytes(b"these are not weights")
+    with pytest.raises(UserError, match=r"does not fit its base model .*: Error while deserializing"):
+        merged(run)
+
+
 def test_a_merged_model_that_says_something_else_is_thrown_away(sft_args, tmp_path, monkeypatch):  # noqa: F811
     run = trained(sft_args, objective="generate")
     (tmp_path / "before").mkdir()

@@ -207,6 +207,25 @@ def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_file_may_be_larger_than_memory(tiny_model_dir, tmp_path):
+    """Fifty times the rows take no more memory (the model is tiny: 50,000 texts in the time that a real one has)."""
+    comments = [line.split("\t") for line in (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines()]
+    peaks = []
+    for count in (1_000, 50_000):
+        with (tmp_path / f"{count}.tsv").open("w", encoding="utf-8") as file:
+            for number in range(count):
+                text, label, name = comments[number % len(comments)]
+                file.write(f"{text} {number}\t{label}\t{name}-{number}\n")
+        code = (
+            "import sys, runpy; sys.argv = sys.argv[1:]; sys.path.insert(0, '.'); "
+            "runpy.run_path(sys.argv[0], run_name='__main__'); print(open('/proc/self/status').read())"
+        )
+        output = finish("-c", code, *predict_command(tiny_model_dir, tmp_path / f"{count}.tsv", tmp_path / f"{count}"))
+        assert json.loads((tmp_path / f"{count}" / "test_results.json").read_text())["n"] == count
+        peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", output)[1]) * 1024)
+    assert peaks[1] - peaks[0] < 50 * 2**20
+
+
 def test_one_text_from_the_command_line(model):
     output = finish("inference.py", "--model_path", str(model), "--task", "emotion", "--text", "so happy today")
     prediction = json.loads(output.strip().splitlines()[-1])
