@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from transformers.hf_argparser import HfArgumentParser
+from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 T = TypeVar("T")
 
@@ -76,6 +76,9 @@ def parse_args(args_class: type[T], settings: dict[str, Any], description: str, 
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    for action in parser._actions:
+        if action.type is string_to_bool and action.nargs is None:
+            action.nargs, action.const = "?", True  # `--cot` is short for `--cot true` also where the default is None
     tokens = _as_flags(settings, names) + list(argv)
     _, unknown = parser.parse_known_args(tokens)  # before the class finds fault with what is missing because of a typo
     if unknown:

@@ -201,3 +201,14 @@ def test_help_explains_every_flag_without_heavy_imports(script):
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "transformers" in imported
     assert not imported & {"torch", "trl", "peft", "sklearn", "datasets"}
+
+
+def test_a_switch_needs_no_value():
+    from data.arguments import parse_args
+    from inference import Args
+
+    asked = ["--model_path", "models/x", "--text", "hi"]
+    assert parse_args(Args, {}, "", asked).cot is None
+    for flags, value in ((["--cot"], True), (["--cot", "true"], True), (["--cot", "false"], False)):
+        assert parse_args(Args, {}, "", asked + flags).cot is value
+        assert parse_args(Args, {}, "", flags + asked).cot is value
