@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import exp
 from typing import Protocol
 
 from data.answers import AnswerTrie, answer_grammar
@@ -45,8 +46,6 @@ def read_answer(
     encoder: Encoder, contract: Contract, token_ids: Sequence[int], log_prob: float, rationale: str | None = None
 ) -> Prediction:
     """An answer's token ids -> prediction; `rationale` is the reasoning that stands before them."""
-    from math import exp
-
     completion = encoder.decode(token_ids)
     if rationale is not None:
         completion = contract.task.reasoning(rationale) + completion
