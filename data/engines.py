@@ -185,7 +185,8 @@ class VllmEngine:
                 tensor_parallel_size=tensor_parallel_size, enable_prefix_caching=True, **lora,
             )  # fmt: skip
         except (ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"--backend vllm: does not take {model_path}: {str(error).splitlines()[0]}") from error
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise UserError(f"--backend vllm: does not take {model_path}: {reason}") from error
         self._adapter = LoRARequest("adapter", 1, model_path) if base is not None else None
         self._params = SamplingParams
         rule = StructuredOutputsParams(grammar=answer_grammar(encoder)) if constrained else None

@@ -179,7 +179,7 @@ def predict_command(model: Path, rows: Path, output_dir: Path) -> list[str]:
 
 def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
     comments = [line.split("\t") for line in (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines()]
-    rows = [f"{text} {turn}\t{label}\t{name}-{turn}\n" for turn in range(4) for text, label, name in comments]
+    rows = [f"{text} {turn}\t{label}\t{name}-{turn}\n" for turn in range(2) for text, label, name in comments]
     (tmp_path / "rows.tsv").write_text("".join(rows), encoding="utf-8")
     command, partial = (
         predict_command(model, tmp_path / "rows.tsv", tmp_path / "out"),
@@ -208,10 +208,13 @@ def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
 
 
 def test_a_file_may_be_larger_than_memory(tiny_model_dir, tmp_path):
-    """Fifty times the rows take no more memory (the model is tiny: 50,000 texts in the time that a real one has)."""
+    """Twenty times the rows take no more memory (the model is tiny, so that they take a minute).
+
+    In fp32: for bf16, oneDNN keeps a product for each shape it has seen, up to 1,024 of them, whatever the file.
+    """
     comments = [line.split("\t") for line in (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines()]
     peaks = []
-    for count in (1_000, 50_000):
+    for count in (1_000, 20_000):
         with (tmp_path / f"{count}.tsv").open("w", encoding="utf-8") as file:
             for number in range(count):
                 text, label, name = comments[number % len(comments)]
@@ -220,10 +223,16 @@ def test_a_file_may_be_larger_than_memory(tiny_model_dir, tmp_path):
             "import sys, runpy; sys.argv = sys.argv[1:]; sys.path.insert(0, '.'); "
             "runpy.run_path(sys.argv[0], run_name='__main__'); print(open('/proc/self/status').read())"
         )
-        output = finish("-c", code, *predict_command(tiny_model_dir, tmp_path / f"{count}.tsv", tmp_path / f"{count}"))
+        output = finish(
+            "-c",
+            code,
+            *predict_command(tiny_model_dir, tmp_path / f"{count}.tsv", tmp_path / f"{count}"),
+            "--precision",
+            "fp32",
+        )
         assert json.loads((tmp_path / f"{count}" / "test_results.json").read_text())["n"] == count
         peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", output)[1]) * 1024)
-    assert peaks[1] - peaks[0] < 50 * 2**20
+    assert peaks[1] - peaks[0] < 20 * 2**20, peaks
 
 
 def test_one_text_from_the_command_line(model):
