@@ -105,7 +105,7 @@ class Args:
     shard: str = flag("1/1", "i/n: predict the i-th of n parts of the file, each into a file of its own")
     skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
     # how
-    batch_size: int = flag(32, "texts a batch")
+    batch_size: int = flag(64, "texts a batch")
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the weights")
     load_in_4bit: bool = flag(False, "keep the weights in 4 bits: less memory, slower (hf; needs bitsandbytes)")
@@ -194,7 +194,7 @@ class Predictor:
         label_path: str | None = None,
         cot: bool | None = None,
         max_length: int | None = None,
-        batch_size: int = 32,
+        batch_size: int = 64,
         precision: str = "bf16",
         device: str | None = None,
         objective: Objective | None = None,
@@ -226,7 +226,7 @@ class Predictor:
 
     @classmethod
     def from_model(
-        cls, model, encoder: Encoder, contract: Contract, batch_size: int = 32, packed: bool = False,
+        cls, model, encoder: Encoder, contract: Contract, batch_size: int = 64, packed: bool = False,
         constrained: bool = False,
     ) -> "Predictor":  # fmt: skip
         """A predictor around a model that is loaded already, such as one in training.
