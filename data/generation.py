@@ -1,6 +1,7 @@
 """Writing answers: greedy, constrained or drawn continuations of prompts; what the prompts share is computed once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -125,10 +126,22 @@ class ConstrainedWriter:
         self.model, self.trie, self.pad_id = model, trie, pad_id
         self._column = {token: i for i, token in enumerate(trie.token_ids)}
         self._tokens = torch.tensor(trie.token_ids, device=model.device)
+        self._narrow = self._rows_of_vocabulary()
         self.beginning = list(beginning) if keeps_whole_cache(model) else []
         with torch.inference_mode():
             ids = torch.tensor([self.beginning], device=model.device)
             self._cache = prefix_cache(model, ids) if self.beginning else None
+
+    def _rows_of_vocabulary(self) -> torch.nn.Linear | None:
+        """The output layer for the trie's tokens alone; None where it is more than a matrix (an adapter, shards)."""
+        whole = self.model.get_output_embeddings()
+        if type(whole) is not torch.nn.Linear or type(whole.weight.data) is not torch.Tensor:
+            return None
+        narrow = torch.nn.Linear(whole.in_features, len(self._tokens), whole.bias is not None, device="meta")
+        for name, parameter in whole.named_parameters():
+            rows = parameter.detach()[self._tokens]
+            setattr(narrow, name, torch.nn.Parameter(rows, requires_grad=False))
+        return narrow
 
     def write(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
         """The answers to B prompts: token ids with the end token, and log-probabilities.
@@ -143,7 +156,7 @@ class ConstrainedWriter:
         log_probs = [0.0] * count
         places: list[Node] = [self.trie.root] * count
         new = [prompt[begin:] for prompt in prompts]  # of each answer in work, what the model has not read yet
-        with torch.inference_mode():
+        with torch.inference_mode(), self._narrow_vocabulary():
             cache = repeated(self._cache, count) if self._cache is not None else None
             mask = torch.ones(count, begin, dtype=torch.long, device=self.model.device)  # (B, what the cache holds)
             rows = list(range(count))  # those in work
@@ -175,7 +188,22 @@ class ConstrainedWriter:
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
             logits_to_keep=1,
         )  # fmt: skip
-        return output.logits[:, -1, self._tokens].float().cpu(), output.past_key_values, mask
+        logits = output.logits[:, -1]
+        logits = logits if self._narrow is not None else logits[:, self._tokens]
+        return logits.float().cpu(), output.past_key_values, mask
+
+    @contextmanager
+    def _narrow_vocabulary(self) -> Iterator[None]:
+        """Within this context the model gives logits of the trie's tokens alone: no pass reads the whole vocabulary."""
+        whole = self.model.get_output_embeddings()
+        if self._narrow is None:
+            yield
+            return
+        self.model.set_output_embeddings(self._narrow)
+        try:
+            yield
+        finally:
+            self.model.set_output_embeddings(whole)
 
     def _choice(self, place: Node, logits: Tensor, jump: bool = True) -> tuple[list[int], float, Node]:
         """The most probable token at `place`, and with `jump` those behind it that leave no choice.

@@ -118,8 +118,10 @@ def test_the_writer_writes_what_each_row_alone_would(model, tokenizer, monkeypat
     writer = ConstrainedWriter(model, trie, encoder.head_ids, tokenizer.pad_token_id)
     with torch.inference_mode():
         by_hand = [written_by_hand(model, prompt, trie.root) for prompt in prompts]
+    vocabulary = model.get_output_embeddings()
     for _ in range(2):  # what is shared by all batches is as it was
         answers, log_probs = writer.write(prompts)
+        assert model.get_output_embeddings() is vocabulary
         assert answers == [ids for ids, _ in by_hand]
         assert log_probs == pytest.approx([log_prob for _, log_prob in by_hand], abs=1e-5)
     if name == "goemotions-original":
