@@ -79,25 +79,29 @@ class TransformersEngine:
         )
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
+        import torch
+
         from data.generation import generate_greedy, stop_token_ids
         from data.tree_attention import ordinary_attention
 
         encoder, pad_id = self.encoder, self.encoder.tokenizer.pad_token_id
         stop_ids = stop_token_ids(self.model, encoder.end_id)
         rationales: list[str | None] = [None] * len(prompts)
-        with ordinary_attention(self.model):
-            if self.constrained and self.contract.cot:
-                opened = [[*prompt, *encoder.token_ids(THINK)] for prompt in prompts]
+        if self.constrained and self.contract.cot:
+            opened = [[*prompt, *encoder.token_ids(THINK)] for prompt in prompts]
+            # layers are compiled for packed rows
+            with ordinary_attention(self.model), torch.compiler.set_stance("force_eager"):
                 thoughts, _ = generate_greedy(
                     self.model, opened, stop_ids, RATIONALE_TOKENS, pad_id, (encoder.tokenizer, "</think>")
                 )
-                rationales = [rationale_in(encoder.decode(ids)) for ids in thoughts]
-                prompts = [encoder.reasoned_ids(p, r) for p, r in zip(prompts, rationales, strict=True)]
-            if self.constrained:
-                written, log_probs = self._writer.write(prompts)
-            else:
+            rationales = [rationale_in(encoder.decode(ids)) for ids in thoughts]
+            prompts = [encoder.reasoned_ids(p, r) for p, r in zip(prompts, rationales, strict=True)]
+        if self.constrained:
+            written, log_probs = self._writer.write(prompts)
+        else:
+            with ordinary_attention(self.model):
                 written, sums = generate_greedy(self.model, prompts, stop_ids, encoder.answer_tokens, pad_id)
-                log_probs = sums.tolist()
+            log_probs = sums.tolist()
         return [
             read_answer(encoder, self.contract, ids, log_prob, rationale)
             for ids, log_prob, rationale in zip(written, log_probs, rationales, strict=True)

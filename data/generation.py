@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from data.answers import AnswerTrie, Node
-from data.packing import common_prefix_length
+from data.packing import common_prefix_length, further_spans, pack, paths, spans
+from data.tree_attention import KeptRow, computes_spans, ordinary_attention, read_on
 
 LONGEST_ANSWER = 4096  # tokens; a trie ends every answer long before
 
@@ -127,10 +128,12 @@ class ConstrainedWriter:
         self._column = {token: i for i, token in enumerate(trie.token_ids)}
         self._tokens = torch.tensor(trie.token_ids, device=model.device)
         self._narrow = self._rows_of_vocabulary()
-        self.beginning = list(beginning) if keeps_whole_cache(model) else []
-        with torch.inference_mode():
-            ids = torch.tensor([self.beginning], device=model.device)
-            self._cache = prefix_cache(model, ids) if self.beginning else None
+        self.beginning: list[int] = []
+        self._reader: _TreeReader | _CacheReader | None = None
+        if computes_spans(model):
+            self.beginning, self._reader = list(beginning), _TreeReader(model, beginning)
+        elif keeps_whole_cache(model):
+            self.beginning, self._reader = list(beginning), _CacheReader(model, beginning, pad_id)
 
     def _rows_of_vocabulary(self) -> torch.nn.Linear | None:
         """The output layer for the trie's tokens alone; None where it is more than a matrix (an adapter, shards)."""
@@ -148,7 +151,7 @@ class ConstrainedWriter:
 
         The probability of an answer is that of its tokens where only valid ones may follow.
         """
-        if not keeps_whole_cache(self.model):
+        if self._reader is None:
             return self._write_step_by_step(prompts)
         count, begin = len(prompts), len(self.beginning)
         assert all(list(prompt[:begin]) == self.beginning for prompt in prompts), "prompts of another beginning"
@@ -156,12 +159,11 @@ class ConstrainedWriter:
         log_probs = [0.0] * count
         places: list[Node] = [self.trie.root] * count
         new = [prompt[begin:] for prompt in prompts]  # of each answer in work, what the model has not read yet
+        reader, rows = self._reader.fork(count), list(range(count))  # rows: those in work
         with torch.inference_mode(), self._narrow_vocabulary():
-            cache = repeated(self._cache, count) if self._cache is not None else None
-            mask = torch.ones(count, begin, dtype=torch.long, device=self.model.device)  # (B, what the cache holds)
-            rows = list(range(count))  # those in work
             while rows:
-                logits, cache, mask = self._read(new, cache, mask)  # (rows in work, tokens of the trie)
+                logits = reader.read(new)
+                logits = (logits if self._narrow is not None else logits[:, self._tokens]).float().cpu()
                 new = []
                 for row, scores in zip(rows, logits, strict=True):
                     written, log_prob, places[row] = self._choice(places[row], scores)
@@ -170,27 +172,9 @@ class ConstrainedWriter:
                     new.append(written)
                 left = [i for i, row in enumerate(rows) if places[row].children]
                 if len(left) < len(rows):
-                    kept = torch.tensor(left, dtype=torch.long, device=mask.device)
-                    cache.batch_select_indices(kept)
-                    mask, new, rows = mask[kept], [new[i] for i in left], [rows[i] for i in left]
+                    reader.keep(left)
+                    new, rows = [new[i] for i in left], [rows[i] for i in left]
         return answers, log_probs
-
-    def _read(self, new: Sequence[Sequence[int]], cache, mask: Tensor):
-        """Have the model read on.
-
-        Returns:
-            Logits (B, tokens of the trie) behind each row's last token, the cache, and its mask (B, S).
-        """
-        ids, seen = _padded(new, self.pad_id, mask.device)
-        mask = torch.cat([mask, seen], dim=1)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        logits = output.logits[:, -1]
-        logits = logits if self._narrow is not None else logits[:, self._tokens]
-        return logits.float().cpu(), output.past_key_values, mask
 
     @contextmanager
     def _narrow_vocabulary(self) -> Iterator[None]:
@@ -244,9 +228,108 @@ class ConstrainedWriter:
                     chosen[row, self.pad_id] = 1
             return chosen
 
-        ends = _EndOfTrie(places)
-        _generate(self.model, prompts, 1, [], LONGEST_ANSWER, self.pad_id, allow, StoppingCriteriaList([ends]))
+        ends = StoppingCriteriaList([_EndOfTrie(places)])
+        with ordinary_attention(self.model):
+            _generate(self.model, prompts, 1, [], LONGEST_ANSWER, self.pad_id, allow, ends)
         return answers, log_probs
+
+
+class _TreeReader:
+    """Has a model read B texts on, piece by piece, as one packed row without padding; for attention in spans.
+
+    Args:
+        model: a causal language model that is set up for it.
+        beginning: token ids that all texts begin with.
+    """
+
+    def __init__(self, model, beginning: Sequence[int]):
+        self._model, self._beginning = model, list(beginning)
+        self._kept, self._length = KeptRow(), len(self._beginning)
+        self._paths: list[Tensor] | None = None  # where in the row each text's tokens stand; None = nothing read yet
+        if self._beginning:
+            with torch.inference_mode():
+                ids = torch.tensor(self._beginning, device=model.device)
+                positions = torch.arange(len(ids), device=model.device)
+                cut = spans(torch.full_like(ids, len(ids)), model.dtype)
+                read_on(model, self._kept, ids, positions, positions[-1:], cut)
+
+    def fork(self, count: int) -> "_TreeReader":
+        """A reader of texts of which nothing but the beginning is read yet."""
+        reader = copy(self)
+        reader._kept = self._kept.copy()
+        return reader
+
+    def read(self, new: Sequence[Sequence[int]]) -> Tensor:
+        """Read what is new of each text; returns logits (B, V) behind it."""
+        first, device = self._length, self._model.device
+        if self._paths is None:
+            texts = [[*self._beginning, *ids] for ids in new]
+            # `pack` wants something to predict: a token that is not read
+            (row,) = pack([[*ids, 0] for ids in texts], [[False] * len(ids) + [True] for ids in texts])
+            row = row.to(device)
+            self._paths, self._length = paths(row), len(row)
+            cut = spans(row.subtree_end, self._model.dtype, first=first)
+            logits = read_on(
+                self._model, self._kept, row.input_ids[first:], row.position_ids[first:], row.logit_index - first, cut
+            )
+            return logits[row.target_logit]
+        counts = [len(ids) for ids in new]
+        ends = torch.tensor(counts, device=device).cumsum(0)
+        cut = further_spans(self._paths, counts, first, self._model.dtype)
+        own = [torch.arange(end - count, end, device=device) for count, end in zip(counts, ends.tolist(), strict=True)]
+        positions = [len(path) + torch.arange(len(o), device=device) for path, o in zip(self._paths, own, strict=True)]
+        ids = torch.tensor([token for ids in new for token in ids], device=device)
+        logits = read_on(self._model, self._kept, ids, torch.cat(positions), ends - 1, cut)
+        self._paths = [torch.cat([path, first + o]) for path, o in zip(self._paths, own, strict=True)]
+        self._length += len(ids)
+        return logits
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these texts only."""
+        self._paths = [self._paths[row] for row in rows]
+
+
+class _CacheReader:
+    """Has a model read B texts on, padded on their left, with Transformers' cache.
+
+    Args:
+        model: a causal language model with plain attention.
+        beginning: token ids that all texts begin with.
+        pad_id: the padding token.
+    """
+
+    def __init__(self, model, beginning: Sequence[int], pad_id: int):
+        self._model, self._pad_id = model, pad_id
+        self._mask = torch.ones(1, len(beginning), dtype=torch.long, device=model.device)  # (B, what the cache holds)
+        with torch.inference_mode(), ordinary_attention(model):
+            ids = torch.tensor([list(beginning)], device=model.device)
+            self._cache = prefix_cache(model, ids) if len(beginning) else None
+
+    def fork(self, count: int) -> "_CacheReader":
+        """A reader of `count` texts of which nothing but the beginning is read yet."""
+        reader = copy(self)
+        reader._cache = repeated(self._cache, count) if self._cache is not None else None
+        reader._mask = self._mask.expand(count, -1)
+        return reader
+
+    def read(self, new: Sequence[Sequence[int]]) -> Tensor:
+        """Read what is new of each text; returns logits (B, V) behind it."""
+        ids, seen = _padded(new, self._pad_id, self._mask.device)
+        self._mask = torch.cat([self._mask, seen], dim=1)
+        positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with ordinary_attention(self._model):
+            output = self._model(
+                input_ids=ids, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+        self._cache = output.past_key_values
+        return output.logits[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these texts only."""
+        kept = torch.tensor(rows, dtype=torch.long, device=self._mask.device)
+        self._cache.batch_select_indices(kept)
+        self._mask = self._mask[kept]
 
 
 class _EndOfTrie(StoppingCriteria):

@@ -179,10 +179,15 @@ def _packed_row(order, shared, sequences, read, targets) -> PackedRow:
     )
 
 
+def paths(row: PackedRow) -> list[Tensor]:
+    """Where in the row the tokens of each sequence stand, as far as they are computed (without the last target)."""
+    index = torch.arange(len(row), device=row.input_ids.device)
+    return [index[(index <= last) & (last < row.subtree_end)] for last in row.last_index]
+
+
 def unpack(row: PackedRow) -> list[list[int]]:
     """The sequences of a row, as far as they are computed (without the last target), in the order of `sequences`."""
-    index = torch.arange(len(row), device=row.input_ids.device)
-    return [row.input_ids[(index <= last) & (last < row.subtree_end)].tolist() for last in row.last_index]
+    return [row.input_ids[path].tolist() for path in paths(row)]
 
 
 def packed_share(
@@ -218,8 +223,12 @@ def dense_mask(subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _additive(queries: Tensor, keys: Tensor, subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
     """Mask of row indices `queries` (n, 1) against row indices `keys` (m,): (n, m)."""
-    allowed = (keys <= queries) & (queries < subtree_end[keys])
-    return torch.zeros(allowed.shape, dtype=dtype, device=keys.device).masked_fill(~allowed, torch.finfo(dtype).min)
+    return _as_summand((keys <= queries) & (queries < subtree_end[keys]), dtype)
+
+
+def _as_summand(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query may see a key, the lowest number elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def mask_mod(subtree_end: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -251,8 +260,8 @@ class Span:
     mask: Tensor
 
 
-def spans(subtree_end: Tensor, dtype: torch.dtype, size: int = 128) -> list[Span]:
-    """Cut a row into spans, so that attention computes about N * (depth + size) scores instead of N * N.
+def spans(subtree_end: Tensor, dtype: torch.dtype, size: int = 128, first: int = 0) -> list[Span]:
+    """Cut a row, from index `first` on, into spans: attention computes about N * (depth + size) scores, not N * N.
 
     A key before the span that one of its queries sees stands above the span's first token: from
     `key < begin <= query < subtree_end[key]` follows that `begin` lies in the key's subtree, too.
@@ -260,9 +269,50 @@ def spans(subtree_end: Tensor, dtype: torch.dtype, size: int = 128) -> list[Span
     n = len(subtree_end)
     index = torch.arange(n, device=subtree_end.device)
     cut = []
-    for begin in range(0, n, size):
+    for begin in range(first, n, size):
         own = index[begin : begin + size]
         above = (subtree_end[:begin] > begin).nonzero().flatten()
         mask = _additive(own[:, None], torch.cat([above, own]), subtree_end, dtype)
         cut.append(Span(begin, min(begin + size, n), above, mask))
+    return cut
+
+
+def further_spans(paths: Sequence[Tensor], counts: Sequence[int], begin: int, dtype: torch.dtype, size: int = 32):
+    """Spans of tokens that are put behind a row, to go on with some of its sequences.
+
+    Args:
+        paths: where the tokens of each of these sequences stand, ascending row indices.
+        counts: how many tokens each of them gets, in this order.
+        begin: the row's length so far, where the first of them will stand.
+        dtype: of the masks.
+        size: tokens of a span, if a single sequence has not more.
+
+    Returns:
+        A list of `Span`.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for i, count in enumerate(counts):
+        if not groups or count > room:
+            groups.append([])
+            room = size
+        groups[-1].append(i)
+        room -= count
+    cut = []
+    for group in groups:
+        above = torch.cat([paths[i] for i in group]).unique()
+        end = begin + sum(counts[i] for i in group)
+        allowed = torch.zeros(end - begin, len(above) + end - begin, dtype=torch.bool, device=above.device)
+        row = 0
+        for i in group:
+            own = slice(row, row + counts[i])
+            allowed[own, : len(above)] = torch.isin(above, paths[i])
+            allowed[own, len(above) + row : len(above) + row + counts[i]] = True
+            row += counts[i]
+        allowed[:, len(above) :].tril_()
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=above.device).masked_fill(
+            ~allowed, torch.finfo(dtype).min
+        )
+        cut.append(Span(begin, end, above, mask))
+        begin = end
     return cut

@@ -95,6 +95,11 @@ def sharing_attention(model, device: str) -> str:
     return "flex_attention" if flex else "sdpa"
 
 
+def computes_spans(model) -> bool:
+    """Whether a model is set up for packed rows with attention in spans."""
+    return model.config._attn_implementation == SPAN_ATTENTION
+
+
 @contextmanager
 def ordinary_attention(model) -> Iterator[None]:
     """Within this context, a model set up for packed rows takes ordinary batches, as generation does."""
@@ -180,27 +185,78 @@ def _log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype, temper
 # --- attention in spans ---------------------------------------------------------------------------------------------
 
 
+class KeptRow:
+    """Keys and values of a row that is computed piece by piece, of each attention layer."""
+
+    def __init__(self):
+        self._layers: dict[torch.nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def copy(self) -> "KeptRow":
+        """The same row, to go on with in another way; what is computed already is shared."""
+        other = KeptRow()
+        other._layers = dict(self._layers)
+        return other
+
+    def extend(self, layer: torch.nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Put keys (K, n, D) and values (K, n, V) behind those of `layer`; returns all of them."""
+        if layer in self._layers:
+            keys, values = self._layers[layer]
+            key, value = torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1)
+        self._layers[layer] = key, value
+        return key, value
+
+
 @dataclass(frozen=True)
 class CutRow:
-    """A row's spans, in an object torch.compile does not look into: lists of another length would be compiled anew."""
+    """A row's spans, in an object torch.compile does not look into: lists of another length would be compiled anew.
+
+    Attributes:
+        spans: the stretches of the row that are computed.
+        kept: the pieces computed before, which these stand behind; they are added to it. None = the row is whole.
+    """
 
     spans: list[Span]
+    kept: KeptRow | None = None
+
+
+def read_on(
+    model, kept: KeptRow, input_ids: Tensor, position_ids: Tensor, logit_index: Tensor, cut: list[Span]
+) -> Tensor:
+    """Compute the next piece of a row, without gradients; the model's attention has to be that in spans.
+
+    Args:
+        model: a causal language model.
+        kept: the pieces before; this one is added.
+        input_ids, position_ids: (n,) the piece.
+        logit_index: (K,) which of its tokens logits are needed of.
+        cut: the piece's spans in the whole row.
+
+    Returns:
+        Logits (K, V) in fp32.
+    """
+    output = model(
+        input_ids=input_ids[None], position_ids=position_ids[None], logits_to_keep=logit_index, use_cache=False,
+        spans=CutRow(cut, kept),
+    )  # fmt: skip
+    return output.logits[0].float()
 
 
 class _SpanAttention(torch.autograd.Function):
     """Softmax attention, span by span. With autograd instead, slicing alone would take half of the time backwards.
 
-    H query heads of width D share K key heads, G = H / K each. In a span, n queries see m = A + n keys.
+    H query heads of width D share K key heads, G = H / K each. In a span, n queries see m = A + n keys. The N queries
+    are the last of the row; without gradients, there may be more keys, M > N.
     """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, cut: list[Span], scaling: float) -> Tensor:
-        """query (K, G, N, D), key (K, N, D), value (K, N, V) -> (K, G, N, V)."""
+        """query (K, G, N, D), key (K, M, D), value (K, M, V) -> (K, G, N, V)."""
         heads, groups, _, width = query.shape
+        earlier = key.shape[1] - query.shape[2]
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         probabilities = []
         for span in cut:
-            stretch, n = slice(span.begin, span.end), span.end - span.begin
+            stretch, n = slice(span.begin - earlier, span.end - earlier), span.end - span.begin
             queries = query[:, :, stretch].reshape(heads, groups * n, width)
             keys, values = _visible(key, span), _visible(value, span)  # (K, m, D)
             scores = span.mask.repeat(heads, groups, 1)  # (K, G * n, m)
@@ -257,7 +313,7 @@ def span_attention(
     """Attention of one packed row in the form Transformers calls it.
 
     Args:
-        module: the attention layer; not used.
+        module: the attention layer, by which a row's earlier pieces are found.
         query: (1, H, N, D).
         key: (1, K, N, D).
         value: (1, K, N, V).
@@ -278,7 +334,10 @@ def span_attention(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
     query = query[0].unflatten(0, (heads, -1)).to(dtype)
     with torch.autocast(device, enabled=False):
-        output = _SpanAttention.apply(query, key[0].to(dtype), value[0].to(dtype), spans.spans, scaling)
+        keys, values = key[0].to(dtype), value[0].to(dtype)
+        if spans.kept is not None:
+            keys, values = spans.kept.extend(module, keys, values)
+        output = _SpanAttention.apply(query, keys, values, spans.spans, scaling)
     return output.flatten(0, 1).transpose(0, 1)[None].contiguous(), None
 
 

@@ -8,11 +8,19 @@ from data import generation
 from data.answers import AnswerTrie, answer_grammar
 from data.encoding import MAX_ANSWER_LABELS, Encoder
 from data.generation import ConstrainedWriter
-from data.models import load_model
+from data.models import load_model, take_packed_rows
 from data.tasks import BUILT_IN_TASKS, CUSTOM_TEMPLATE, Task
+from data.tree_attention import computes_spans, ordinary_attention
 
 ODD = ("a", "ab", "a b", "U.S.", "money-fx", "负面", "100 %", '"quoted"')
-TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"]
+TEXTS = [
+    "thanks a lot",
+    "no",
+    "thanks a lot",
+    "what a terrible, terrible day that was for all of us",
+    "ok then",
+    "so proud!! 🎉",
+]
 
 
 def paths(node, written=()):
@@ -109,14 +117,25 @@ def written_by_hand(model, prompt, node):
     return ids[len(prompt) :], log_prob
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.fixture(params=["tree", "cache", "step by step"])
+def read_in(request, model, monkeypatch):
+    """The ways a writer has its texts read."""
+    if request.param == "tree":
+        assert take_packed_rows(model, 512)
+        assert computes_spans(model)
+    else:
+        monkeypatch.setattr(generation, "keeps_whole_cache", lambda _: request.param == "cache")
+    yield
+    model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.usefixtures("read_in")
 @pytest.mark.parametrize("name", ["goemotions-original", "goemotions-group", "emotion", "sst2"])
-def test_the_writer_writes_what_each_row_alone_would(model, tokenizer, monkeypatch, name, share):
-    monkeypatch.setattr(generation, "keeps_whole_cache", lambda _: share)
+def test_the_writer_writes_what_each_row_alone_would(model, tokenizer, name):
     encoder = Encoder(BUILT_IN_TASKS[name], tokenizer)
     trie, prompts = AnswerTrie(encoder), encoder.prompt_ids(TEXTS)
     writer = ConstrainedWriter(model, trie, encoder.head_ids, tokenizer.pad_token_id)
-    with torch.inference_mode():
+    with torch.inference_mode(), ordinary_attention(model):
         by_hand = [written_by_hand(model, prompt, trie.root) for prompt in prompts]
     vocabulary = model.get_output_embeddings()
     for _ in range(2):  # what is shared by all batches is as it was
@@ -128,10 +147,11 @@ def test_the_writer_writes_what_each_row_alone_would(model, tokenizer, monkeypat
         assert len({len(ids) for ids in answers}) > 1
 
 
+@pytest.mark.usefixtures("read_in")
 def test_a_prompt_without_a_common_beginning(model, plain_tokenizer):
     encoder = Encoder(BUILT_IN_TASKS["chnsenticorp"], plain_tokenizer)
     trie = AnswerTrie(encoder)
     prompts = [plain_tokenizer(text)["input_ids"] for text in TEXTS]
-    with torch.inference_mode():
+    with torch.inference_mode(), ordinary_attention(model):
         by_hand = [written_by_hand(model, prompt, trie.root)[0] for prompt in prompts]
     assert ConstrainedWriter(model, trie, [], 0).write(prompts)[0] == by_hand

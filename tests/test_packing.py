@@ -8,9 +8,11 @@ from data.packing import (
     block_mask,
     common_prefix_length,
     dense_mask,
+    further_spans,
     mask_mod,
     pack,
     packed_share,
+    paths,
     spans,
     unpack,
 )
@@ -190,3 +192,25 @@ def test_common_prefix_length():
 def test_a_row_moves_as_a_whole():
     (row,) = pack([[1, 2]], [[False, True]])
     assert row.to("meta").input_ids.device.type == row.to("meta").target_sequence.device.type == "meta"
+
+
+@given(batches(), st.data(), st.integers(1, 8))
+def test_what_is_put_behind_a_row_goes_on_with_its_own_sequence(batch, data, size):
+    sequences = [ids for ids in batch[0] if ids]
+    (row,) = pack([[*ids, 0] for ids in sequences], [[False] * len(ids) + [True] for ids in sequences])
+    counts = data.draw(st.lists(st.integers(1, 4), min_size=len(sequences), max_size=len(sequences)))
+    behind = iter(range(len(row), len(row) + sum(counts)))
+    expected = {}
+    for path, count in zip(paths(row), counts, strict=True):
+        visible = path.tolist()
+        for index in [next(behind) for _ in range(count)]:
+            visible.append(index)
+            expected[index] = set(visible)
+    cut = further_spans(paths(row), counts, len(row), torch.float32, size)
+    found = {}
+    for span in cut:
+        keys = torch.cat([span.above, torch.arange(span.begin, span.end)])
+        for query, mask in zip(range(span.begin, span.end), span.mask, strict=True):
+            found[query] = set(keys[mask == 0].tolist())
+    assert found == expected
+    assert [span.begin for span in cut] == [len(row), *(span.end for span in cut[:-1])]
