@@ -53,7 +53,6 @@ from data.metrics import format_summary
 from data.models import (
     base_model_path,
     check_model_path,
-    compile_layers,
     is_encoder,
     load_model,
     load_tokenizer,
@@ -110,10 +109,6 @@ class Args:
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the weights")
     load_in_4bit: bool = flag(False, "keep the weights in 4 bits: less memory, slower (hf; needs bitsandbytes)")
-    compile: bool = flag(
-        False, "compile the model's layers: some 20 s at the start, then faster; for long files (language models on a "
-        "CPU; not with --constrained off)",
-    )  # fmt: skip
     tensor_parallel_size: int = flag(1, "GPUs a model is spread over (vllm)")
     device: str | None = flag(None, "cpu, cuda, cuda:1, mps ... (default: the first GPU, else the CPU; not for vllm)")
     seed: int = flag(42, "seed, noted in the results; decoding is greedy and draws nothing")
@@ -136,8 +131,6 @@ class Args:
             raise UserError(f"--shard {self.shard}: expected i/n with i from 1 to n, such as 3/8")
         if self.backend == "vllm" and self.load_in_4bit:
             raise UserError("--load_in_4bit: is for hf, not for vllm")
-        if self.backend == "vllm" and self.compile:
-            raise UserError("--compile: is for hf; vllm compiles by itself")
         if self.backend == "vllm" and self.probabilities:
             raise UserError("--probabilities: hf gives them, vllm does not")
         if self.backend == "vllm" and self.device is not None:
@@ -170,19 +163,6 @@ def pick_backend(model_path: str, backend: Backend | None = None) -> Backend:
     return backend
 
 
-def compile_rows(model, contract: Contract, packed: bool) -> None:
-    """`--compile`: for rows that are packed, which is what a model computes over and over here.
-
-    Raises:
-        UserError: this one computes other batches.
-    """
-    from data.tree_attention import computes_spans
-
-    if not packed or (contract.objective == "generate" and not computes_spans(model)):
-        raise UserError("--compile: is for language models on a CPU, and not for --constrained off")
-    compile_layers(model)
-
-
 def in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items; the last may be shorter."""
     iterator = iter(items)
@@ -202,7 +182,6 @@ class Predictor:
         constrained: let a model that writes its answers write valid ones only.
         probabilities: give those of every label also where the answers are written.
         tensor_parallel_size: GPUs that vLLM spreads a model over.
-        compile: compile the model's layers; where its rows are packed.
 
     Raises:
         UserError: no model there, a flag that contradicts its task.json, or an engine that does not run it.
@@ -224,7 +203,6 @@ class Predictor:
         probabilities: bool = False,
         load_in_4bit: bool = False,
         tensor_parallel_size: int = 1,
-        compile: bool = False,
     ):
         check_model_path(model_path)
         contract = contract_for(model_path, task, label_path, cot, max_length, objective)
@@ -243,8 +221,6 @@ class Predictor:
             model = load_model(model_path, precision, device, contract=contract, quantized=load_in_4bit)
             unbound = contract.objective == "generate" and not (constrained or probabilities)
             packed = not unbound and take_packed_rows(model, contract.max_length)
-            if compile:
-                compile_rows(model, contract, packed)
             engine = TransformersEngine(model, encoder, contract, batch_size, packed, constrained, backend)
         self._set(engine, encoder, contract, probabilities)
 
@@ -503,7 +479,7 @@ def open_predictor(args: Args, probabilities: bool) -> Predictor:
     return Predictor(
         args.model_path, args.task, args.label_path, args.cot, args.max_length, args.batch_size, args.precision,
         args.device, args.objective, args.backend, args.constrained == "on", probabilities, args.load_in_4bit,
-        args.tensor_parallel_size, args.compile,
+        args.tensor_parallel_size,
     )  # fmt: skip
 
 
@@ -533,9 +509,7 @@ def output_directory(args: Args) -> Path:
 def prediction_settings(args: Args) -> dict[str, Any]:
     """What decides a file's predictions: flags, and the state of the files they name."""
     settings = asdict(args)
-    for name in (
-        "text", "interactive", "demo", "output_dir", "batch_size", "tensor_parallel_size", "device", "seed", "compile",
-    ):  # fmt: skip
+    for name in ("text", "interactive", "demo", "output_dir", "batch_size", "tensor_parallel_size", "device", "seed"):
         del settings[name]
     weights = sorted(Path(args.model_path).glob("*.safetensors"))
     for name, files in (("model_path", weights), ("test_data_path", [Path(args.test_data_path)])):

@@ -79,8 +79,6 @@ class TransformersEngine:
         )
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
-        import torch
-
         from data.generation import generate_greedy, stop_token_ids
         from data.tree_attention import ordinary_attention
 
@@ -89,8 +87,7 @@ class TransformersEngine:
         rationales: list[str | None] = [None] * len(prompts)
         if self.constrained and self.contract.cot:
             opened = [[*prompt, *encoder.token_ids(THINK)] for prompt in prompts]
-            # layers are compiled for packed rows
-            with ordinary_attention(self.model), torch.compiler.set_stance("force_eager"):
+            with ordinary_attention(self.model):
                 thoughts, _ = generate_greedy(
                     self.model, opened, stop_ids, RATIONALE_TOKENS, pad_id, (encoder.tokenizer, "</think>")
                 )

@@ -58,7 +58,6 @@ CASES = {
     "no such part": (f"{INFER} --test_data_path {{dir}}/good.tsv --shard 9/8", "--shard 9/8: expected i/n with i from 1 to n"),
     "no part": (f"{INFER} --test_data_path {{dir}}/good.tsv --shard third", "--shard third: expected i/n with i from 1 to n"),
     "vllm in four bits": (f"{INFER} --text hi --backend vllm --load_in_4bit", "--load_in_4bit: is for hf, not for vllm"),
-    "vllm compiled": (f"{INFER} --text hi --backend vllm --compile", "--compile: is for hf"),
     "vllm probabilities": (f"{INFER} --text hi --backend vllm --probabilities", "--probabilities: hf gives them, vllm does not"),
     "vllm device": (f"{INFER} --text hi --backend vllm --device cuda:1", "--device: vllm takes the GPUs it sees"),
     "GPUs without vllm": (f"{INFER} --text hi --tensor_parallel_size 2", "--tensor_parallel_size 2: needs --backend vllm"),

@@ -280,11 +280,6 @@ def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
     assert all(text in shown for text in inference.DEMO_TEXTS)
 
 
-def test_what_is_not_packed_is_not_compiled(tiny_model_dir):
-    with pytest.raises(UserError, match="--compile: is for language models on a CPU"):
-        Predictor(str(tiny_model_dir), "emotion", constrained=False, compile=True)
-
-
 def test_a_device_that_is_not_there():
     with pytest.raises(UserError, match="--device cuda:77"):
         pick_device("cuda:77")

@@ -24,9 +24,7 @@ class InferenceArgs:
     data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
     output_dir: str = flag("outputs/benchmark", "where the figures go")
     case: str = flag("28-labels", "28-labels or 4-labels: the prompt, and the texts")
-    contestants: list[str] = flag(
-        ["generate", "mended", "free", "ours", "compiled"], "which of generate, mended, vllm, free, ours, compiled"
-    )
+    contestants: list[str] = flag(["generate", "mended", "free", "ours"], "which of generate, mended, vllm, free, ours")
     rows: int = flag(1000, "texts in all")
     batch_size: int = flag(32, "texts a batch, but for vLLM")
     rounds: int = flag(8, "timed turns of each contestant, which share the texts")
@@ -153,14 +151,7 @@ def ours(turns: Turns, args: InferenceArgs) -> None:
     _predict(turns, args)
 
 
-def compiled(turns: Turns, args: InferenceArgs) -> None:
-    """inference.py --compile."""
-    _predict(turns, args, compile=True)
-
-
-CONTESTANTS = {
-    "generate": generate, "mended": mended, "vllm": vllm, "free": free, "ours": ours, "compiled": compiled,
-}  # fmt: skip
+CONTESTANTS = {"generate": generate, "mended": mended, "vllm": vllm, "free": free, "ours": ours}
 
 
 def inference(args: InferenceArgs) -> None:
