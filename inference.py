@@ -47,9 +47,8 @@ from data.arguments import UserError, check_at_least, check_output_dir, flag, ru
 from data.contract import Contract, contract_for
 from data.encoding import Encoder, Objective
 from data.engines import Engine, TransformersEngine, VllmEngine
-from data.files import write_json, write_json_lines, write_text
+from data.files import write_json, write_json_lines
 from data.loading import Example, ExampleFile
-from data.metrics import format_summary
 from data.models import (
     base_model_path,
     check_model_path,
@@ -58,8 +57,16 @@ from data.models import (
     load_tokenizer,
     take_packed_rows,
 )
-from data.prediction_files import FILE_NAME, PART_NAME, PredictionFile, measure, rows_of
-from data.tasks import Prediction, Task
+from data.prediction_files import (
+    FILE_NAME,
+    PART_NAME,
+    PredictionFile,
+    measure,
+    remove_results,
+    rows_of,
+    write_results,
+)
+from data.tasks import Prediction
 
 CALIBRATION_FILE = "calibration.json"
 Backend = Literal["hf", "vllm", "bert"]
@@ -390,19 +397,15 @@ def evaluate(
             file.close()
     rate = (len(examples) - done) / (time.perf_counter() - begin)
     if file:
+        if name == FILE_NAME:
+            remove_results(output_dir)
         file.finish()
     results = measure(rows_of(file.path) if file else kept, predictor.contract)
     labelled = "accuracy" in results and name == FILE_NAME  # parts are scored when all are there
     results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend, "seed": seed}
     if output_dir is not None and labelled:
-        write_results(output_dir, results, predictor.task)
+        write_results(output_dir, results, f"task {predictor.task.name}")
     return results
-
-
-def write_results(output_dir: str | Path, results: dict[str, Any], task: Task) -> None:
-    """`test_results.json`, and the same for people."""
-    write_json(Path(output_dir) / "test_results.json", results)
-    write_text(Path(output_dir) / "test_summary.txt", format_summary(results, f"task {task.name}"))
 
 
 def _predicted_rows(

@@ -9,11 +9,12 @@ from typing import Any
 
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract, check_run_settings
-from data.files import write_json
-from data.metrics import label_metrics
+from data.files import write_json, write_text
+from data.metrics import format_summary, label_metrics
 from data.tasks import Prediction
 
 FILE_NAME = "predictions.jsonl"
+RESULT_FILES = RESULTS, SUMMARY = "test_results.json", "test_summary.txt"
 PART_NAME = "predictions-{i}-of-{n}.jsonl"  # of a file that several machines share
 
 
@@ -120,6 +121,20 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
             before = calibration_scores(plain, gold, task)
             results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
     return results
+
+
+def write_results(directory: str | Path, results: dict[str, Any], title: str) -> str:
+    """`test_results.json`, and the same for people in `test_summary.txt`; returns the latter's text."""
+    summary = format_summary(results, title)
+    write_json(Path(directory) / RESULTS, results)
+    write_text(Path(directory) / SUMMARY, summary)
+    return summary
+
+
+def remove_results(directory: str | Path) -> None:
+    """Remove the scores of earlier predictions, which others are about to replace."""
+    for name in RESULT_FILES:
+        (Path(directory) / name).unlink(missing_ok=True)
 
 
 def _scores(shares, contract: Contract):

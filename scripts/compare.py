@@ -25,8 +25,8 @@ from typing import Any
 from data.arguments import UserError, check_output_dir, flag, run
 from data.files import write_json, write_text
 from data.metrics import LABEL_METRICS
+from data.prediction_files import RESULTS
 
-RESULTS = "test_results.json"
 COLUMNS = (
     "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
 )  # fmt: skip

@@ -26,11 +26,12 @@ from typing import Any, Literal
 from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.contract import FILE_NAME, Contract
-from data.files import write_json, write_json_lines, write_text
-from data.metrics import format_summary, label_metrics
+from data.files import write_json_lines
+from data.metrics import label_metrics
+from data.prediction_files import FILE_NAME as PREDICTIONS
+from data.prediction_files import remove_results, write_results
 from data.tasks import Prediction, Task, check_same_labels, resolve_task
 
-PREDICTIONS = "predictions.jsonl"
 FIELDS = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool, "probabilities": dict | None}
 TABLE = {
     "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard", "auc": "AUC",
@@ -301,6 +302,7 @@ def main(args: Args) -> None:
     weights = args.weights or [1.0] * len(members)
     predictions, probabilities = combine(members, [weight / sum(weights) for weight in weights], task, args.how)
     rows = map(_prediction_row, members[0].rows, predictions)
+    remove_results(args.output_dir)
     write_json_lines(Path(args.output_dir) / PREDICTIONS, rows)
     gold = [row["gold"] for row in members[0].rows]
     if all(gold):
@@ -309,15 +311,9 @@ def main(args: Args) -> None:
         results = scores_of(predictions, probabilities, gold, task)
         print(side_by_side(scores | {f"ensemble ({how})": results}))
         facts = {"backend": "ensemble", "how": how, "runs": args.runs, "weights": weights, "seed": None}
-        write_results(args.output_dir, {**results, "examples_per_second": None, **facts}, task)
+        title = f"task {task.name}, {len(args.runs)} runs together ({how})"
+        write_results(args.output_dir, {**results, "examples_per_second": None, **facts}, title)
     print(f"written to {args.output_dir}")
-
-
-def write_results(output_dir: str, results: dict[str, Any], task: Task) -> None:
-    """`test_results.json` and `test_summary.txt`."""
-    write_json(Path(output_dir) / "test_results.json", results)
-    title = f"task {task.name}, {len(results['runs'])} runs together ({results['how']})"
-    write_text(Path(output_dir) / "test_summary.txt", format_summary(results, title))
 
 
 def _prediction_row(row: dict[str, Any], prediction: Prediction) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from data.arguments import UserError, flag, run
 from data.contract import contract_for
 from data.files import write_json_lines
 from data.models import check_model_path
-from data.prediction_files import FILE_NAME, PART_NAME, measure, rows_of
-from inference import write_results
+from data.prediction_files import FILE_NAME, PART_NAME, measure, remove_results, rows_of, write_results
 
 
 @dataclass
@@ -58,12 +57,12 @@ def main(args: Args) -> None:
     contract = contract_for(args.model_path, args.task, args.label_path)
     folder = Path(args.output_dir)
     parts = find_parts(folder)
+    remove_results(folder)
     write_json_lines(folder / FILE_NAME, (row for part in parts for row in rows_of(part)))
     results = measure(rows_of(folder / FILE_NAME), contract) | {"parts": len(parts), "seed": args.seed}
     print(f"{folder / FILE_NAME}: {results['n']} rows of {len(parts)} parts")
     if "accuracy" in results:
-        write_results(folder, results, contract.task)
-        print((folder / "test_summary.txt").read_text(encoding="utf-8"))
+        print(write_results(folder, results, f"task {contract.task.name}"))
 
 
 if __name__ == "__main__":
