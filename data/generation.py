@@ -23,6 +23,7 @@ from data.packing import common_prefix_length, further_spans, pack, paths, spans
 from data.tree_attention import KeptRow, computes_spans, ordinary_attention, read_on
 
 LONGEST_ANSWER = 4096  # tokens; a trie ends every answer long before
+LOOK_AHEAD = 64  # tokens a pass over a few texts computes at little more than the cost of reading the weights
 
 
 def stop_token_ids(model, end_id: int) -> list[int]:
@@ -160,20 +161,27 @@ class ConstrainedWriter:
         places: list[Node] = [self.trie.root] * count
         new = [prompt[begin:] for prompt in prompts]  # of each answer in work, what the model has not read yet
         reader, rows = self._reader.fork(count), list(range(count))  # rows: those in work
+        guesses = reader.guesses(self.trie.root, count)
         with torch.inference_mode(), self._narrow_vocabulary():
             while rows:
-                logits = reader.read(new)
-                logits = (logits if self._narrow is not None else logits[:, self._tokens]).float().cpu()
-                new = []
-                for row, scores in zip(rows, logits, strict=True):
-                    written, log_prob, places[row] = self._choice(places[row], scores)
+                logits = reader.read(new, guesses)
+                logits = (logits if self._narrow is not None else logits[..., self._tokens]).float().cpu()
+                column = {guess: i for i, guess in enumerate(guesses)}
+                left, new, came_true = [], [], []
+                for i, row in enumerate(rows):
+                    written: list[int] = []
+                    while places[row].children and (at := column.get(tuple(written))) is not None:
+                        tokens, log_prob, places[row] = self._choice(places[row], logits[i, at])
+                        written += tokens
+                        log_probs[row] += log_prob
                     answers[row] += written
-                    log_probs[row] += log_prob
-                    new.append(written)
-                left = [i for i, row in enumerate(rows) if places[row].children]
-                if len(left) < len(rows):
-                    reader.keep(left)
-                    new, rows = [new[i] for i in left], [rows[i] for i in left]
+                    if places[row].children:
+                        read = max(n for n in range(len(written)) if tuple(written[:n]) in column)
+                        left.append(i)
+                        came_true.append(column[tuple(written[:read])])
+                        new.append(written[read:])
+                reader.keep(left, came_true)
+                rows, guesses = [rows[i] for i in left], [()]
         return answers, log_probs
 
     @contextmanager
@@ -245,7 +253,7 @@ class _TreeReader:
     def __init__(self, model, beginning: Sequence[int]):
         self._model, self._beginning = model, list(beginning)
         self._kept, self._length = KeptRow(), len(self._beginning)
-        self._paths: list[Tensor] | None = None  # where in the row each text's tokens stand; None = nothing read yet
+        self._paths: list[list[Tensor]] | None = None  # where in the row each text's tokens stand, by guess
         if self._beginning:
             with torch.inference_mode():
                 ids = torch.tensor(self._beginning, device=model.device)
@@ -259,34 +267,59 @@ class _TreeReader:
         reader._kept = self._kept.copy()
         return reader
 
-    def read(self, new: Sequence[Sequence[int]]) -> Tensor:
-        """Read what is new of each text; returns logits (B, V) behind it."""
+    def guesses(self, root: Node, count: int) -> list[tuple[int, ...]]:
+        """How the answers to `count` texts may begin, shortest first, the empty beginning among them: what the first
+        `read` may as well compute. A pass over few tokens takes the time the weights need to come from memory."""
+        found: list[tuple[int, ...]] = [()]
+        nodes = [root]
+        for place, node in zip(nodes, found, strict=True):  # both grow
+            inner = [(token, child) for token, child in place.children.items() if child.children]
+            if (len(found) - 1 + len(inner)) * count > LOOK_AHEAD:
+                break
+            found += [(*node, token) for token, _ in inner]
+            nodes += [child for _, child in inner]
+        return found
+
+    def read(self, new: Sequence[Sequence[int]], guesses: Sequence[tuple[int, ...]]) -> Tensor:
+        """Read what is new of each text.
+
+        Args:
+            new: B lists of token ids.
+            guesses: G beginnings of what may be written behind; in later calls than the first, only the empty one.
+
+        Returns:
+            Logits (B, G, V) behind each text and guess.
+        """
         first, device = self._length, self._model.device
         if self._paths is None:
-            texts = [[*self._beginning, *ids] for ids in new]
+            texts = [[*self._beginning, *ids, *guess] for ids in new for guess in guesses]
             # `pack` wants something to predict: a token that is not read
             (row,) = pack([[*ids, 0] for ids in texts], [[False] * len(ids) + [True] for ids in texts])
             row = row.to(device)
-            self._paths, self._length = paths(row), len(row)
+            found = paths(row)
+            self._paths = [found[i : i + len(guesses)] for i in range(0, len(found), len(guesses))]
+            self._length = len(row)
             cut = spans(row.subtree_end, self._model.dtype, first=first)
             logits = read_on(
                 self._model, self._kept, row.input_ids[first:], row.position_ids[first:], row.logit_index - first, cut
             )
-            return logits[row.target_logit]
+            return logits[row.target_logit].unflatten(0, (len(new), -1))
+        assert list(guesses) == [()], "guesses are for the first piece"
+        so_far = [path for (path,) in self._paths]
         counts = [len(ids) for ids in new]
         ends = torch.tensor(counts, device=device).cumsum(0)
-        cut = further_spans(self._paths, counts, first, self._model.dtype)
+        cut = further_spans(so_far, counts, first, self._model.dtype)
         own = [torch.arange(end - count, end, device=device) for count, end in zip(counts, ends.tolist(), strict=True)]
-        positions = [len(path) + torch.arange(len(o), device=device) for path, o in zip(self._paths, own, strict=True)]
+        positions = [len(path) + torch.arange(len(o), device=device) for path, o in zip(so_far, own, strict=True)]
         ids = torch.tensor([token for ids in new for token in ids], device=device)
         logits = read_on(self._model, self._kept, ids, torch.cat(positions), ends - 1, cut)
-        self._paths = [torch.cat([path, first + o]) for path, o in zip(self._paths, own, strict=True)]
+        self._paths = [[torch.cat([path, first + o])] for path, o in zip(so_far, own, strict=True)]
         self._length += len(ids)
-        return logits
+        return logits[:, None]
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these texts only."""
-        self._paths = [self._paths[row] for row in rows]
+    def keep(self, rows: Sequence[int], came_true: Sequence[int]) -> None:
+        """Go on with these texts only, each behind the guess that came true."""
+        self._paths = [[self._paths[row][guess]] for row, guess in zip(rows, came_true, strict=True)]
 
 
 class _CacheReader:
@@ -312,8 +345,12 @@ class _CacheReader:
         reader._mask = self._mask.expand(count, -1)
         return reader
 
-    def read(self, new: Sequence[Sequence[int]]) -> Tensor:
-        """Read what is new of each text; returns logits (B, V) behind it."""
+    def guesses(self, root: Node, count: int) -> list[tuple[int, ...]]:
+        """None but the empty one: a cache holds no branches."""
+        return [()]
+
+    def read(self, new: Sequence[Sequence[int]], guesses: Sequence[tuple[int, ...]]) -> Tensor:
+        """Read what is new of each text; returns logits (B, 1, V) behind it."""
         ids, seen = _padded(new, self._pad_id, self._mask.device)
         self._mask = torch.cat([self._mask, seen], dim=1)
         positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -323,10 +360,12 @@ class _CacheReader:
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
         self._cache = output.past_key_values
-        return output.logits[:, -1]
+        return output.logits[:, -1:]
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int], came_true: Sequence[int]) -> None:
         """Go on with these texts only."""
+        if len(rows) == len(self._mask):
+            return
         kept = torch.tensor(rows, dtype=torch.long, device=self._mask.device)
         self._cache.batch_select_indices(kept)
         self._mask = self._mask[kept]

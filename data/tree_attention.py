@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._triton import has_triton
 from transformers import AttentionInterface
 
@@ -286,6 +287,22 @@ class _SpanAttention(torch.autograd.Function):
         return grad_query, grad_key, grad_value, None, None
 
 
+def _fused_span_attention(query: Tensor, key: Tensor, value: Tensor, cut: list[Span], scaling: float) -> Tensor:
+    """`_SpanAttention` in inference mode: PyTorch's fused attention, up to 4 times faster, but slower backwards.
+
+    query (H, N, D), key (K, M, D), value (K, M, V) -> (H, N, V).
+    """
+    earlier = key.shape[1] - query.shape[1]
+    outputs = [
+        scaled_dot_product_attention(
+            query[None, :, span.begin - earlier : span.end - earlier], _visible(key, span)[None],
+            _visible(value, span)[None], attn_mask=span.mask, scale=scaling, enable_gqa=True,
+        )
+        for span in cut
+    ]  # fmt: skip
+    return torch.cat(outputs, dim=2)[0]
+
+
 def _visible(tensor: Tensor, span: Span) -> Tensor:
     """What a span's queries see of keys or values (K, N, D): (K, m, D)."""
     return torch.cat([tensor.index_select(1, span.above), tensor[:, span.begin : span.end]], dim=1)
@@ -330,15 +347,18 @@ def span_attention(
     assert attention_mask is None, "the spans bring their own mask"
     changed = [name for name in ("s_aux", "softcap", "position_bias") if other.get(name) is not None]
     assert not changed, f"sharing_obstacle lets no model with {changed} pass"
-    heads, device = key.shape[1], query.device.type
+    device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
-    query = query[0].unflatten(0, (heads, -1)).to(dtype)
     with torch.autocast(device, enabled=False):
-        keys, values = key[0].to(dtype), value[0].to(dtype)
+        queries, keys, values = query[0].to(dtype), key[0].to(dtype), value[0].to(dtype)
         if spans.kept is not None:
             keys, values = spans.kept.extend(module, keys, values)
-        output = _SpanAttention.apply(query, keys, values, spans.spans, scaling)
-    return output.flatten(0, 1).transpose(0, 1)[None].contiguous(), None
+        if torch.is_inference_mode_enabled():
+            output = _fused_span_attention(queries, keys, values, spans.spans, scaling)
+        else:  # without gradients, too: GRPO compares log-probabilities with and without, and rounds both alike
+            grouped = queries.unflatten(0, (len(keys), -1))
+            output = _SpanAttention.apply(grouped, keys, values, spans.spans, scaling).flatten(0, 1)
+    return output.transpose(0, 1)[None].contiguous(), None
 
 
 AttentionInterface.register(SPAN_ATTENTION, span_attention)

@@ -10,7 +10,7 @@ from data.encoding import MAX_ANSWER_LABELS, Encoder
 from data.generation import ConstrainedWriter
 from data.models import load_model, take_packed_rows
 from data.tasks import BUILT_IN_TASKS, CUSTOM_TEMPLATE, Task
-from data.tree_attention import computes_spans, ordinary_attention
+from data.tree_attention import computes_spans, ordinary_attention, read_on
 
 ODD = ("a", "ab", "a b", "U.S.", "money-fx", "负面", "100 %", '"quoted"')
 TEXTS = [
@@ -143,8 +143,24 @@ def test_the_writer_writes_what_each_row_alone_would(model, tokenizer, name):
         assert model.get_output_embeddings() is vocabulary
         assert answers == [ids for ids, _ in by_hand]
         assert log_probs == pytest.approx([log_prob for _, log_prob in by_hand], abs=1e-5)
+    for prompt, (ids, log_prob) in zip(prompts, by_hand, strict=True):  # few texts: the tree looks ahead
+        (alone,), (alone_log_prob,) = writer.write([prompt])
+        assert alone == ids
+        assert alone_log_prob == pytest.approx(log_prob, abs=1e-5)
     if name == "goemotions-original":
         assert len({len(ids) for ids in answers}) > 1
+
+
+def test_one_label_is_written_in_one_pass(model, tokenizer, monkeypatch):
+    encoder = Encoder(BUILT_IN_TASKS["emotion"], tokenizer)
+    assert max(len(encoder.answer_ids([label])) for label in encoder.task.labels) > 2  # several tokens and the end
+    take_packed_rows(model, 512)
+    writer = ConstrainedWriter(model, AnswerTrie(encoder), encoder.head_ids, tokenizer.pad_token_id)
+    passes = []
+    monkeypatch.setattr(generation, "read_on", lambda *args: (passes.append(1), read_on(*args))[1])
+    writer.write(encoder.prompt_ids(["thanks a lot"]))
+    assert len(passes) == 1
+    model.set_attn_implementation("sdpa")
 
 
 @pytest.mark.usefixtures("read_in")

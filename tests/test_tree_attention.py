@@ -84,6 +84,9 @@ def test_a_packed_row_gives_what_each_sequence_gives_alone(kind, attention, adap
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-5, rtol=0, msg=name)
         assert gradient.abs().max() > 0, name
+    with torch.inference_mode():
+        found = target_log_probs(model, row, attention, torch.float32)
+    torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", SPAN_ATTENTION])
@@ -130,6 +133,8 @@ def test_span_attention_and_its_gradient_by_definition(heads, key_heads, size):
     scores = query @ repeated_key.transpose(-1, -2) * scaling + dense_mask(row.subtree_end, torch.float64)
     expected = (scores.softmax(-1) @ repeated_value).transpose(1, 2)
     torch.testing.assert_close(fast(query, key, value), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(query, key, value), expected.detach())
     weights = torch.randn(expected.shape, dtype=torch.float64)
     found = torch.autograd.grad((fast(query, key, value) * weights).sum(), (query, key, value))
     for gradient, wanted in zip(
