@@ -308,6 +308,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     from trl import SFTTrainer
 
     from data import objectives
+    from data.classifier import start_from_odds
 
     classify, compare = args.objective == "classify", args.score_loss == "contrastive"
     mixin = objectives.LabelTraining
@@ -318,6 +319,9 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         pass
 
     settings = loss_settings(args, data, contract)
+    if classify and contract.activation == "sigmoid":
+        shares = objectives.label_shares(data.train, data.task.labels)
+        start_from_odds(model, shares, settings.label_weights)
     make_rows = objectives.text_rows if classify or compare else objectives.answer_rows
     dev = drawn(data.dev, args.eval_samples, args.seed)
     train_dataset = make_rows(data.train, encoder, settings.label_weights)

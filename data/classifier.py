@@ -145,6 +145,28 @@ def head_names(model) -> list[str]:
     return [name for name, child in children if any(True for _ in child.parameters())]
 
 
+def start_from_odds(model, shares: Sequence[float], weights: Sequence[float] | None = None) -> None:
+    """Let a new head that says yes or no to each label begin with how often each is right, whatever the text.
+
+    From zero, where every label has a probability of a half, small models first learn to say no to everything, and at a
+    learning rate that is good afterwards stay there (Lin et al., 2017, section 3.3). A head that has learnt already, or
+    has no bias, is left as it is.
+
+    Args:
+        model: a model of `classifier_class`.
+        shares: (K,) share of the training rows that have each label.
+        weights: (K,) how much these rows count against the others (`balanced_weights`).
+    """
+    layers = [layer for layer in getattr(model, head_name(model)).modules() if isinstance(layer, nn.Linear)]
+    bias = layers[-1].bias
+    if bias is None or bias.any():
+        return
+    likely = torch.tensor(shares, dtype=torch.float64).clamp(1e-4, 1 - 1e-4)
+    odds = likely / (1 - likely) * (1.0 if weights is None else torch.tensor(weights, dtype=torch.float64))
+    with torch.no_grad():
+        bias.copy_(odds.log())
+
+
 # --- batches --------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ score               labels are compared as answers, learnt like `generate`, one 
 score, contrastive  the same comparison is what is learnt: cross-entropy over the candidates' scores
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,12 +59,21 @@ def balanced_weights(examples: Sequence[Example], labels: Sequence[str], yes_or_
     Returns:
         (K,) weights; 1 for a label without a row.
     """
-    n, weights = len(examples), []
-    for label in labels:
-        count = sum(label in example.labels for example in examples)
-        balanced = (n - count) / max(count, 1) if yes_or_no else n / (len(labels) * max(count, 1))
-        weights.append((min(balanced, MAX_POSITIVE_WEIGHT) if yes_or_no else balanced) if count else 1.0)
+    weights = []
+    for share in label_shares(examples, labels):
+        if not share:
+            weights.append(1.0)
+        elif yes_or_no:
+            weights.append(min((1 - share) / share, MAX_POSITIVE_WEIGHT))
+        else:
+            weights.append(1 / (len(labels) * share))
     return tuple(weights)
+
+
+def label_shares(examples: Sequence[Example], labels: Sequence[str]) -> list[float]:
+    """Share of the rows that have each label, (K,)."""
+    counts = Counter(label for example in examples for label in example.labels)
+    return [counts[label] / len(examples) for label in labels]
 
 
 def row_weight(labels: Sequence[str], task_labels: Sequence[str], weights: Sequence[float] | None) -> float:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from data.arguments import UserError
-from data.classifier import MLPHead, classifier_class, text_batch, text_logits
+from data.classifier import MLPHead, classifier_class, start_from_odds, text_batch, text_logits
 from data.contract import Contract
 from data.models import load_model
 from data.tasks import BUILT_IN_TASKS
@@ -178,6 +178,25 @@ def test_the_head_stays_in_fp32(decoder_dir, precision):
     assert model.model.layers[0].mlp.up_proj.weight.dtype == precision
     assert {p.dtype for p in model.score.parameters()} == {torch.float32}
     assert one_by_one(model).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["bert", "mlp"])
+def test_a_new_head_begins_with_the_odds_of_its_labels(decoder_dir, tmp_path, kind):
+    model = classifier(made("bert", tmp_path)) if kind == "bert" else classifier(decoder_dir, "mlp")
+    shares, weights = [0.5, 0.25, 0.01, 0.0, 0.1, 0.2], [1, 1, 10, 1, 9, 1]
+    start_from_odds(model, shares, weights)
+    bias = (model.classifier if kind == "bert" else model.score.out).bias
+    expected = [0.5, 0.25, 0.1 / 1.09, 1e-4, 0.5, 0.2]  # weighted shares: w p / (w p + 1 - p)
+    assert bias.sigmoid().tolist() == pytest.approx(expected, rel=1e-4)
+    start_from_odds(model, [0.5] * 6)  # not new any more
+    assert bias.sigmoid().tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_head_without_a_bias_begins_as_it_is(decoder_dir):
+    model = classifier(decoder_dir)
+    before = one_by_one(model)
+    start_from_odds(model, [0.1] * 6)
+    torch.testing.assert_close(one_by_one(model), before)
 
 
 def test_bert_pads_on_the_right(tmp_path):
