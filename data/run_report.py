@@ -330,7 +330,7 @@ def training_figure(state: dict[str, Any]):
 
     panels = {
         "loss": {"training": logged(state, "loss"), "validation": logged(state, "eval_loss")},
-        "validation rows": {SCORES[name]: logged(state, f"eval_{name}") for name in DRAWN},
+        "validation rows": _together({SCORES[name]: logged(state, f"eval_{name}") for name in DRAWN}),
         "learning rate": {"learning rate": logged(state, "learning_rate")},
     }
     if not any(panels["loss"].values()):
@@ -352,3 +352,11 @@ def training_figure(state: dict[str, Any]):
         if title != "learning rate":
             axes.legend()
     return figure
+
+
+def _together(curves: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """Curves that are the same as one, under all their names: with one label a text, micro F1 is accuracy."""
+    names: dict[tuple, list[str]] = {}
+    for name, curve in curves.items():
+        names.setdefault(tuple(curve.items()), []).append(name)
+    return {", ".join(group): dict(curve) for curve, group in names.items()}

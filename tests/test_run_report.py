@@ -226,6 +226,12 @@ def test_the_curves():
     assert [*drawn["learning rate"]["learning rate"].get_ydata()] == [1e-4, 2e-4, 0.0]
 
 
+def test_curves_that_are_one():
+    scores = {"eval_f1_macro": 0.5, "eval_f1_micro": 0.75, "eval_accuracy": 0.75, "eval_jaccard": 0.75}
+    drawn = panels(training_figure({"log_history": [{"step": 1, "loss": 1.0}, {"step": 1, **scores}]}))
+    assert list(drawn["validation rows"]) == ["macro F1", "micro F1, accuracy, Jaccard"]
+
+
 def test_curves_of_less():
     losses = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
     assert list(panels(training_figure({"log_history": losses}))) == ["loss"]
