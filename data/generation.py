@@ -169,13 +169,13 @@ class ConstrainedWriter:
                 column = {guess: i for i, guess in enumerate(guesses)}
                 left, new, came_true = [], [], []
                 for i, row in enumerate(rows):
-                    written: list[int] = []
+                    written: list[int] = []  # as far as logits reach
                     while places[row].children and (at := column.get(tuple(written))) is not None:
                         tokens, log_prob, places[row] = self._choice(places[row], logits[i, at])
                         written += tokens
                         log_probs[row] += log_prob
                     answers[row] += written
-                    if places[row].children:
+                    if places[row].children:  # the model has yet to read what stands behind the last guess
                         read = max(n for n in range(len(written)) if tuple(written[:n]) in column)
                         left.append(i)
                         came_true.append(column[tuple(written[:read])])
