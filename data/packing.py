@@ -218,12 +218,8 @@ def dense_mask(subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
     Additive, since eager attention adds its mask: a boolean one would be silently wrong there.
     """
     index = torch.arange(len(subtree_end), device=subtree_end.device)
-    return _additive(index[:, None], index, subtree_end, dtype)[None, None]
-
-
-def _additive(queries: Tensor, keys: Tensor, subtree_end: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask of row indices `queries` (n, 1) against row indices `keys` (m,): (n, m)."""
-    return _as_summand((keys <= queries) & (queries < subtree_end[keys]), dtype)
+    allowed = (index <= index[:, None]) & (index[:, None] < subtree_end)
+    return _as_summand(allowed, dtype)[None, None]
 
 
 def _as_summand(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -250,8 +246,9 @@ class Span:
 
     Attributes:
         begin, end: the stretch's row indices, end excluded; n = end - begin.
-        above: (A,) row indices of the tokens before `begin` in whose subtree `begin` lies, ascending.
-        mask: (n, A + n) additive mask over those keys.
+        above: (A,) row indices of the tokens before `begin` in whose subtree `begin` lies, ascending; before them
+            0 as often as it takes for A + n to be a multiple of 32, where PyTorch's fused attention is twice as fast.
+        mask: (n, A + n) additive mask over those keys; hides the padding.
     """
 
     begin: int
@@ -272,12 +269,21 @@ def spans(subtree_end: Tensor, dtype: torch.dtype, size: int = 128, first: int =
     for begin in range(first, n, size):
         own = index[begin : begin + size]
         above = (subtree_end[:begin] > begin).nonzero().flatten()
-        mask = _additive(own[:, None], torch.cat([above, own]), subtree_end, dtype)
-        cut.append(Span(begin, min(begin + size, n), above, mask))
+        keys, queries = torch.cat([above, own]), own[:, None]
+        cut.append(_padded_span(begin, above, (keys <= queries) & (queries < subtree_end[keys]), dtype))
     return cut
 
 
-def further_spans(paths: Sequence[Tensor], counts: Sequence[int], begin: int, dtype: torch.dtype, size: int = 32):
+def _padded_span(begin: int, above: Tensor, allowed: Tensor, dtype: torch.dtype) -> Span:
+    """The span of n queries that see the keys `above` (A,) and themselves where `allowed` (n, A + n)."""
+    missing = -allowed.shape[1] % 32
+    mask = _as_summand(torch.nn.functional.pad(allowed, (missing, 0)), dtype)
+    return Span(begin, begin + len(allowed), torch.nn.functional.pad(above, (missing, 0)), mask)
+
+
+def further_spans(
+    paths: Sequence[Tensor], counts: Sequence[int], begin: int, dtype: torch.dtype, size: int = 32
+) -> list[Span]:
     """Spans of tokens that are put behind a row, to go on with some of its sequences.
 
     Args:
@@ -286,9 +292,6 @@ def further_spans(paths: Sequence[Tensor], counts: Sequence[int], begin: int, dt
         begin: the row's length so far, where the first of them will stand.
         dtype: of the masks.
         size: tokens of a span, if a single sequence has not more.
-
-    Returns:
-        A list of `Span`.
     """
     groups: list[list[int]] = []
     room = 0
@@ -301,8 +304,8 @@ def further_spans(paths: Sequence[Tensor], counts: Sequence[int], begin: int, dt
     cut = []
     for group in groups:
         above = torch.cat([paths[i] for i in group]).unique()
-        end = begin + sum(counts[i] for i in group)
-        allowed = torch.zeros(end - begin, len(above) + end - begin, dtype=torch.bool, device=above.device)
+        n = sum(counts[i] for i in group)
+        allowed = torch.zeros(n, len(above) + n, dtype=torch.bool, device=above.device)
         row = 0
         for i in group:
             own = slice(row, row + counts[i])
@@ -310,9 +313,6 @@ def further_spans(paths: Sequence[Tensor], counts: Sequence[int], begin: int, dt
             allowed[own, len(above) + row : len(above) + row + counts[i]] = True
             row += counts[i]
         allowed[:, len(above) :].tril_()
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=above.device).masked_fill(
-            ~allowed, torch.finfo(dtype).min
-        )
-        cut.append(Span(begin, end, above, mask))
-        begin = end
+        cut.append(_padded_span(begin, above, allowed, dtype))
+        begin += n
     return cut
