@@ -39,6 +39,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -53,9 +54,8 @@ from data.models import (
     base_model_path,
     check_model_path,
     is_encoder,
-    load_model,
     load_tokenizer,
-    take_packed_rows,
+    worker_devices,
 )
 from data.prediction_files import (
     FILE_NAME,
@@ -67,6 +67,7 @@ from data.prediction_files import (
     write_results,
 )
 from data.tasks import Prediction
+from data.workers import Workers
 
 CALIBRATION_FILE = "calibration.json"
 Backend = Literal["hf", "vllm", "bert"]
@@ -113,6 +114,14 @@ class Args:
     skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
     # how
     batch_size: int = flag(64, "texts a batch")
+    workers: int = flag(
+        1, "processes that predict side by side, each with the model: one for each GPU, or for each core or two of a "
+        "CPU (hf, bert)",
+    )  # fmt: skip
+    compile: bool = flag(
+        False, "compile the model's layers: a minute at the start, then faster; for long files (hf, bert; written "
+        "answers on a CPU only)",
+    )  # fmt: skip
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the weights")
     load_in_4bit: bool = flag(False, "keep the weights in 4 bits: less memory, slower (hf; needs bitsandbytes)")
@@ -132,14 +141,20 @@ class Args:
             raise UserError("--text is not UTF-8")
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
-        check_at_least(self, batch_size=1, limit=1, max_length=1, tensor_parallel_size=1)
+        check_at_least(self, batch_size=1, limit=1, max_length=1, tensor_parallel_size=1, workers=1)
         i, n = self.part
         if not 1 <= i <= n:
             raise UserError(f"--shard {self.shard}: expected i/n with i from 1 to n, such as 3/8")
+        if self.workers > 1 and self.test_data_path is None:
+            raise UserError(f"--workers {self.workers}: is for a file (--test_data_path)")
         if self.backend == "vllm" and self.load_in_4bit:
             raise UserError("--load_in_4bit: is for hf, not for vllm")
         if self.backend == "vllm" and self.probabilities:
             raise UserError("--probabilities: hf gives them, vllm does not")
+        if self.backend == "vllm" and self.compile:
+            raise UserError("--compile: is for hf and bert; vllm does so by itself")
+        if self.backend == "vllm" and self.workers > 1:
+            raise UserError(f"--workers {self.workers}: is for hf and bert; vllm has --tensor_parallel_size")
         if self.backend == "vllm" and self.device is not None:
             raise UserError("--device: vllm takes the GPUs it sees (CUDA_VISIBLE_DEVICES)")
         if self.backend != "vllm" and self.tensor_parallel_size > 1:
@@ -189,6 +204,9 @@ class Predictor:
         constrained: let a model that writes its answers write valid ones only.
         probabilities: give those of every label also where the answers are written.
         tensor_parallel_size: GPUs that vLLM spreads a model over.
+        workers: processes that predict side by side, not in vLLM; with several, a script that makes a predictor has to
+            do so under `if __name__ == "__main__":`.
+        compile: compile the model's layers, not in vLLM.
 
     Raises:
         UserError: no model there, a flag that contradicts its task.json, or an engine that does not run it.
@@ -210,6 +228,8 @@ class Predictor:
         probabilities: bool = False,
         load_in_4bit: bool = False,
         tensor_parallel_size: int = 1,
+        workers: int = 1,
+        compile: bool = False,
     ):
         check_model_path(model_path)
         contract = contract_for(model_path, task, label_path, cot, max_length, objective)
@@ -225,10 +245,13 @@ class Predictor:
                 tensor_parallel_size,
             )  # fmt: skip
         else:
-            model = load_model(model_path, precision, device, contract=contract, quantized=load_in_4bit)
-            unbound = contract.objective == "generate" and not (constrained or probabilities)
-            packed = not unbound and take_packed_rows(model, contract.max_length)
-            engine = TransformersEngine(model, encoder, contract, batch_size, packed, constrained, backend)
+            load = partial(
+                TransformersEngine.load, model_path=model_path, encoder=encoder, contract=contract,
+                batch_size=batch_size, name=backend, constrained=constrained, probabilities=probabilities,
+                precision=precision, quantized=load_in_4bit, compiled=compile,
+            )  # fmt: skip
+            several = workers > 1
+            engine = Workers(load, worker_devices(workers, device), batch_size, backend) if several else load(device)
         self._set(engine, encoder, contract, probabilities)
 
     @classmethod
@@ -482,7 +505,7 @@ def open_predictor(args: Args, probabilities: bool) -> Predictor:
     return Predictor(
         args.model_path, args.task, args.label_path, args.cot, args.max_length, args.batch_size, args.precision,
         args.device, args.objective, args.backend, args.constrained == "on", probabilities, args.load_in_4bit,
-        args.tensor_parallel_size,
+        args.tensor_parallel_size, args.workers, args.compile,
     )  # fmt: skip
 
 
@@ -512,7 +535,10 @@ def output_directory(args: Args) -> Path:
 def prediction_settings(args: Args) -> dict[str, Any]:
     """What decides a file's predictions: flags, and the state of the files they name."""
     settings = asdict(args)
-    for name in ("text", "interactive", "demo", "output_dir", "batch_size", "tensor_parallel_size", "device", "seed"):
+    for name in (
+        "text", "interactive", "demo", "output_dir", "batch_size", "workers", "compile", "tensor_parallel_size",
+        "device", "seed",
+    ):  # fmt: skip
         del settings[name]
     weights = sorted(Path(args.model_path).glob("*.safetensors"))
     for name, files in (("model_path", weights), ("test_data_path", [Path(args.test_data_path)])):

@@ -69,6 +69,38 @@ class TransformersEngine:
         self.model, self.encoder, self.contract, self.packed = model, encoder, contract, packed
         self.constrained, self.name, self.window = constrained, name, batch_size
 
+    @classmethod
+    def load(
+        cls, device: str | None, model_path: str, encoder: Encoder, contract: Contract, batch_size: int, name: str,
+        constrained: bool, probabilities: bool, precision: str, quantized: bool, compiled: bool,
+    ) -> "TransformersEngine":  # fmt: skip
+        """An engine with its model.
+
+        Args:
+            device, precision, quantized: see `data.models.load_model`.
+            model_path: hub id or directory.
+            encoder, contract, batch_size, name, constrained: see above.
+            probabilities: scores are wanted of a model that writes its answers, too.
+            compiled: compile the model's layers, which needs rows without a cache that grows.
+
+        Raises:
+            UserError: a model that does not load, or cannot be compiled.
+        """
+        from data.models import compile_layers, load_model, take_packed_rows
+
+        model = load_model(model_path, precision, device, contract=contract, quantized=quantized)
+        writes = contract.objective == "generate"
+        packed = (not writes or constrained or probabilities) and take_packed_rows(model, contract.max_length)
+        engine = cls(model, encoder, contract, batch_size, packed, constrained, name)
+        if compiled:
+            from data.tree_attention import computes_spans
+
+            if writes and (not constrained or contract.cot or not computes_spans(model)):
+                raise UserError("--compile: is for heads, for labels that are compared, and on a CPU for valid answers "
+                                "without reasoning; here the model keeps a cache that grows")  # fmt: skip
+            compile_layers(model)
+        return engine
+
     @cached_property
     def _writer(self):
         from data.generation import ConstrainedWriter

@@ -300,9 +300,8 @@ class _TreeReader:
             self._paths = [found[i : i + len(guesses)] for i in range(0, len(found), len(guesses))]
             self._length = len(row)
             cut = spans(row.subtree_end, self._model.dtype, first=first)
-            logits = read_on(
-                self._model, self._kept, row.input_ids[first:], row.position_ids[first:], row.logit_index - first, cut
-            )
+            positions = row.position_ids[first:].clone()  # a compiled layer knows a part from a whole
+            logits = read_on(self._model, self._kept, row.input_ids[first:], positions, row.logit_index - first, cut)
             return logits[row.target_logit].unflatten(0, (len(new), -1))
         assert list(guesses) == [()], "guesses are for the first piece"
         so_far = [path for (path,) in self._paths]

@@ -90,6 +90,15 @@ def pick_device(device: str | None = None) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def worker_devices(workers: int, device: str | None = None) -> list[str]:
+    """A device for each of several processes: `device`, or the GPUs in turn, or what else there is."""
+    import torch
+
+    if device is None and torch.cuda.is_available():
+        return [f"cuda:{i % torch.cuda.device_count()}" for i in range(workers)]
+    return [pick_device(device)] * workers
+
+
 def load_tokenizer(model_path: str):
     """The tokenizer of a directory or hub id, with a padding token (a run keeps its own copy beside the adapter)."""
     from transformers import AutoTokenizer

@@ -18,7 +18,8 @@ score   the probability of each label of a task as the answer to a text. `each` 
 inference
         answers to texts. `generate` is Transformers' on padded batches, as it comes, `mended` the same without the
         copies of the vocabulary that it makes on a CPU; `vllm`, `free` and `ours` are inference.py with --backend
-        vllm, with --constrained off, and as it comes.
+        vllm, with --constrained off, and as it comes; `workers` is ours with --workers, and `compiled` with --compile,
+        too.
 """
 
 import sys

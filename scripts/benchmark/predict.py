@@ -24,9 +24,13 @@ class InferenceArgs:
     data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
     output_dir: str = flag("outputs/benchmark", "where the figures go")
     case: str = flag("28-labels", "28-labels or 4-labels: the prompt, and the texts")
-    contestants: list[str] = flag(["generate", "mended", "free", "ours"], "which of generate, mended, vllm, free, ours")
+    contestants: list[str] = flag(
+        ["generate", "mended", "free", "ours", "workers", "compiled"],
+        "which of generate, mended, vllm, free, ours, workers, compiled",
+    )
     rows: int = flag(1000, "texts in all")
-    batch_size: int = flag(32, "texts a batch, but for vLLM")
+    batch_size: int = flag(64, "texts a batch, but for vLLM")
+    workers: int = flag(2, "processes of the contestants workers and compiled")
     rounds: int = flag(8, "timed turns of each contestant, which share the texts")
 
     def __post_init__(self):
@@ -35,7 +39,7 @@ class InferenceArgs:
         check_known(self, contestants=CONTESTANTS)
         if self.case not in ("28-labels", "4-labels"):
             raise UserError(f"--case {self.case}: must be 28-labels or 4-labels")
-        check_at_least(self, batch_size=1, rounds=1, rows=self.rounds)
+        check_at_least(self, batch_size=1, workers=2, rounds=1, rows=self.rounds)
         check_output_dir(self.output_dir)
 
 
@@ -151,7 +155,18 @@ def ours(turns: Turns, args: InferenceArgs) -> None:
     _predict(turns, args)
 
 
-CONTESTANTS = {"generate": generate, "mended": mended, "vllm": vllm, "free": free, "ours": ours}
+def workers(turns: Turns, args: InferenceArgs) -> None:
+    """inference.py --workers."""
+    _predict(turns, args, workers=args.workers)
+
+
+def compiled(turns: Turns, args: InferenceArgs) -> None:
+    """inference.py --workers --compile."""
+    _predict(turns, args, workers=args.workers, compile=True)
+
+
+CONTESTANTS = {"generate": generate, "mended": mended, "vllm": vllm, "free": free, "ours": ours, "workers": workers,
+               "compiled": compiled}  # fmt: skip
 
 
 def inference(args: InferenceArgs) -> None:
@@ -184,17 +199,17 @@ def inference(args: InferenceArgs) -> None:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table, one line a contestant."""
-    lines = ["| answers | texts/s | ours is faster by | labels as ours | peak memory |", "|---|---|---|---|---|"]
-    ours = results["contestants"].get("ours")
-    for which, figures in results["contestants"].items():
-        columns = ["–", "–"]
-        if ours:
-            equal = sum(a == b for a, b in zip(figures["answers"], ours["answers"], strict=True))
-            columns = [f"{ours['texts_per_second'] / figures['texts_per_second']:.1f}×",
-                       f"{equal / len(ours['answers']):.1%}"]  # fmt: skip
-        lines.append(
-            f"| {which} | {figures['texts_per_second']:.1f} | {' | '.join(columns)} | {figures['peak_gib']:.1f} GiB |"
-        )
+    contestants = results["contestants"]
+    ours = contestants.get("ours")
+    rivals = [which for which in ("generate", "mended", "vllm") if which in contestants]
+    header = ["answers", "texts/s", *(f"times {which}" for which in rivals), "labels as ours", "peak memory"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for which, figures in contestants.items():
+        speed = figures["texts_per_second"]
+        columns = [which, f"{speed:.1f}", *(f"{speed / contestants[r]['texts_per_second']:.1f}×" for r in rivals)]
+        equal = sum(a == b for a, b in zip(figures["answers"], ours["answers"], strict=True)) if ours else 0
+        columns += [f"{equal / len(figures['answers']):.1%}" if ours else "–", f"{figures['peak_gib']:.1f} GiB"]
+        lines.append(f"| {' | '.join(columns)} |")
     if "latency" in results:
         median, p95 = (f"{1000 * results['latency'][name]:.0f} ms" for name in ("median", "p95"))
         lines.append(f"\none text at a time: {median} (median), {p95} (95 %)")

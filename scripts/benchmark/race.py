@@ -64,7 +64,7 @@ class Contestant:
     def __init__(self, work: Callable[..., None], **settings: Any):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(work, theirs, settings), daemon=True)
+        self._process = context.Process(target=_work, args=(work, theirs, settings))
         self._process.start()
         theirs.close()
 
@@ -126,7 +126,7 @@ def synchronize() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes this process had at any time: on the GPU, if it has one, else in main memory."""
+    """Most bytes this process had at any time: on the GPU, if it has one, else in main memory, with its children's."""
     import torch
 
     if torch.cuda.is_available():
@@ -135,8 +135,9 @@ def peak_memory() -> int:
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     # not ru_maxrss: on Linux a process starts with the peak of the one that started it
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    family = [status, *(Path(f"/proc/{child.pid}/status") for child in multiprocessing.active_children())]
+    lines = [line for each in family for line in each.read_text().splitlines() if line.startswith("VmHWM")]
+    return sum(int(line.split()[1]) for line in lines) * 1024
 
 
 def _work(work: Callable[..., None], connection, settings: dict[str, Any]) -> None:

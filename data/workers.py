@@ -1,0 +1,131 @@
+"""Predicting in several processes, each with the model: on the GPUs side by side, or sharing the cores of the CPU.
+
+PyTorch's threads meet behind every operation and wait for the slowest, so that one process with all cores of a CPU is
+slower than several with a few each.
+"""
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+
+from data.arguments import UserError
+from data.engines import Engine, Prompts
+from data.tasks import Prediction
+
+BATCHES_AT_ONCE = 4  # of each process: the processes wait for one another behind so many
+
+
+class Workers:
+    """An `Engine` that hands batches to processes, and each the next one when it is done with one.
+
+    Args:
+        load: makes the engine of a process from the name of its device; has to be picklable.
+        devices: a device for each process.
+        batch_size: most prompts a process is given at once.
+        name: the backend's name.
+
+    Raises:
+        UserError: what `load` raised in a process.
+    """
+
+    def __init__(self, load: Callable[[str], Engine], devices: Sequence[str], batch_size: int, name: str):
+        self.name, self.window = name, batch_size * len(devices) * BATCHES_AT_ONCE
+        self._batch_size = batch_size
+        self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        for i, device in enumerate(devices):
+            connection, theirs = context.Pipe()
+            process = context.Process(
+                target=_work, args=(theirs, load, device, len(devices), i == 0), daemon=True, name=f"worker {i + 1}"
+            )
+            process.start()
+            theirs.close()  # so that the connection ends with the process
+            self._workers[connection] = process
+        try:
+            for connection in self._workers:
+                self._received(connection)  # its model is there
+        except BaseException:
+            self.close()
+            raise
+
+    def answers(self, prompts: Prompts) -> list[Prediction]:
+        return self._spread("answers", prompts)
+
+    def scores(self, prompts: Prompts) -> list[list[float]]:
+        return self._spread("scores", prompts)
+
+    def close(self) -> None:
+        for connection in self._workers:
+            connection.close()  # upon which a process ends
+        for process in self._workers.values():
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+        self._workers = {}
+
+    def _spread(self, method: str, prompts: Prompts) -> list:
+        """What the processes' engines compute for these prompts, in the order of the prompts."""
+        rounds = -(-len(prompts) // (self._batch_size * len(self._workers)))
+        size = max(1, -(-len(prompts) // max(1, rounds * len(self._workers))))  # as many batches for each process
+        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        computed: list[list] = [[] for _ in batches]
+        todo, busy = iter(range(len(batches))), {}  # busy: connection -> number of its batch
+
+        def give(connection: Connection) -> None:
+            if (i := next(todo, None)) is not None:
+                busy[connection] = i
+                with suppress(OSError):  # the process has ended; `_received` says so
+                    connection.send((method, batches[i]))
+
+        try:
+            for connection in self._workers:
+                give(connection)
+            while busy:
+                for connection in wait(list(busy)):
+                    computed[busy.pop(connection)] = self._received(connection)
+                    give(connection)
+        except BaseException:
+            self.close()  # what is still on its way would be taken for the answer to a later question
+            raise
+        return [value for batch in computed for value in batch]
+
+    def _received(self, connection: Connection):
+        try:
+            result = connection.recv()
+        except (EOFError, OSError) as error:
+            process = self._workers[connection]
+            process.join(timeout=5)
+            raise UserError(
+                f"--workers {len(self._workers)}: {process.name} ended with exit code {process.exitcode} (-9: killed, "
+                "as systems do when memory runs out); what is written is kept, and the same command goes on"
+            ) from error
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def _work(connection: Connection, load: Callable[[str], Engine], device: str, workers: int, first: bool) -> None:
+    """A process: computes what `connection` asks for until that ends, as it does with the process that asks."""
+    import torch
+    from transformers.utils import logging
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    if not first:
+        logging.disable_progress_bar()
+    try:
+        engine = load(device)
+        connection.send(None)
+        while True:
+            method, prompts = connection.recv()
+            connection.send(getattr(engine, method)(prompts))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # nobody asks any more
+    except UserError as error:
+        connection.send(error)
+    except Exception as error:
+        error.add_note(traceback.format_exc())
+        connection.send(error)
