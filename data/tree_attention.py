@@ -7,7 +7,7 @@ and a dense mask would have 30 layers compute N x N scores, most of them for not
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,10 +235,13 @@ def read_on(
     Returns:
         Logits (K, V) in fp32.
     """
-    output = model(
-        input_ids=input_ids[None], position_ids=position_ids[None], logits_to_keep=logit_index, use_cache=False,
-        spans=CutRow(cut, kept),
-    )  # fmt: skip
+    # compiled layers would be compiled anew for a single token, which takes longer than it saves
+    plainly = torch.compiler.set_stance("force_eager") if len(input_ids) == 1 else nullcontext()
+    with plainly:
+        output = model(
+            input_ids=input_ids[None], position_ids=position_ids[None], logits_to_keep=logit_index, use_cache=False,
+            spans=CutRow(cut, kept),
+        )  # fmt: skip
     return output.logits[0].float()
 
 

@@ -7,6 +7,7 @@ slower than several with a few each.
 import multiprocessing
 import signal
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -35,6 +36,7 @@ class Workers:
         self.name, self.window = name, batch_size * len(devices) * BATCHES_AT_ONCE
         self._batch_size = batch_size
         self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
+        self._end = weakref.finalize(self, _end, self._workers)  # at the latest when Python ends
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         for i, device in enumerate(devices):
             connection, theirs = context.Pipe()
@@ -58,13 +60,7 @@ class Workers:
         return self._spread("scores", prompts)
 
     def close(self) -> None:
-        for connection in self._workers:
-            connection.close()  # upon which a process ends
-        for process in self._workers.values():
-            process.join(timeout=5)
-            if process.is_alive():
-                process.terminate()
-        self._workers = {}
+        self._end()
 
     def _spread(self, method: str, prompts: Prompts) -> list:
         """What the processes' engines compute for these prompts, in the order of the prompts."""
@@ -105,6 +101,15 @@ class Workers:
         if isinstance(result, Exception):
             raise result
         return result
+
+
+def _end(workers: dict[Connection, multiprocessing.process.BaseProcess]) -> None:
+    for connection in workers:
+        connection.close()  # upon which a process ends
+    for process in workers.values():
+        process.join(timeout=5)
+        if process.is_alive():
+            process.terminate()
 
 
 def _work(connection: Connection, load: Callable[[str], Engine], device: str, workers: int, first: bool) -> None:

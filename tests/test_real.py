@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from inference import Predictor
 from tests.conftest import ROOT, SAMPLE
 
 pytestmark = pytest.mark.real
@@ -177,23 +178,30 @@ def predict_command(model: Path, rows: Path, output_dir: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def children(process: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
 def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
     comments = [line.split("\t") for line in (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines()]
     rows = [f"{text} {turn}\t{label}\t{name}-{turn}\n" for turn in range(2) for text, label, name in comments]
     (tmp_path / "rows.tsv").write_text("".join(rows), encoding="utf-8")
-    command, partial = (
-        predict_command(model, tmp_path / "rows.tsv", tmp_path / "out"),
-        tmp_path / "out" / "predictions.partial.jsonl",
-    )
+    command = [*predict_command(model, tmp_path / "rows.tsv", tmp_path / "out"), "--workers", "2"]
+    partial = tmp_path / "out" / "predictions.partial.jsonl"
     process = start(*command)
     deadline = time.monotonic() + 600
     while not (partial.is_file() and partial.stat().st_size):
         assert process.poll() is None, process.stdout.read()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    workers = children(process)
+    assert len(workers) >= 2
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = partial.read_bytes()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):  # they end with their batch
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
     finish(*command)
     whole = (tmp_path / "out" / "predictions.jsonl").read_bytes()
@@ -250,3 +258,14 @@ def test_the_quickstart_learnt():
     assert base["n"] == tuned["n"] >= 168
     assert tuned["f1_macro"] > base["f1_macro"] + 0.15
     assert tuned["invalid_rate"] < 0.05
+
+
+def test_compiled_answers_are_the_plain_ones(model):
+    """In fp32, on real weights: the same answers, as probable."""
+    texts = [line.split("\t")[0] for line in (SAMPLE / "test.tsv").read_text(encoding="utf-8").splitlines()][:24]
+    flags = dict(task="goemotions-original", precision="fp32", device="cpu", batch_size=8)
+    plain = Predictor(str(model), **flags).predict_batch(texts)
+    compiled = Predictor(str(model), compile=True, **flags).predict_batch(texts)
+    for one, other in zip(plain, compiled, strict=True):
+        assert one.labels == other.labels
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)

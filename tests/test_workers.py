@@ -1,0 +1,102 @@
+"""Processes that predict side by side: what they give, what ends them, and what is said when one ends too soon."""
+
+import os
+import signal
+from functools import partial
+
+import pytest
+
+from data.arguments import UserError
+from data.models import worker_devices
+from data.workers import Workers
+from inference import Args, Predictor
+
+TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"] * 5
+
+
+class Echo:
+    """An engine that says what it was given, and where."""
+
+    name, window = "echo", 1
+
+    def __init__(self, device: str):
+        self.device = device
+
+    def answers(self, prompts):
+        if [13] in list(prompts):
+            raise ValueError("13 is not for me")
+        return [(self.device, *prompt) for prompt in prompts]
+
+    def close(self):
+        pass
+
+
+def refuse(device: str):
+    raise UserError(f"nothing for {device}")
+
+
+@pytest.mark.parametrize("objective", ["generate", "score"])
+def test_several_processes_answer_as_one(tiny_model_dir, objective):
+    flags = dict(task="goemotions-original", objective=objective, precision="fp32", device="cpu", batch_size=4)
+    alone = Predictor(str(tiny_model_dir), **flags).predict_batch(TEXTS)
+    with Predictor(str(tiny_model_dir), workers=2, **flags) as predictor:
+        together = predictor.predict_batch(TEXTS)
+        assert predictor.predict_batch([]) == []
+    for one, other in zip(alone, together, strict=True):
+        assert (one.labels, one.completion) == (other.labels, other.completion)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+        assert one.probabilities == (other.probabilities and pytest.approx(other.probabilities, abs=1e-5))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 9])
+def test_every_process_has_its_share(count):
+    workers = Workers(Echo, ["a", "b"], 4, "hf")
+    prompts = [[n] for n in range(count)]
+    answers = workers.answers(prompts)
+    workers.close()
+    assert [[n] for _, n in answers] == prompts
+    assert len({device for device, _ in answers}) == min(count, 2)
+
+
+def test_a_process_that_is_killed_is_one_clear_error():
+    workers = Workers(Echo, ["a", "b"], 4, "hf")
+    process = list(workers._workers.values())[1]
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(UserError, match=r"--workers 2: worker 2 ended with exit code -9"):
+        workers.answers([[n] for n in range(20)])
+
+
+def test_errors_of_a_process_are_those_of_the_caller():
+    with pytest.raises(UserError, match="nothing for b"):
+        Workers(partial(refuse), ["b"], 4, "hf")
+    workers = Workers(Echo, ["a", "b"], 4, "hf")
+    processes = list(workers._workers.values())
+    with pytest.raises(ValueError, match="13 is not for me") as raised:
+        workers.answers([[n] for n in range(20)])
+    assert "in answers" in raised.value.__notes__[0]  # where it happened, in the other process
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert worker_devices(3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert worker_devices(2, "cpu") == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (dict(workers=0, test_data_path="a.tsv"), "--workers 0"),
+    (dict(workers=2, text="fine"), "--workers 2: is for a file"),
+    (dict(workers=2, test_data_path="a.tsv", backend="vllm"), "--workers 2: is for hf and bert"),
+    (dict(compile=True, test_data_path="a.tsv", backend="vllm"), "--compile: is for hf and bert"),
+])  # fmt: skip
+def test_flags_that_do_not_go_together(flags, message):
+    with pytest.raises(UserError, match=message):
+        Args(model_path="anything", **flags)
+
+
+@pytest.mark.parametrize("flags", [dict(constrained=False), dict(cot=True)])
+def test_what_cannot_be_compiled(tiny_model_dir, flags):
+    with pytest.raises(UserError, match="--compile: is for heads"):
+        Predictor(str(tiny_model_dir), "goemotions-group", device="cpu", compile=True, **flags)
