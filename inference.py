@@ -14,8 +14,9 @@ is an error. A model that writes its answers may write valid ones only (--constr
     python inference.py --model_path outputs/sft --interactive
     python inference.py --model_path outputs/sft --demo
 
-    # the vLLM engine; the third of eight machines' shares of a large file
+    # the vLLM engine; eight processes, a GPU each; the third of eight machines' shares of a large file
     python inference.py --model_path outputs/merged --backend vllm --test_data_path comments.tsv
+    python inference.py --model_path outputs/merged --test_data_path comments.tsv --workers 8
     python inference.py --model_path outputs/merged --test_data_path comments.tsv --shard 3/8
 
     # an untuned model
