@@ -96,7 +96,7 @@ def worker_devices(workers: int, device: str | None = None) -> list[str]:
 
     if device is None and torch.cuda.is_available():
         return [f"cuda:{i % torch.cuda.device_count()}" for i in range(workers)]
-    return [pick_device(device)] * workers
+    return [device or pick_device()] * workers  # each looks for itself whether it can have it
 
 
 def load_tokenizer(model_path: str):

@@ -64,29 +64,36 @@ class Workers:
 
     def _spread(self, method: str, prompts: Prompts) -> list:
         """What the processes' engines compute for these prompts, in the order of the prompts."""
-        rounds = -(-len(prompts) // (self._batch_size * len(self._workers)))
-        size = max(1, -(-len(prompts) // max(1, rounds * len(self._workers))))  # as many batches for each process
-        batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        computed: list[list] = [[] for _ in batches]
-        todo, busy = iter(range(len(batches))), {}  # busy: connection -> number of its batch
+        count, workers = len(prompts), len(self._workers)
+        rounds = max(1, -(-count // (self._batch_size * workers)))
+        share = max(1, -(-count // rounds))
+        batches = [  # prompts come sorted by length: in a round, every process gets long ones and short ones
+            rows
+            for begin in range(0, count, share)
+            for i in range(workers)
+            if (rows := range(count)[begin : begin + share][i::workers])
+        ]
+        values: list = [None] * count
+        todo, busy = iter(batches), {}  # busy: connection -> the rows it computes
 
         def give(connection: Connection) -> None:
-            if (i := next(todo, None)) is not None:
-                busy[connection] = i
+            if rows := next(todo, None):
+                busy[connection] = rows
                 with suppress(OSError):  # the process has ended; `_received` says so
-                    connection.send((method, batches[i]))
+                    connection.send((method, [prompts[row] for row in rows]))
 
         try:
             for connection in self._workers:
                 give(connection)
             while busy:
                 for connection in wait(list(busy)):
-                    computed[busy.pop(connection)] = self._received(connection)
+                    for row, value in zip(busy.pop(connection), self._received(connection), strict=True):
+                        values[row] = value
                     give(connection)
         except BaseException:
             self.close()  # what is still on its way would be taken for the answer to a later question
             raise
-        return [value for batch in computed for value in batch]
+        return values
 
     def _received(self, connection: Connection):
         try:
