@@ -128,16 +128,18 @@ def _work(connection: Connection, load: Callable[[str], Engine], device: str, wo
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     if not first:
         logging.disable_progress_bar()
-    try:
-        engine = load(device)
-        connection.send(None)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # when nobody asks any more
+        engine = _attempt(load, device)
+        connection.send(engine if isinstance(engine, Exception) else None)
         while True:
             method, prompts = connection.recv()
-            connection.send(getattr(engine, method)(prompts))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # nobody asks any more
-    except UserError as error:
-        connection.send(error)
+            connection.send(_attempt(getattr(engine, method), prompts))
+
+
+def _attempt(compute: Callable, argument):
+    """What `compute` gives, or the error it ends with, which is to be raised where it was asked for."""
+    try:
+        return compute(argument)
     except Exception as error:
         error.add_note(traceback.format_exc())
-        connection.send(error)
+        return error
