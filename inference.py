@@ -48,16 +48,17 @@ from typing import Any, Literal, TypeVar
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
 from data.contract import Contract, contract_for
 from data.encoding import Encoder, Objective
-from data.engines import Engine, TransformersEngine, VllmEngine
-from data.files import write_json, write_json_lines
-from data.loading import Example, ExampleFile
-from data.models import (
+from data.engine.backends import Engine, TransformersEngine, VllmEngine
+from data.engine.models import (
     base_model_path,
     check_model_path,
     is_encoder,
     load_tokenizer,
     worker_devices,
 )
+from data.engine.workers import Workers
+from data.files import write_json, write_json_lines
+from data.loading import Example, ExampleFile
 from data.prediction_files import (
     FILE_NAME,
     PART_NAME,
@@ -68,7 +69,6 @@ from data.prediction_files import (
     write_results,
 )
 from data.tasks import Prediction
-from data.workers import Workers
 
 CALIBRATION_FILE = "calibration.json"
 Backend = Literal["hf", "vllm", "bert"]
@@ -197,10 +197,10 @@ class Predictor:
     """A model that reads labels in texts. Threads may share one; they are answered one after the other.
 
     Args:
-        model_path: hub id or directory (see `data.models.load_model`).
+        model_path: hub id or directory (see `data.engine.models.load_model`).
         task, label_path, cot, max_length, objective: only for an untuned model; a trained one knows (`contract_for`).
         batch_size: texts a batch.
-        precision, device, load_in_4bit: see `data.models.load_model`.
+        precision, device, load_in_4bit: see `data.engine.models.load_model`.
         backend: see `pick_backend`.
         constrained: let a model that writes its answers write valid ones only.
         probabilities: give those of every label also where the answers are written.

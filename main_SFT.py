@@ -4,8 +4,8 @@ Three ways to say them (`--objective`): the model writes them (`generate`), a he
 (`classify`, also for encoders such as BERT), or they are compared as answers (`score`). TRL's SFTTrainer does the
 training of the first and last, Transformers' Trainer that of heads. What is watched, and what the best checkpoint is
 chosen by, are label metrics of the validation rows, never token accuracy. What the texts of a batch share, first of
-all the instruction with its list of labels, is computed once a batch instead of once a text (data/packing.py): the
-same loss and gradients in a fraction of the time.
+all the instruction with its list of labels, is computed once a batch instead of once a text
+(data/engine/packing.py): the same loss and gradients in a fraction of the time.
 
     # LoRA on the GoEmotions groups (labels.txt alone says which task it is)
     python main_SFT.py --model_path models/Qwen2.5-7B-Instruct --train_data_path data/goemotions/group/train.tsv \\
@@ -38,8 +38,7 @@ from typing import Literal
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
 from data.encoding import Encoder, Objective
-from data.metrics import DEFAULT_BEST, LABEL_METRICS
-from data.models import (
+from data.engine.models import (
     base_model_path,
     check_model_path,
     compile_layers,
@@ -49,10 +48,8 @@ from data.models import (
     load_tokenizer,
     pick_device,
 )
-from data.run_report import write_run_report
-from data.search import search
-from data.tasks import Task, resolve_task, with_prompt
-from data.training import (
+from data.learning.search import search
+from data.learning.trainers import (
     Data,
     check_positions,
     check_same_task,
@@ -66,6 +63,9 @@ from data.training import (
     train,
     write_run_facts,
 )
+from data.metrics import DEFAULT_BEST, LABEL_METRICS
+from data.report.model_card import write_run_report
+from data.tasks import Task, resolve_task, with_prompt
 from inference import CALIBRATION_FILE, Predictor, calibrate_run, score_run
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
@@ -255,7 +255,7 @@ def with_defaults(args: Args, task: Task) -> Args:
 
 def load_trainable_model(args: Args, contract: Contract):
     """The model to train: whole in fp32 for `full` (autocast lowers it), in `--precision` under an adapter."""
-    from data.classifier import head_names
+    from data.engine.classifier import head_names
 
     # the CPU's fused attention takes ten times as long backwards as plain matrix products on short texts
     attention = "eager" if pick_device() == "cpu" else None
@@ -278,8 +278,8 @@ def share_prefixes(args: Args, model, dataset) -> bool:
     Raises:
         UserError: `--prefix_sharing on` with a model that cannot.
     """
-    from data.packing import packed_share
-    from data.tree_attention import sharing_attention
+    from data.engine.packing import packed_share
+    from data.engine.tree_attention import sharing_attention
 
     if is_encoder(args.model_path) and args.prefix_sharing == "auto":
         return False  # by its nature: no warning
@@ -307,8 +307,8 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     from transformers import Trainer
     from trl import SFTTrainer
 
-    from data import objectives
-    from data.classifier import start_from_odds
+    from data.engine.classifier import start_from_odds
+    from data.learning import objectives
 
     classify, compare = args.objective == "classify", args.score_loss == "contrastive"
     mixin = objectives.LabelTraining
@@ -353,7 +353,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
 
 def loss_settings(args: Args, data: Data, contract: Contract):
     """Our flags as `LossSettings`."""
-    from data.objectives import LossSettings, balanced_weights
+    from data.learning.objectives import LossSettings, balanced_weights
 
     weights = None
     if args.class_weights == "balanced":

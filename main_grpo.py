@@ -7,7 +7,7 @@ metrics of greedy answers on the validation rows.
 
 The samples of a text share its prompt, and all prompts share the instruction. Both are computed once: when answers
 are drawn, by branching the cache of keys and values; when they are scored, by packing them into one prefix tree
-(data/packing.py).
+(data/engine/packing.py).
 
     # go on from an SFT run (its task.json names the task)
     python main_grpo.py --model_path outputs/sft --train_data_path data/goemotions/original/train.tsv \\
@@ -42,10 +42,7 @@ from typing import Any, Literal
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract, contract_for
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.files import write_text
-from data.loading import Example
-from data.metrics import LABEL_METRICS, jaccard
-from data.models import (
+from data.engine.models import (
     base_model_path,
     check_model_path,
     compile_layers,
@@ -54,9 +51,8 @@ from data.models import (
     load_tokenizer,
     pick_device,
 )
-from data.run_report import write_run_report
-from data.tasks import Prediction, Task
-from data.training import (
+from data.files import write_text
+from data.learning.trainers import (
     Data,
     check_positions,
     check_positive,
@@ -71,6 +67,10 @@ from data.training import (
     train,
     write_run_facts,
 )
+from data.loading import Example
+from data.metrics import LABEL_METRICS, jaccard
+from data.report.model_card import write_run_report
+from data.tasks import Prediction, Task
 from inference import Predictor, score_run
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
@@ -324,7 +324,7 @@ def load_policy(args: Args, longest: int):
         args: the stage's flags.
         longest: tokens of the longest prompt with its answer.
     """
-    from data.tree_attention import sharing_attention
+    from data.engine.tree_attention import sharing_attention
 
     start = base_model_path(args.model_path)
     # as in SFT: plain matrix products go backwards faster on short texts than the CPU's fused attention
@@ -416,8 +416,8 @@ def build_trainer(args: Args, data: Data, model, packed: bool, encoder: Encoder,
     """TRL's GRPOTrainer with our rewards and label metrics."""
     from trl import GRPOTrainer
 
-    from data.generation import sample_answers, stop_token_ids
-    from data.group_training import GroupTraining, weights_through_a_folder
+    from data.engine.generation import sample_answers, stop_token_ids
+    from data.learning.group_training import GroupTraining, weights_through_a_folder
 
     class LabelGRPOTrainer(GroupTraining, GRPOTrainer):
         pass

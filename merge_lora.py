@@ -27,9 +27,7 @@ from typing import Any, Literal
 from data.arguments import UserError, check_output_dir, flag, run
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
-from data.files import write_json
-from data.loading import load_examples
-from data.models import (
+from data.engine.models import (
     adapter_stack,
     check_model_path,
     load_model,
@@ -37,6 +35,8 @@ from data.models import (
     take_packed_rows,
     with_adapters,
 )
+from data.files import write_json
+from data.loading import load_examples
 from inference import DEMO_TEXTS, Predictor
 
 REPORT = "merge_report.json"

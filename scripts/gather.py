@@ -12,8 +12,8 @@ from pathlib import Path
 
 from data.arguments import UserError, flag, run
 from data.contract import contract_for
+from data.engine.models import check_model_path
 from data.files import write_json_lines
-from data.models import check_model_path
 from data.prediction_files import FILE_NAME, PART_NAME, measure, remove_results, rows_of, write_results
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from data.arguments import UserError, check_at_least, flag, run
+from data.engine.models import check_model_path
 from data.loading import load_examples
-from data.models import check_model_path
 from data.tasks import Prediction, Task
 from inference import DEMO_TEXTS, Predictor
 

@@ -4,13 +4,13 @@ from itertools import combinations
 import pytest
 import torch
 
-from data import generation
 from data.answers import AnswerTrie, answer_grammar
 from data.encoding import MAX_ANSWER_LABELS, Encoder
-from data.generation import ConstrainedWriter
-from data.models import load_model, take_packed_rows
+from data.engine import generation
+from data.engine.generation import ConstrainedWriter
+from data.engine.models import load_model, take_packed_rows
+from data.engine.tree_attention import computes_spans, ordinary_attention, read_on
 from data.tasks import BUILT_IN_TASKS, CUSTOM_TEMPLATE, Task
-from data.tree_attention import computes_spans, ordinary_attention, read_on
 
 ODD = ("a", "ab", "a b", "U.S.", "money-fx", "负面", "100 %", '"quoted"')
 TEXTS = [

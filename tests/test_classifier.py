@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from data.arguments import UserError
-from data.classifier import MLPHead, classifier_class, start_from_odds, text_batch, text_logits
 from data.contract import Contract
-from data.models import load_model
+from data.engine.classifier import MLPHead, classifier_class, start_from_odds, text_batch, text_logits
+from data.engine.models import load_model
+from data.engine.tree_attention import SPAN_ATTENTION
+from data.learning.trainers import lora_config
 from data.tasks import BUILT_IN_TASKS
-from data.training import lora_config
-from data.tree_attention import SPAN_ATTENTION
 from main_SFT import Args
 
 EMOTION = BUILT_IN_TASKS["emotion"]

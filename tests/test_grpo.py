@@ -15,11 +15,11 @@ import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.generation import generate_greedy, sample_answers
+from data.engine.generation import generate_greedy, sample_answers
+from data.engine.models import load_model, load_tokenizer
+from data.engine.tree_attention import SPAN_ATTENTION, ordinary_attention
 from data.loading import load_examples
-from data.models import load_model, load_tokenizer
 from data.tasks import BUILT_IN_TASKS, Prediction
-from data.tree_attention import SPAN_ATTENTION, ordinary_attention
 from inference import Predictor
 from main_grpo import (
     Args,

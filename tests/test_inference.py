@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import inference
-from data import generation
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
-from data.engines import TransformersEngine
-from data.generation import generate_greedy, keeps_whole_cache, shared_length
+from data.engine import generation
+from data.engine.backends import TransformersEngine
+from data.engine.generation import generate_greedy, keeps_whole_cache, shared_length
+from data.engine.models import check_model_path, load_model, pick_device
 from data.loading import Example
-from data.models import check_model_path, load_model, pick_device
 from data.tasks import BUILT_IN_TASKS, Task
 from inference import Args, Predictor, evaluate, main
 from scripts import gather

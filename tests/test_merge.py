@@ -13,7 +13,7 @@ import main_SFT
 import merge_lora
 from data.arguments import UserError
 from data.contract import Contract
-from data.models import load_model
+from data.engine.models import load_model
 from inference import Predictor
 from merge_lora import Args, main
 from tests.test_objective_runs import args as sft_args  # noqa: F401  (a fixture)

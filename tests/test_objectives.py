@@ -9,8 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from data.encoding import Encoder
-from data.loading import Example
-from data.objectives import (
+from data.learning.objectives import (
     MAX_POSITIVE_WEIGHT,
     LossSettings,
     answer_losses,
@@ -21,6 +20,7 @@ from data.objectives import (
     text_rows,
     yes_or_no_losses,
 )
+from data.loading import Example
 from data.tasks import BUILT_IN_TASKS
 
 GROUP, EMOTION = BUILT_IN_TASKS["goemotions-group"], BUILT_IN_TASKS["emotion"]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.packing import (
+from data.engine.packing import (
     PackedRow,
     block_mask,
     common_prefix_length,

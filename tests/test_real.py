@@ -74,7 +74,7 @@ def test_a_run_killed_by_the_system_goes_on_to_the_same_result(model, tmp_path):
 def test_every_answer_has_room(model):
     """A label takes more tokens at the beginning of an answer than after a space: "disappointment" three instead of one."""
     from data.encoding import Encoder
-    from data.models import load_tokenizer
+    from data.engine.models import load_tokenizer
     from data.tasks import BUILT_IN_TASKS
 
     task = BUILT_IN_TASKS["goemotions-original"]
@@ -112,12 +112,12 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
     from peft import LoraConfig, get_peft_model
 
     from data.encoding import Encoder
+    from data.engine.models import compile_layers, load_model, load_tokenizer
+    from data.engine.packing import pack
+    from data.engine.tree_attention import SPAN_ATTENTION, target_log_probs
+    from data.learning.objectives import AnswerCollator, LabelTraining, answer_rows
     from data.loading import load_examples
-    from data.models import compile_layers, load_model, load_tokenizer
-    from data.objectives import AnswerCollator, LabelTraining, answer_rows
-    from data.packing import pack
     from data.tasks import BUILT_IN_TASKS
-    from data.tree_attention import SPAN_ATTENTION, target_log_probs
 
     task = BUILT_IN_TASKS["goemotions-original"]
     encoder = Encoder(task, load_tokenizer(str(model)))

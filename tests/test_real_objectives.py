@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data.contract import Contract
-from data.models import load_model
+from data.engine.models import load_model
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from main_SFT import Args, main

@@ -12,7 +12,7 @@ from data.arguments import UserError
 from data.contract import Contract
 from data.files import write_json
 from data.metrics import label_metrics
-from data.run_report import (
+from data.report.model_card import (
     hub_id,
     training_figure,
     write_inference_example,
@@ -279,7 +279,7 @@ def test_the_example_finds_the_checkout(run_dir, tmp_path, monkeypatch):
     """A run inside the checkout knows the way to it, one elsewhere the place."""
     write_inference_example(run_dir)
     assert f"HERE / {json.dumps(ROOT.as_posix())})" in (run_dir / "inference_example.py").read_text()
-    monkeypatch.setattr("data.run_report.CHECKOUT", tmp_path.resolve())
+    monkeypatch.setattr("data.report.model_card.CHECKOUT", tmp_path.resolve())
     inside = tmp_path / "outputs" / "sft"
     inside.mkdir(parents=True)
     write_inference_example(inside)

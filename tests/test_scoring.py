@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from data.encoding import Encoder
+from data.engine.models import load_model
+from data.engine.scoring import candidate_batch, candidate_scores
+from data.engine.tree_attention import SPAN_ATTENTION
 from data.loading import load_examples
-from data.models import load_model
-from data.scoring import candidate_batch, candidate_scores
 from data.tasks import BUILT_IN_TASKS
-from data.tree_attention import SPAN_ATTENTION
 from tests.conftest import SAMPLE
 
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.arguments import UserError
-from data.search import RANKS, search
+from data.learning.search import RANKS, search
 from main_SFT import Args, main
 from tests.test_objective_runs import TEXTS
 

@@ -17,13 +17,13 @@ import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
+from data.engine.models import compile_layers, load_model, load_tokenizer
+from data.engine.packing import pack
+from data.engine.tree_attention import SPAN_ATTENTION
+from data.learning.objectives import AnswerCollator, LabelTraining, PackingCollator, answer_rows
+from data.learning.trainers import find_checkpoint, load_data
 from data.loading import Example, load_examples
-from data.models import compile_layers, load_model, load_tokenizer
-from data.objectives import AnswerCollator, LabelTraining, PackingCollator, answer_rows
-from data.packing import pack
 from data.tasks import BUILT_IN_TASKS, resolve_task
-from data.training import find_checkpoint, load_data
-from data.tree_attention import SPAN_ATTENTION
 from inference import Predictor
 from main_SFT import MAY_CHANGE, Args, main, share_prefixes
 from tests.conftest import ROOT, SAMPLE

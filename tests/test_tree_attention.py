@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from data.packing import dense_mask, pack, spans
-from data.tree_attention import (
+from data.engine.packing import dense_mask, pack, spans
+from data.engine.tree_attention import (
     SPAN_ATTENTION,
     CutRow,
     ordinary_attention,
@@ -197,9 +197,9 @@ def test_attention_by_device(monkeypatch):
     assert sharing_attention(model, "cpu") == SPAN_ATTENTION
     assert sharing_attention(model, "mps") == "sdpa"
     assert sharing_attention(model, "cuda:1") == "sdpa"  # fp32 weights: mixed number formats under autocast
-    monkeypatch.setattr("data.tree_attention.has_triton", lambda: False)
+    monkeypatch.setattr("data.engine.tree_attention.has_triton", lambda: False)
     assert sharing_attention(model.bfloat16(), "cuda:1") == "sdpa"  # FlexAttention is compiled with Triton
-    monkeypatch.setattr("data.tree_attention.has_triton", lambda: True)
+    monkeypatch.setattr("data.engine.tree_attention.has_triton", lambda: True)
     assert sharing_attention(model, "cuda:1") == "flex_attention"
     model.config.attention_dropout = 0.1
     assert (sharing_attention(model, "cpu"), sharing_attention(model, "cuda")) == ("eager", "sdpa")

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 from data.arguments import UserError
-from data.models import worker_devices
-from data.workers import Workers
+from data.engine.models import worker_devices
+from data.engine.workers import Workers
 from inference import Args, Predictor
 
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"] * 5

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.engine.models import check_model_path
 from data.files import write_json
-from data.models import check_model_path
-from data.training import load_data, lora_config, train
+from data.learning.trainers import load_data, lora_config, train
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, synchronize, train_file
 
 CASE = CASES["28-labels"]
@@ -83,7 +83,7 @@ def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
     import main_grpo
     from data.contract import contract_for
     from data.encoding import Encoder
-    from data.models import load_tokenizer
+    from data.engine.models import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder, **flags)
@@ -112,8 +112,8 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
     import main_grpo
     from data.contract import contract_for
     from data.encoding import Encoder
-    from data.generation import stop_token_ids
-    from data.models import base_model_path, load_tokenizer, pick_device
+    from data.engine.generation import stop_token_ids
+    from data.engine.models import base_model_path, load_tokenizer, pick_device
 
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder)

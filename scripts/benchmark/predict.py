@@ -9,9 +9,9 @@ from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.contract import Contract, contract_for
+from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer
 from data.files import write_json
 from data.loading import load_examples
-from data.models import base_model_path, check_model_path, load_model, load_tokenizer
 from inference import Predictor
 from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
 
@@ -71,7 +71,7 @@ def generate(turns: Turns, args: InferenceArgs) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from data.models import pick_device
+    from data.engine.models import pick_device
 
     model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16).to(pick_device()).eval()
     _generate(turns, args, model)
@@ -86,7 +86,7 @@ def _generate(turns: Turns, args: InferenceArgs, model) -> None:
     import torch
 
     from data.encoding import Encoder
-    from data.generation import stop_token_ids
+    from data.engine.generation import stop_token_ids
 
     contract, tokenizer = _contract(args), load_tokenizer(args.model_path)
     encoder = Encoder(contract.task, tokenizer, contract.cot, contract.max_length)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.engine.models import check_model_path
 from data.files import write_json
 from data.loading import load_examples
-from data.models import check_model_path
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, train_file

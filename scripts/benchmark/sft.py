@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.engine.models import check_model_path
 from data.files import write_json
+from data.learning.trainers import load_data, lora_config, train
 from data.loading import load_examples
-from data.models import check_model_path
 from data.tasks import BUILT_IN_TASKS
-from data.training import load_data, lora_config, train
 from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
 
 
@@ -80,7 +80,7 @@ def ours(turns: Turns, args: SftArgs, case: Case, **flags: Any) -> None:
     import main_SFT
     from data.contract import Contract
     from data.encoding import Encoder
-    from data.models import load_tokenizer
+    from data.engine.models import load_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_args(args, case, folder, **flags)
@@ -110,8 +110,8 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
     from trl import SFTConfig, SFTTrainer
 
     from data.encoding import Encoder
-    from data.models import load_tokenizer, pick_device
-    from data.objectives import answer_rows
+    from data.engine.models import load_tokenizer, pick_device
+    from data.learning.objectives import answer_rows
 
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_args(args, case, folder)
@@ -138,7 +138,7 @@ def multiply(turns: Turns, hidden: int, intermediate: int, rows: int) -> None:
     """The machine itself: bf16 products of (rows, hidden) with (hidden, intermediate), as an MLP layer's."""
     import torch
 
-    from data.models import pick_device
+    from data.engine.models import pick_device
 
     kind = {"dtype": torch.bfloat16, "device": pick_device()}
     left, right = torch.randn(rows, hidden, **kind), torch.randn(intermediate, hidden, **kind)
@@ -184,9 +184,9 @@ def unique_tokens(args: SftArgs, case: Case) -> tuple[float, float]:
     import random
 
     from data.encoding import Encoder
-    from data.models import load_tokenizer
-    from data.objectives import answer_rows
-    from data.packing import pack
+    from data.engine.models import load_tokenizer
+    from data.engine.packing import pack
+    from data.learning.objectives import answer_rows
 
     examples = load_examples(train_file(args.data_dir, case), BUILT_IN_TASKS[case.task])
     drawn = random.Random(args.seed).sample(examples, 16 * case.batch_size)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from data.arguments import UserError
-from data.engines import Engine, Prompts
+from data.engine.backends import Engine, Prompts
 from data.tasks import Prediction
 
 BATCHES_AT_ONCE = 4  # of each process: the processes wait for one another behind so many

@@ -150,7 +150,7 @@ def load_model(
                             "before its weights can be kept in 4 bits")  # fmt: skip
     try:
         if contract is not None and contract.objective == "classify":
-            from data.classifier import classifier_class
+            from data.engine.classifier import classifier_class
 
             labels = dict(enumerate(contract.task.labels))
             config = AutoConfig.from_pretrained(
@@ -266,7 +266,7 @@ def compile_layers(model) -> None:
 
 def take_packed_rows(model, longest: int) -> bool:
     """Set a loaded model up for packed rows of sequences up to `longest` tokens. Returns whether it can take them."""
-    from data.tree_attention import sharing_attention, sharing_obstacle
+    from data.engine.tree_attention import sharing_attention, sharing_obstacle
 
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     if sharing_obstacle(bare, longest):

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._triton import has_triton
 from transformers import AttentionInterface
 
-from data.packing import PackedRow, Span, block_mask, dense_mask, spans
+from data.engine.packing import PackedRow, Span, block_mask, dense_mask, spans
 
 SPAN_ATTENTION = "prefix_tree_spans"  # the name under which Transformers finds `span_attention`
 

@@ -2,7 +2,7 @@
 
 The score of a candidate is the sum of its tokens' log-probabilities behind the prompt, its end token included, so that
 a label is not preferred for being the beginning of another. All candidates of a text, and all texts of a batch, are one
-prefix tree (data/packing.py): the instruction is computed once a batch, a text once, and what labels begin alike once.
+prefix tree (`packing.py`): the instruction is computed once a batch, a text once, and what labels begin alike once.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.packing import pack
-from data.tree_attention import target_log_probs
+from data.engine.packing import pack
+from data.engine.tree_attention import target_log_probs
 
 Candidates = Sequence[Sequence[int]]
 
@@ -53,7 +53,7 @@ def candidate_scores(model, batch: dict[str, Any], count: int, attention: str, d
         model: a causal language model, as the trainer wrapped it.
         batch: see `candidate_batch`, on the model's device.
         count: K, the number of candidates.
-        attention, dtype: see `data.tree_attention.row_inputs`; used for packed rows.
+        attention, dtype: see `data.engine.tree_attention.row_inputs`; used for packed rows.
     """
     if "rows" not in batch:
         return _padded_scores(model, batch["input_ids"], batch["attention_mask"], batch["is_target"]).view(-1, count)

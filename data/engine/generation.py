@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from data.answers import AnswerTrie, Node
-from data.packing import common_prefix_length, further_spans, pack, paths, spans
-from data.tree_attention import KeptRow, computes_spans, ordinary_attention, read_on
+from data.engine.packing import common_prefix_length, further_spans, pack, paths, spans
+from data.engine.tree_attention import KeptRow, computes_spans, ordinary_attention, read_on
 
 LONGEST_ANSWER = 4096  # tokens; a trie ends every answer long before
 LOOK_AHEAD = 64  # tokens a pass over a few texts computes at little more than the cost of reading the weights

@@ -17,8 +17,8 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from data.arguments import UserError
 from data.encoding import reads_both_ways
-from data.packing import PackedRow, pack
-from data.tree_attention import target_logits
+from data.engine.packing import PackedRow, pack
+from data.engine.tree_attention import target_logits
 
 MLP_WIDTHS = (512, 256)
 MLP_DROPOUT = 0.1
@@ -198,7 +198,7 @@ def text_logits(model, batch: dict[str, Any], attention: str, dtype: torch.dtype
     Args:
         model: a model of `classifier_class`, as the trainer wrapped it.
         batch: see `text_batch`, on the model's device.
-        attention, dtype: see `data.tree_attention.row_inputs`; used for packed rows.
+        attention, dtype: see `data.engine.tree_attention.row_inputs`; used for packed rows.
     """
     if "row" in batch:
         return target_logits(model, batch["row"], attention, dtype)

@@ -125,7 +125,7 @@ def lora_config(args, model):
         return None
     from peft import LoraConfig
 
-    from data.classifier import head_names
+    from data.engine.classifier import head_names
 
     classifies = model.get_output_embeddings() is None
     heads = head_names(model) if classifies else []
@@ -160,7 +160,7 @@ def may_share_prefixes(args, model, longest: int) -> bool:
     Raises:
         UserError: `--prefix_sharing on` with a model that cannot.
     """
-    from data.tree_attention import sharing_obstacle
+    from data.engine.tree_attention import sharing_obstacle
 
     if args.prefix_sharing == "off":
         return False
@@ -196,7 +196,7 @@ class LabelWatching:
         import torch
         from accelerate.utils import gather_object
 
-        from data.tree_attention import ordinary_attention
+        from data.engine.tree_attention import ordinary_attention
 
         mine = self.dev[self.args.process_index :: self.args.world_size]
         model = self.accelerator.unwrap_model(self.model)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from data.encoding import Encoder
-from data.packing import pack
-from data.training import LabelWatching
-from data.tree_attention import ordinary_attention, target_log_probs_and_entropies
+from data.engine.packing import pack
+from data.engine.tree_attention import ordinary_attention, target_log_probs_and_entropies
+from data.learning.trainers import LabelWatching
 
 
 class GroupTraining(LabelWatching):

@@ -56,7 +56,7 @@ class TransformersEngine:
     """A model in Transformers.
 
     Args:
-        model: as `data.models.load_model` gives it, or one in training.
+        model: as `data.engine.models.load_model` gives it, or one in training.
         encoder, contract: what it was trained on.
         batch_size: prompts computed at once.
         packed: it is set up for packed rows.
@@ -77,7 +77,7 @@ class TransformersEngine:
         """An engine with its model.
 
         Args:
-            device, precision, quantized: see `data.models.load_model`.
+            device, precision, quantized: see `data.engine.models.load_model`.
             model_path: hub id or directory.
             encoder, contract, batch_size, name, constrained: see above.
             probabilities: scores are wanted of a model that writes its answers, too.
@@ -86,14 +86,14 @@ class TransformersEngine:
         Raises:
             UserError: a model that does not load, or cannot be compiled.
         """
-        from data.models import compile_layers, load_model, take_packed_rows
+        from data.engine.models import compile_layers, load_model, take_packed_rows
 
         model = load_model(model_path, precision, device, contract=contract, quantized=quantized)
         writes = contract.objective == "generate"
         packed = (not writes or constrained or probabilities) and take_packed_rows(model, contract.max_length)
         engine = cls(model, encoder, contract, batch_size, packed, constrained, name)
         if compiled:
-            from data.tree_attention import computes_spans
+            from data.engine.tree_attention import computes_spans
 
             if writes and (not constrained or contract.cot or not computes_spans(model)):
                 raise UserError("--compile: is for heads, for labels that are compared, and on a CPU for valid answers "
@@ -103,7 +103,7 @@ class TransformersEngine:
 
     @cached_property
     def _writer(self):
-        from data.generation import ConstrainedWriter
+        from data.engine.generation import ConstrainedWriter
 
         # behind reasoning, prompts differ from the text on
         return ConstrainedWriter(
@@ -111,8 +111,8 @@ class TransformersEngine:
         )
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
-        from data.generation import generate_greedy, stop_token_ids
-        from data.tree_attention import ordinary_attention
+        from data.engine.generation import generate_greedy, stop_token_ids
+        from data.engine.tree_attention import ordinary_attention
 
         encoder, pad_id = self.encoder, self.encoder.tokenizer.pad_token_id
         stop_ids = stop_token_ids(self.model, encoder.end_id)
@@ -140,8 +140,8 @@ class TransformersEngine:
         import torch
         from accelerate.utils import send_to_device
 
-        from data.classifier import text_batch, text_logits
-        from data.scoring import candidate_batch, candidate_scores
+        from data.engine.classifier import text_batch, text_logits
+        from data.engine.scoring import candidate_batch, candidate_scores
 
         device, pad_id = self.model.device, self.encoder.tokenizer.pad_token_id
         lowered = torch.is_autocast_enabled(device.type)

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.arguments import UserError, is_first_process
-from data.classifier import text_batch, text_logits
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
+from data.engine.classifier import text_batch, text_logits
+from data.engine.packing import pack
+from data.engine.scoring import candidate_batch, candidate_scores
+from data.engine.tree_attention import target_log_probs
+from data.learning.trainers import LabelWatching
 from data.loading import Example
-from data.packing import pack
-from data.scoring import candidate_batch, candidate_scores
-from data.training import LabelWatching
-from data.tree_attention import target_log_probs
 
 MAX_POSITIVE_WEIGHT = 10.0  # of a rare label in a multi-label task: more makes every text have it
 

@@ -19,7 +19,7 @@ from data.arguments import UserError
 from data.contract import Contract
 from data.files import write_text
 
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = Path(__file__).resolve().parents[2]
 CARD, CURVES, EXAMPLE = "README.md", "training_curves.png", "inference_example.py"
 KINDS = {"single_label": "one label a text", "multi_label": "one or more labels a text"}
 OBJECTIVES = {

@@ -1,0 +1,1 @@
+"""What computes: models, packed rows, predictions. Imports the ground floor only."""
