@@ -34,54 +34,22 @@ From Python:
 import json
 import re
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
 from data.contract import Contract, contract_for
-from data.encoding import Encoder, Objective
-from data.engine.backends import Engine, TransformersEngine, VllmEngine
-from data.engine.models import (
-    base_model_path,
-    check_model_path,
-    is_encoder,
-    load_tokenizer,
-    worker_devices,
-)
-from data.engine.workers import Workers
-from data.files import write_json, write_json_lines
-from data.loading import Example, ExampleFile
-from data.prediction_files import (
-    FILE_NAME,
-    PART_NAME,
-    PredictionFile,
-    measure,
-    remove_results,
-    rows_of,
-    write_results,
-)
+from data.encoding import Objective
+from data.engine.backends import BackendName, PredictionSettings
+from data.engine.evaluation import evaluate
+from data.engine.models import check_model_path
+from data.engine.predictor import DEMO_TEXTS, Predictor
+from data.files import write_json_lines
+from data.loading import ExampleFile
+from data.prediction_files import FILE_NAME, PART_NAME
 from data.tasks import Prediction
-
-CALIBRATION_FILE = "calibration.json"
-Backend = Literal["hf", "vllm", "bert"]
-T = TypeVar("T")
-ROWS_AT_ONCE = 512  # read, sorted by length, predicted and written together; more is lost by a kill
-DEMO_TEXTS = (
-    "You made my day, thank you so much!",
-    "I can't believe they cancelled it again. This is infuriating.",
-    "Does anyone know when the shop opens tomorrow?",
-    "I miss my grandmother more every winter.",
-    "这家酒店的服务太好了，下次还来。",
-    "房间又小又吵，一晚上没睡好。",
-)
 
 
 @dataclass
@@ -90,7 +58,7 @@ class Args:
     model_path: str | None = flag(None, "hub id, or a directory: an untuned model, a run, or a merged model")
     task: str | None = flag(None, "task to ask an untuned model for: a built-in task, single_label or multi_label")
     label_path: str | None = flag(None, "labels.txt of your own task: one label a line, line number = id")
-    backend: Backend | None = flag(
+    backend: BackendName | None = flag(
         None,
         "engine: hf = a language model in Transformers, vllm = one that writes its answers in vLLM, bert = an encoder "
         "(default: hf or bert, as the model is)",
@@ -168,316 +136,6 @@ class Args:
         return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-# --- prediction -----------------------------------------------------------------------------------------------------
-
-
-def pick_backend(model_path: str, backend: Backend | None = None) -> Backend:
-    """The engine for this model: "bert" for an encoder, "hf" or, if asked for, "vllm" for a language model.
-
-    Raises:
-        UserError: one was asked for that does not run it.
-    """
-    encoder = is_encoder(model_path)
-    if backend is None:
-        return "bert" if encoder else "hf"
-    if encoder != (backend == "bert"):
-        kind, needed = ("an encoder", "bert runs") if encoder else ("no encoder", "hf and vllm run")
-        raise UserError(f"--backend {backend}: {model_path} is {kind}, which {needed}")
-    return backend
-
-
-def in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items; the last may be shorter."""
-    iterator = iter(items)
-    while part := list(islice(iterator, size)):
-        yield part
-
-
-class Predictor:
-    """A model that reads labels in texts. Threads may share one; they are answered one after the other.
-
-    Args:
-        model_path: hub id or directory (see `data.engine.models.load_model`).
-        task, label_path, cot, max_length, objective: only for an untuned model; a trained one knows (`contract_for`).
-        batch_size: texts a batch.
-        precision, device, load_in_4bit: see `data.engine.models.load_model`.
-        backend: see `pick_backend`.
-        constrained: let a model that writes its answers write valid ones only.
-        probabilities: give those of every label also where the answers are written.
-        tensor_parallel_size: GPUs that vLLM spreads a model over.
-        workers: processes that predict side by side, not in vLLM; with several, a script that makes a predictor has to
-            do so under `if __name__ == "__main__":`.
-        compile: compile the model's layers, not in vLLM.
-
-    Raises:
-        UserError: no model there, a flag that contradicts its task.json, or an engine that does not run it.
-    """
-
-    def __init__(
-        self,
-        model_path: str,
-        task: str | None = None,
-        label_path: str | None = None,
-        cot: bool | None = None,
-        max_length: int | None = None,
-        batch_size: int = 64,
-        precision: str = "bf16",
-        device: str | None = None,
-        objective: Objective | None = None,
-        backend: Backend | None = None,
-        constrained: bool = True,
-        probabilities: bool = False,
-        load_in_4bit: bool = False,
-        tensor_parallel_size: int = 1,
-        workers: int = 1,
-        compile: bool = False,
-    ):
-        check_model_path(model_path)
-        contract = contract_for(model_path, task, label_path, cot, max_length, objective)
-        backend = pick_backend(model_path, backend)
-        if contract.objective != "classify" and backend == "bert":
-            raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
-        encoder = Encoder(
-            contract.task, load_tokenizer(model_path), contract.cot, contract.max_length, contract.objective
-        )
-        if backend == "vllm":
-            engine: Engine = VllmEngine(
-                model_path, base_model_path(model_path), encoder, contract, precision, constrained,
-                tensor_parallel_size,
-            )  # fmt: skip
-        else:
-            load = partial(
-                TransformersEngine.load, model_path=model_path, encoder=encoder, contract=contract,
-                batch_size=batch_size, name=backend, constrained=constrained, probabilities=probabilities,
-                precision=precision, quantized=load_in_4bit, compiled=compile,
-            )  # fmt: skip
-            several = workers > 1
-            engine = Workers(load, worker_devices(workers, device), batch_size, backend) if several else load(device)
-        self._set(engine, encoder, contract, probabilities)
-
-    @classmethod
-    def from_model(
-        cls, model, encoder: Encoder, contract: Contract, batch_size: int = 64, packed: bool = False,
-        constrained: bool = False,
-    ) -> "Predictor":  # fmt: skip
-        """A predictor around a model that is loaded already, such as one in training.
-
-        `packed` says whether it is set up for packed rows.
-        """
-        predictor = cls.__new__(cls)
-        engine = TransformersEngine(model, encoder, contract, batch_size, packed, constrained)
-        predictor._set(engine, encoder, contract, probabilities=False)
-        return predictor
-
-    def _set(self, engine: Engine, encoder: Encoder, contract: Contract, probabilities: bool) -> None:
-        self.engine, self.encoder, self.contract = engine, encoder, contract
-        self.task, self.backend = contract.task, engine.name
-        self._probabilities = probabilities and not contract.cot  # behind no reasoning, a label is no answer
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> "Predictor":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the model's memory back; nothing can be predicted after it."""
-        self.engine.close()
-
-    def predict(self, text: str) -> Prediction:
-        """The labels of one text."""
-        return self.predict_batch([text])[0]
-
-    def predict_batch(self, texts: Sequence[str], progress: bool = False) -> list[Prediction]:
-        """The labels of each text, in the order of the texts.
-
-        Args:
-            texts: the texts; batches are made of texts of like length.
-            progress: show a progress bar.
-
-        Raises:
-            ValueError: an empty text.
-        """
-        return list(self.predictions(texts, len(texts) if progress else None))
-
-    def predictions(self, texts: Iterable[str], total: int | None = None, done: int = 0) -> Iterator[Prediction]:
-        """The labels of each text, one by one, in the order of the texts: there may be more than memory holds.
-
-        Args:
-            texts: the texts.
-            total: their number, for a progress bar; None = no bar.
-            done: how many of them were predicted earlier, and do not come again.
-
-        Raises:
-            ValueError: an empty text.
-        """
-        from tqdm import tqdm
-
-        with tqdm(total=total, initial=done, desc="predict", unit="text", disable=total is None) as bar:
-            for part in in_parts(texts, max(ROWS_AT_ONCE, self.engine.window)):
-                yield from self._predict(part, bar)
-
-    def _predict(self, texts: Sequence[str], bar) -> list[Prediction]:
-        if self.contract.objective != "generate":
-            return self.read(self._scored(texts, bar))
-        predictions = self._by_length(self.engine.answers, texts, bar)
-        if self._probabilities:
-            from data.calibration import probabilities
-
-            shares = probabilities(self._scored(texts, None), "softmax", self.contract.temperature)
-            predictions = [
-                replace(prediction, probabilities=dict(zip(self.task.labels, row.tolist(), strict=True)))
-                for prediction, row in zip(predictions, shares, strict=True)
-            ]
-        return predictions
-
-    def label_scores(self, texts: Sequence[str], progress: bool = False):
-        """Scores (texts, labels) as a numpy array: a head's logits, or the labels' log-probabilities as answers.
-
-        Raises:
-            ValueError: an empty text.
-        """
-        from tqdm import tqdm
-
-        with tqdm(total=len(texts), desc="predict", unit="text", disable=not progress) as bar:
-            return self._scored(texts, bar)
-
-    def read(self, scores) -> list[Prediction]:
-        """Scores (texts, labels) -> predictions, by the contract's temperature and thresholds."""
-        from data.calibration import decide, probabilities, set_probability
-
-        shares = probabilities(scores, self.contract.activation, self.contract.temperature)
-        return [
-            Prediction(
-                labels,
-                valid=True,
-                confidence=set_probability(row, labels, self.task, self.contract.activation),
-                probabilities=dict(zip(self.task.labels, row.tolist(), strict=True)),
-            )
-            for row, labels in zip(shares, decide(shares, self.task, self.contract.thresholds), strict=True)
-        ]
-
-    def _scored(self, texts: Sequence[str], bar):
-        import numpy
-
-        return numpy.array(self._by_length(self.engine.scores, texts, bar)).reshape(len(texts), len(self.task.labels))
-
-    def _by_length(self, compute, texts: Sequence[str], bar) -> list:
-        """`compute` (prompts -> one value each) over batches of prompts of like length, in the order of the texts."""
-        if any(not text.strip() for text in texts):
-            raise ValueError("a text is empty")
-        with self._lock:
-            prompts = self.encoder.prompt_ids(texts) if texts else []
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest batch first
-        values: list[Any] = [None] * len(prompts)
-        for rows in in_parts(order, self.engine.window):
-            with self._lock:
-                computed = compute([prompts[i] for i in rows])
-            for row, value in zip(rows, computed, strict=True):
-                values[row] = value
-            if bar is not None:
-                bar.update(len(rows))
-        return values
-
-
-# --- evaluation -----------------------------------------------------------------------------------------------------
-
-
-def evaluate(
-    predictor: Predictor, examples: Sequence[Example] | ExampleFile, output_dir: str | Path | None = None,
-    seed: int = 42, settings: dict[str, Any] | None = None, name: str = FILE_NAME,
-) -> dict[str, Any]:  # fmt: skip
-    """Predict, score where there is gold, and write what DESIGN's table promises.
-
-    Args:
-        predictor: the model.
-        examples: texts with their gold labels, or all without.
-        output_dir: where `predictions.jsonl`, and with gold `test_results.json` and `test_summary.txt` go; None =
-            nowhere.
-        seed: noted in the results.
-        settings: what decides the predictions; a file of predictions begun with the same is continued. None = begin
-            anew.
-        name: name of the file of predictions.
-
-    Returns:
-        The content of `test_results.json`; `n` and `examples_per_second` only where there is no gold.
-    """
-    file = None
-    if output_dir is not None:
-        file = PredictionFile(output_dir, settings or {"begun": datetime.now().isoformat()}, name, settings is not None)
-    done = file.done if file else 0
-    begin = time.perf_counter()
-    left = islice(examples, done, None)
-    kept: list[dict[str, Any]] = []
-    try:
-        for part in in_parts(_predicted_rows(predictor, left, len(examples), done), ROWS_AT_ONCE):
-            if file:
-                file.append(part)
-            else:
-                kept.extend(part)
-    finally:
-        if file:
-            file.close()
-    rate = (len(examples) - done) / (time.perf_counter() - begin)
-    if file:
-        if name == FILE_NAME:
-            remove_results(output_dir)
-        file.finish()
-    results = measure(rows_of(file.path) if file else kept, predictor.contract)
-    labelled = "accuracy" in results and name == FILE_NAME  # parts are scored when all are there
-    results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend, "seed": seed}
-    if output_dir is not None and labelled:
-        write_results(output_dir, results, f"task {predictor.task.name}")
-    return results
-
-
-def _predicted_rows(
-    predictor: Predictor, examples: Iterable[Example], total: int, done: int
-) -> Iterator[dict[str, Any]]:
-    """Rows of predictions.jsonl, in the order of the examples."""
-    waiting: deque[Example] = deque()
-
-    def texts() -> Iterator[str]:
-        for example in examples:
-            waiting.append(example)
-            yield example.text
-
-    for prediction in predictor.predictions(texts(), total, done):
-        example, fields = waiting.popleft(), asdict(prediction)
-        yield {
-            "id": example.id,
-            "text": example.text,
-            "gold": list(example.labels) or None,
-            **{name: fields[name] for name in ("labels", "probabilities", "confidence", "valid", "completion")},
-        }
-
-
-def calibrate_run(
-    directory: str, examples: Sequence[Example], batch_size: int, precision: str
-) -> dict[str, dict[str, float]]:
-    """Fit temperature and thresholds of a finished run on labelled texts, and write them into its `task.json`.
-
-    Returns:
-        The metrics `before` and `after`, on these same texts; also in the run's `calibration.json`.
-    """
-    from data.calibration import calibrate
-
-    predictor = Predictor(directory, batch_size=batch_size, precision=precision)
-    contract = predictor.contract
-    scores = predictor.label_scores([example.text for example in examples], progress=True)
-    fitted, metrics = calibrate(scores, [example.labels for example in examples], contract.task, contract.activation)
-    replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds).save(directory)
-    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **metrics})
-    return metrics
-
-
-def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:
-    """Score a finished run on labelled texts, as it was written: what this script would load is what is measured."""
-    evaluate(Predictor(directory, batch_size=batch_size, precision=precision), examples, directory, seed)
-    print((Path(directory) / "test_summary.txt").read_text(encoding="utf-8"))
-
-
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -503,11 +161,8 @@ def main(args: Args) -> None:
 
 def open_predictor(args: Args, probabilities: bool) -> Predictor:
     """The model the flags name."""
-    return Predictor(
-        args.model_path, args.task, args.label_path, args.cot, args.max_length, args.batch_size, args.precision,
-        args.device, args.objective, args.backend, args.constrained == "on", probabilities, args.load_in_4bit,
-        args.tensor_parallel_size, args.workers, args.compile,
-    )  # fmt: skip
+    settings = {field.name: getattr(args, field.name) for field in fields(PredictionSettings)}
+    return Predictor(**settings | {"constrained": args.constrained == "on", "probabilities": probabilities})
 
 
 def predict_file(args: Args, contract: Contract) -> None:

@@ -38,6 +38,7 @@ from typing import Literal
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
 from data.encoding import Encoder, Objective
+from data.engine.evaluation import CALIBRATION_FILE, calibrate_run, score_run
 from data.engine.models import (
     base_model_path,
     check_model_path,
@@ -48,25 +49,22 @@ from data.engine.models import (
     load_tokenizer,
     pick_device,
 )
+from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
 from data.learning.search import search
 from data.learning.trainers import (
     Data,
     check_positions,
-    check_same_task,
     check_training_flags,
-    drawn,
-    find_checkpoint,
-    is_finished,
     load_data,
     lora_config,
-    may_share_prefixes,
+    share_prefixes,
+    subsample,
     train,
     write_run_facts,
 )
 from data.metrics import DEFAULT_BEST, LABEL_METRICS
 from data.report.model_card import write_run_report
 from data.tasks import Task, resolve_task, with_prompt
-from inference import CALIBRATION_FILE, Predictor, calibrate_run, score_run
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 
@@ -261,10 +259,10 @@ def load_trainable_model(args: Args, contract: Contract):
     attention = "eager" if pick_device() == "cpu" else None
     # an encoder's head is computed in the format of its weights, and a head has to learn in fp32
     precision = "fp32" if args.tuning == "full" or is_encoder(args.model_path) else args.precision
-    quantized = args.tuning == "qlora"
+    load_in_4bit = args.tuning == "qlora"
     # 4-bit weights are made where they stay; the trainer moves others
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if quantized and pick_device() == "cuda" else "cpu"
-    model = load_model(args.model_path, precision, device, attention, contract, quantized).train()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if load_in_4bit and pick_device() == "cuda" else "cpu"
+    model = load_model(args.model_path, precision, device, attention, contract, load_in_4bit).train()
     if args.tuning == "head":
         model.requires_grad_(False)
         for name in head_names(model):
@@ -272,34 +270,31 @@ def load_trainable_model(args: Args, contract: Contract):
     return model
 
 
-def share_prefixes(args: Args, model, dataset) -> bool:
-    """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model gets the attention for them.
+def share_batches(args: Args, model, dataset) -> bool:
+    """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model is set up for them.
 
     Raises:
         UserError: `--prefix_sharing on` with a model that cannot.
     """
     from data.engine.packing import packed_share
-    from data.engine.tree_attention import sharing_attention
 
     if is_encoder(args.model_path) and args.prefix_sharing == "auto":
         return False  # by its nature: no warning
-    if not may_share_prefixes(args, model, longest=args.max_length):
-        return False
-    say = print if is_first_process() else lambda *_: None
-    attention = sharing_attention(model, pick_device())
     if args.score_loss == "contrastive":  # all labels of a text share it
-        model.set_attn_implementation(attention)
-        return True
+        return share_prefixes(args, model, args.max_length)
     tokens, scores = packed_share(dataset["input_ids"], args.batch_size, args.seed)
-    if args.prefix_sharing == "auto" and tokens > WORTH_PACKING:
-        say(f"prefix sharing off: it would leave {tokens:.0%} of a padded batch's tokens to compute")
-        return False
-    if args.prefix_sharing == "auto" and attention in ("eager", "sdpa") and scores > 1:
-        say(f"prefix sharing off: a dense mask would have attention compute {scores:.1f} times as much")
-        return False
-    say(f"prefix sharing on: {tokens:.0%} of a padded batch's tokens are left to compute")
-    model.set_attn_implementation(attention)
-    return True
+
+    def not_worth(attention: str) -> str | None:
+        if tokens > WORTH_PACKING:
+            return f"it would leave {tokens:.0%} of a padded batch's tokens to compute"
+        if attention in ("eager", "sdpa") and scores > 1:
+            return f"a dense mask would have attention compute {scores:.1f} times as much"
+        return None
+
+    shares = share_prefixes(args, model, args.max_length, not_worth)
+    if shares and is_first_process():
+        print(f"prefix sharing on: {tokens:.0%} of a padded batch's tokens are left to compute")
+    return shares
 
 
 def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
@@ -307,7 +302,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     from transformers import Trainer
     from trl import SFTTrainer
 
-    from data.engine.classifier import start_from_odds
+    from data.engine.classifier import init_bias_from_priors
     from data.learning import objectives
 
     classify, compare = args.objective == "classify", args.score_loss == "contrastive"
@@ -320,13 +315,13 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
 
     settings = loss_settings(args, data, contract)
     if classify and contract.activation == "sigmoid":
-        shares = objectives.label_shares(data.train, data.task.labels)
-        start_from_odds(model, shares, settings.label_weights)
+        priors = objectives.label_frequencies(data.train, data.task.labels)
+        init_bias_from_priors(model, priors, settings.label_weights)
     make_rows = objectives.text_rows if classify or compare else objectives.answer_rows
-    dev = drawn(data.dev, args.eval_samples, args.seed)
+    dev = subsample(data.dev, args.eval_samples, args.seed)
     train_dataset = make_rows(data.train, encoder, settings.label_weights)
     pad_id = encoder.tokenizer.pad_token_id
-    packed = share_prefixes(args, model, train_dataset)
+    packed = share_batches(args, model, train_dataset)
     if classify or compare:
         collator = objectives.TextCollator(packed, pad_id, encoder.candidate_ids() if compare else None)
     else:
@@ -335,20 +330,20 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         compile_layers(model)
     adapter = lora_config(args, model)
     peft = {"peft_config": adapter} if not classify else {}
-    trainer = LabelTrainer(
+    return LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
         args=training_arguments(args, data.task, has_dev=bool(dev)),
         data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=make_rows(dev, encoder) if dev else None,
         processing_class=encoder.tokenizer,
+        contract=contract,
+        encoder=encoder,
+        dev=dev,
+        predict_batch_size=args.predict_batch_size,
+        loss_settings=settings,
         **peft,
     )
-    trainer.contract, trainer.dev, trainer.loss_settings = contract, dev, settings
-    trainer.answer = lambda model, texts, progress: Predictor.from_model(
-        model, encoder, contract, args.predict_batch_size, packed
-    ).predict_batch(texts, progress)
-    return trainer
 
 
 def loss_settings(args: Args, data: Data, contract: Contract):
@@ -440,7 +435,7 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
         data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
         base_model=args.model_path, seed=args.seed,
     )  # fmt: skip
-    encoder = Encoder(data.task, load_tokenizer(args.model_path), args.cot, args.max_length, args.objective)
+    encoder = contract.encoder(load_tokenizer(args.model_path))
     model = load_trainable_model(args, contract)
     check_positions(model, args.max_length, args.model_path)
     below = fingerprint(model) if args.tuning in ("lora", "qlora") else None

@@ -42,6 +42,7 @@ from typing import Any, Literal
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract, contract_for
 from data.encoding import RATIONALE_TOKENS, Encoder
+from data.engine.evaluation import score_run
 from data.engine.models import (
     base_model_path,
     check_model_path,
@@ -52,18 +53,16 @@ from data.engine.models import (
     pick_device,
 )
 from data.files import write_text
+from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
 from data.learning.trainers import (
     Data,
     check_positions,
     check_positive,
-    check_same_task,
     check_training_flags,
-    drawn,
-    find_checkpoint,
-    is_finished,
     load_data,
     lora_config,
-    may_share_prefixes,
+    share_prefixes,
+    subsample,
     train,
     write_run_facts,
 )
@@ -71,7 +70,6 @@ from data.loading import Example
 from data.metrics import LABEL_METRICS, jaccard
 from data.report.model_card import write_run_report
 from data.tasks import Prediction, Task
-from inference import Predictor, score_run
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
 DEFAULT_BEST = {"multi_label": "jaccard", "single_label": "accuracy"}
@@ -316,7 +314,7 @@ def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tu
 
 
 def load_policy(args: Args, longest: int):
-    """The model to train, and whether it computes packed rows.
+    """The model to train, set up for packed rows where it takes them.
 
     An adapter (a LoRA run of main_SFT.py) learns on; any other start gets a new one, unless `--tuning full`.
 
@@ -324,24 +322,20 @@ def load_policy(args: Args, longest: int):
         args: the stage's flags.
         longest: tokens of the longest prompt with its answer.
     """
-    from data.engine.tree_attention import sharing_attention
-
     start = base_model_path(args.model_path)
     # as in SFT: plain matrix products go backwards faster on short texts than the CPU's fused attention
     attention = "eager" if pick_device() == "cpu" else None
     precision = "fp32" if args.tuning == "full" else args.precision
     model = load_model(start or args.model_path, precision, device="cpu", attention=attention)
     check_positions(model, longest, args.model_path)
-    packed = may_share_prefixes(args, model, longest)
-    if packed:
-        model.set_attn_implementation(sharing_attention(model, pick_device()))
+    share_prefixes(args, model, longest)
     if args.compile:
         compile_layers(model)
     if start is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
-    return model.train(), packed
+    return model.train()
 
 
 def check_vllm(args: Args) -> None:
@@ -412,11 +406,11 @@ def reward_writer():
     return RewardWriter()
 
 
-def build_trainer(args: Args, data: Data, model, packed: bool, encoder: Encoder, contract: Contract):
+def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
     """TRL's GRPOTrainer with our rewards and label metrics."""
     from trl import GRPOTrainer
 
-    from data.engine.generation import sample_answers, stop_token_ids
+    from data.engine.generation import stop_token_ids
     from data.learning.group_training import GroupTraining, weights_through_a_folder
 
     class LabelGRPOTrainer(GroupTraining, GRPOTrainer):
@@ -428,7 +422,7 @@ def build_trainer(args: Args, data: Data, model, packed: bool, encoder: Encoder,
     weights = {"jaccard": args.accuracy_weight, "format": args.format_weight, "length": args.length_weight}
     stop_ids = stop_token_ids(model, encoder.end_id)
     rewards = Rewards(encoder, stop_ids, budget, limit, weights)
-    dev = drawn(data.dev, args.eval_samples, args.seed)
+    dev = subsample(data.dev, args.eval_samples, args.seed)
     without_nccl = args.use_vllm == "server" and pick_device() != "cuda"
     with weights_through_a_folder() if without_nccl else nullcontext():
         trainer = LabelGRPOTrainer(
@@ -440,18 +434,14 @@ def build_trainer(args: Args, data: Data, model, packed: bool, encoder: Encoder,
             processing_class=encoder.tokenizer,
             peft_config=None if hasattr(model, "peft_config") else lora_config(args, model),
             callbacks=[reward_writer()],
+            contract=contract,
+            encoder=encoder,
+            dev=dev,
+            predict_batch_size=args.predict_batch_size,
+            totals=rewards.totals,
+            stop_ids=stop_ids,
+            dynamic_sampling_rounds=args.dynamic_sampling_rounds if args.dynamic_sampling else 0,
         )
-    trainer.eos_token_ids = stop_ids  # by which TRL tells answers that were cut off
-    trainer.encoder, trainer.totals, trainer.packed = encoder, rewards.totals, packed
-    trainer.sample = lambda model, prompts, samples: sample_answers(
-        model, prompts, samples, stop_ids, limit, encoder.tokenizer.pad_token_id,
-        args.temperature, args.top_p, args.top_k,
-    )  # fmt: skip
-    trainer.dynamic_sampling_rounds = args.dynamic_sampling_rounds if args.dynamic_sampling else 0
-    trainer.contract, trainer.dev = contract, dev
-    trainer.answer = lambda model, texts, progress: Predictor.from_model(
-        model, encoder, contract, args.predict_batch_size
-    ).predict_batch(texts, progress)
     return trainer
 
 
@@ -535,14 +525,14 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     encoder = Encoder(data.task, load_tokenizer(args.model_path), started.cot, started.max_length)
     _, limit = answer_lengths(args, encoder, data.train)
-    model, packed = load_policy(args, longest=started.max_length - encoder.answer_tokens + limit)
+    model = load_policy(args, longest=started.max_length - encoder.answer_tokens + limit)
     contract = Contract(
         data.task, cot=started.cot, max_length=started.max_length,
         base_model=base_model_path(args.model_path) or args.model_path,
         base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,
         base_fingerprint=fingerprint(model) if args.tuning != "full" else None,
     )  # fmt: skip
-    trainer = build_trainer(args, data, model, packed, encoder, contract)
+    trainer = build_trainer(args, data, model, encoder, contract)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
     train(trainer, checkpoint)

@@ -32,12 +32,11 @@ from data.engine.models import (
     check_model_path,
     load_model,
     load_tokenizer,
-    take_packed_rows,
     with_adapters,
 )
+from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import write_json
 from data.loading import load_examples
-from inference import DEMO_TEXTS, Predictor
 
 REPORT = "merge_report.json"
 SAMPLES = 32  # rows of --test_data_path that are compared
@@ -109,7 +108,7 @@ def number_format(args: Args, base: str) -> str:
 def load_stack(args: Args, contract: Contract, precision: str):
     """The base model with the adapters over it, the last one not folded in yet."""
     base, *adapters = model_stack(args)
-    model = load_model(base, precision, args.device, contract=contract, quantized=args.from_quantized)
+    model = load_model(base, precision, args.device, contract=contract, load_in_4bit=args.from_quantized)
     if args.from_quantized:
         model = model.dequantize()
     return with_adapters(model, base, adapters, contract)
@@ -125,8 +124,10 @@ def sample_texts(args: Args, contract: Contract) -> list[str]:
 
 def read_samples(model, encoder: Encoder, contract: Contract, texts: Sequence[str]):
     """Scores of every label (texts, labels), and the labels predicted."""
-    packed = take_packed_rows(model, contract.max_length)
-    predictor = Predictor.from_model(model, encoder, contract, packed=packed, constrained=True)
+    from data.engine.tree_attention import enable_packing
+
+    enable_packing(model, contract.max_length)
+    predictor = Predictor.from_model(model, encoder, contract, constrained=True)
     return predictor.label_scores(texts), [prediction.labels for prediction in predictor.predict_batch(texts)]
 
 
@@ -178,7 +179,7 @@ def main(args: Args) -> None:
     stack = model_stack(args)
     precision = number_format(args, stack[0])
     tokenizer = load_tokenizer(args.training_output_dir)
-    encoder = Encoder(contract.task, tokenizer, contract.cot, contract.max_length, contract.objective)
+    encoder = contract.encoder(tokenizer)
     print(f"merging {' + '.join(stack)} in {precision}")
     model = load_stack(args, contract, precision)
     before = read_samples(model, encoder, contract, texts)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.arguments import UserError
-from data.encoding import Objective
+from data.encoding import Encoder, Objective
 from data.files import write_json
 from data.tasks import Task, check_same_labels, resolve_task
 
@@ -60,6 +60,14 @@ class Contract:
         """What turns the labels' scores into probabilities: labels compete, but for a head that may find several."""
         several = self.objective == "classify" and self.task.kind == "multi_label"
         return "sigmoid" if several else "softmax"
+
+    def encoder(self, tokenizer) -> Encoder:
+        """Texts -> token ids under this contract; `tokenizer` is a Hugging Face tokenizer.
+
+        Raises:
+            UserError: `max_length` leaves no room for a text.
+        """
+        return Encoder(self.task, tokenizer, self.cot, self.max_length, self.objective)
 
     def save(self, directory: str | Path) -> None:
         """Write `task.json` into `directory`."""

@@ -22,7 +22,7 @@ RATIONALE_TOKENS = 256  # room for the reasoning of a --cot answer
 MAX_ANSWER_LABELS = 5  # room for a multi-label answer: GoEmotions, the widest task, never has more
 
 
-def reads_both_ways(model_type: str) -> bool:
+def is_bidirectional(model_type: str) -> bool:
     """Whether this is an encoder: its tokens see what follows them, so it classifies, but writes and scores nothing."""
     return model_type in ENCODERS
 

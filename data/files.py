@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.arguments import UserError
+
 
 @contextmanager
 def atomic_writer(path: str | os.PathLike):
@@ -31,6 +33,19 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON object; empty where there is no file.
+
+    Raises:
+        UserError: the file is broken, or holds something else.
+    """
+    path = Path(path)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: broken ({error})") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -60,9 +60,10 @@ class PredictionFile:
         return rows
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write rows behind those that are there; they outlive this process."""
-        self._file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        self._file.flush()
+        """Write rows behind those that are there, each as it comes; they outlive this process."""
+        for row in rows:
+            self._file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+            self._file.flush()
 
     def close(self) -> None:
         """Write no more; what is there can be continued."""

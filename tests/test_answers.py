@@ -6,10 +6,10 @@ import torch
 
 from data.answers import AnswerTrie, answer_grammar
 from data.encoding import MAX_ANSWER_LABELS, Encoder
-from data.engine import generation
-from data.engine.generation import ConstrainedWriter
-from data.engine.models import load_model, take_packed_rows
-from data.engine.tree_attention import computes_spans, ordinary_attention, read_on
+from data.engine import constrained
+from data.engine.constrained import ConstrainedWriter
+from data.engine.models import load_model
+from data.engine.tree_attention import computes_spans, enable_packing, ordinary_attention, read_on
 from data.tasks import BUILT_IN_TASKS, CUSTOM_TEMPLATE, Task
 
 ODD = ("a", "ab", "a b", "U.S.", "money-fx", "负面", "100 %", '"quoted"')
@@ -121,10 +121,10 @@ def written_by_hand(model, prompt, node):
 def read_in(request, model, monkeypatch):
     """The ways a writer has its texts read."""
     if request.param == "tree":
-        assert take_packed_rows(model, 512)
+        assert enable_packing(model, 512)
         assert computes_spans(model)
     else:
-        monkeypatch.setattr(generation, "keeps_whole_cache", lambda _: request.param == "cache")
+        monkeypatch.setattr(constrained, "keeps_whole_cache", lambda _: request.param == "cache")
     yield
     model.set_attn_implementation("sdpa")
 
@@ -154,10 +154,10 @@ def test_the_writer_writes_what_each_row_alone_would(model, tokenizer, name):
 def test_one_label_is_written_in_one_pass(model, tokenizer, monkeypatch):
     encoder = Encoder(BUILT_IN_TASKS["emotion"], tokenizer)
     assert max(len(encoder.answer_ids([label])) for label in encoder.task.labels) > 2  # several tokens and the end
-    take_packed_rows(model, 512)
+    enable_packing(model, 512)
     writer = ConstrainedWriter(model, AnswerTrie(encoder), encoder.head_ids, tokenizer.pad_token_id)
     passes = []
-    monkeypatch.setattr(generation, "read_on", lambda *args: (passes.append(1), read_on(*args))[1])
+    monkeypatch.setattr(constrained, "read_on", lambda *args: (passes.append(1), read_on(*args))[1])
     writer.write(encoder.prompt_ids(["thanks a lot"]))
     assert len(passes) == 1
     model.set_attn_implementation("sdpa")

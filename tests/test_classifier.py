@@ -16,8 +16,9 @@ from transformers import (
 
 from data.arguments import UserError
 from data.contract import Contract
-from data.engine.classifier import MLPHead, classifier_class, start_from_odds, text_batch, text_logits
+from data.engine.classifier import MLPHead, classifier_class, init_bias_from_priors
 from data.engine.models import load_model
+from data.engine.scoring import text_batch, text_logits
 from data.engine.tree_attention import SPAN_ATTENTION
 from data.learning.trainers import lora_config
 from data.tasks import BUILT_IN_TASKS
@@ -85,7 +86,7 @@ def test_the_head_reads_the_last_real_token(decoder_dir, head, side):
     model = classifier(decoder_dir, head)
     alone = one_by_one(model)
     assert alone.std() > 1e-2  # logits that would tell a wrong token from a right one
-    logits = text_logits(model, padded(TEXTS, side), "eager", torch.float32)
+    logits = text_logits(model, padded(TEXTS, side))
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
 
 
@@ -106,7 +107,7 @@ def test_a_packed_row_gives_the_same_logits_and_gradients(decoder_dir, head):
     alone = one_by_one(model).detach()
     model.zero_grad()
     model.set_attn_implementation(SPAN_ATTENTION)
-    logits = text_logits(model, text_batch(TEXTS, True, PAD), SPAN_ATTENTION, torch.float32)
+    logits = text_logits(model, text_batch(TEXTS, True, PAD))
     (logits * weights).sum().backward()
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
     for name, parameter in model.named_parameters():
@@ -183,25 +184,25 @@ def test_the_head_stays_in_fp32(decoder_dir, precision):
 @pytest.mark.parametrize("kind", ["bert", "mlp"])
 def test_a_new_head_begins_with_the_odds_of_its_labels(decoder_dir, tmp_path, kind):
     model = classifier(made("bert", tmp_path)) if kind == "bert" else classifier(decoder_dir, "mlp")
-    shares, weights = [0.5, 0.25, 0.01, 0.0, 0.1, 0.2], [1, 1, 10, 1, 9, 1]
-    start_from_odds(model, shares, weights)
+    priors, weights = [0.5, 0.25, 0.01, 0.0, 0.1, 0.2], [1, 1, 10, 1, 9, 1]
+    init_bias_from_priors(model, priors, weights)
     bias = (model.classifier if kind == "bert" else model.score.out).bias
     expected = [0.5, 0.25, 0.1 / 1.09, 1e-4, 0.5, 0.2]  # weighted shares: w p / (w p + 1 - p)
     assert bias.sigmoid().tolist() == pytest.approx(expected, rel=1e-4)
-    start_from_odds(model, [0.5] * 6)  # not new any more
+    init_bias_from_priors(model, [0.5] * 6)  # not new any more
     assert bias.sigmoid().tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_head_without_a_bias_begins_as_it_is(decoder_dir):
     model = classifier(decoder_dir)
     before = one_by_one(model)
-    start_from_odds(model, [0.1] * 6)
+    init_bias_from_priors(model, [0.1] * 6)
     torch.testing.assert_close(one_by_one(model), before)
 
 
 def test_bert_pads_on_the_right(tmp_path):
     model = classifier(made("bert", tmp_path))
-    logits = text_logits(model, text_batch(TEXTS, False, PAD), "eager", torch.float32)
+    logits = text_logits(model, text_batch(TEXTS, False, PAD))
     torch.testing.assert_close(logits, one_by_one(model), atol=1e-5, rtol=0)
 
 

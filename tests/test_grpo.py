@@ -17,7 +17,7 @@ from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
 from data.engine.generation import generate_greedy, sample_answers
 from data.engine.models import load_model, load_tokenizer
-from data.engine.tree_attention import SPAN_ATTENTION, ordinary_attention
+from data.engine.tree_attention import SPAN_ATTENTION, computes_packed_rows, ordinary_attention
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS, Prediction
 from inference import Predictor
@@ -68,8 +68,8 @@ def trainer_of(args: Args):
     """The trainer of a run, as `reinforce` builds it."""
     encoder = Encoder(ORIGINAL, load_tokenizer(args.model_path), max_length=1024)
     data = main_grpo.load_data(args, ORIGINAL, kind_known=True)
-    model, packed = load_policy(args, longest=1024)
-    return build_trainer(args, data, model, packed, encoder, Contract(ORIGINAL, max_length=1024))
+    model = load_policy(args, longest=1024)
+    return build_trainer(args, data, model, encoder, Contract(ORIGINAL, max_length=1024))
 
 
 # --- rewards --------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_packed_log_probs_are_those_of_trl(args, temperature, masked):
     if masked:  # as TRL does with answers that were cut off
         mask[[1, 2, 6], -answer_length:] = 0
     model = trainer.model
-    assert trainer.packed
+    assert computes_packed_rows(model)
     assert model.config._attn_implementation == SPAN_ATTENTION
 
     def numbers(batch_size=None):
@@ -190,7 +190,7 @@ def test_packed_log_probs_are_those_of_trl(args, temperature, masked):
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05)
     packed, chunked = numbers(), numbers(batch_size=3)
-    trainer.packed = False
+    model.get_base_model().computes_packed_rows = False
     with ordinary_attention(model):
         plain = numbers()
     here = mask[:, -answer_length:].bool()

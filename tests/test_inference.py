@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-import inference
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
 from data.engine import generation
-from data.engine.backends import TransformersEngine
+from data.engine import predictor as predictor_module
+from data.engine.backends import TransformersBackend
 from data.engine.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.engine.models import check_model_path, load_model, pick_device
 from data.loading import Example
@@ -166,7 +166,7 @@ def test_written_answers_with_probabilities(tiny_model_dir):
 
 
 def test_texts_come_one_by_one(model, encoder, monkeypatch):
-    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(predictor_module, "ROWS_AT_ONCE", 4)
     predictor = Predictor.from_model(model, encoder, Contract(encoder.task), batch_size=2, constrained=True)
     taken = []
 
@@ -205,14 +205,14 @@ def lines(path) -> list[str]:
 
 
 def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(predictor_module, "ROWS_AT_ONCE", 4)
     main(file_args)
     whole = lines(tmp_path / "out" / "predictions.jsonl")
     scores = json.loads((tmp_path / "out" / "test_results.json").read_text())
     shutil.rmtree(tmp_path / "out")
 
     asked = []
-    answers = TransformersEngine.answers
+    answers = TransformersBackend.answers
 
     def stopping(self, prompts):
         asked.extend(prompts)
@@ -220,7 +220,7 @@ def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return answers(self, prompts)
 
-    monkeypatch.setattr(TransformersEngine, "answers", stopping)
+    monkeypatch.setattr(TransformersBackend, "answers", stopping)
     with pytest.raises(KeyboardInterrupt):
         main(file_args)
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
@@ -230,7 +230,7 @@ def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--limit 3: .* began with None"):
         main(dataclasses.replace(file_args, limit=3))
     asked.clear()
-    monkeypatch.setattr(TransformersEngine, "answers", lambda self, p: asked.extend(p) or answers(self, p))
+    monkeypatch.setattr(TransformersBackend, "answers", lambda self, p: asked.extend(p) or answers(self, p))
     main(dataclasses.replace(file_args, batch_size=3))
     assert len(asked) == 12
     assert [json.loads(line)["labels"] for line in lines(tmp_path / "out" / "predictions.jsonl")] == [
@@ -278,7 +278,7 @@ def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
     assert set(rows[0]["probabilities"]) == {"ambiguous", "negative", "neutral", "positive"}
     main(dataclasses.replace(file_args, test_data_path=None, demo=True))
     shown = capsys.readouterr().out
-    assert all(text in shown for text in inference.DEMO_TEXTS)
+    assert all(text in shown for text in predictor_module.DEMO_TEXTS)
 
 
 def test_a_device_that_is_not_there():

@@ -113,7 +113,7 @@ def test_four_bits_are_not_merged_into_unless_asked(sft_args, tokenizer, tmp_pat
     # so little was learnt that the weights are the base model's, or those rounded to 4 bits
     name = "model.layers.0.mlp.down_proj.weight"
     base = load_model(base_dir).state_dict()[name]
-    quantized = load_model(base_dir, quantized=True).dequantize().state_dict()[name]
+    quantized = load_model(base_dir, load_in_4bit=True).dequantize().state_dict()[name]
     kept, lost = (load_model(path).state_dict()[name] for path in (plain, rounded))
     rounding = (base - quantized).abs().max()
     assert (kept - base).abs().max() < rounding / 10

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import inference
 from data.arguments import UserError
 from data.contract import Contract
+from data.engine.evaluation import CALIBRATION_FILE
 from data.tasks import BUILT_IN_TASKS, TEXT_ONLY
 from inference import Predictor
 from main_SFT import Args, main, with_defaults
@@ -180,7 +180,7 @@ def test_what_was_trained_is_what_is_asked(args):
 def test_a_run_goes_on_to_its_calibration(args, capsys):
     args = dataclasses.replace(args, objective="score", max_steps=2, test_data_path=None)
     main(args)
-    file = Path(args.output_dir) / inference.CALIBRATION_FILE
+    file = Path(args.output_dir) / CALIBRATION_FILE
     calibrated = Contract.load(args.output_dir)
     file.unlink()
     dataclasses.replace(calibrated, temperature=1.0).save(args.output_dir)

@@ -115,7 +115,7 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
     from data.engine.models import compile_layers, load_model, load_tokenizer
     from data.engine.packing import pack
     from data.engine.tree_attention import SPAN_ATTENTION, target_log_probs
-    from data.learning.objectives import AnswerCollator, LabelTraining, answer_rows
+    from data.learning.objectives import AnswerCollator, answer_rows, padded_log_probs
     from data.loading import load_examples
     from data.tasks import BUILT_IN_TASKS
 
@@ -130,7 +130,6 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
     def gradients(log_probs):
         loss = -log_probs().mean()
@@ -142,9 +141,9 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
     batch = AnswerCollator(encoder.tokenizer.pad_token_id)(rows)
     (row,) = pack([r["input_ids"] for r in rows], [[label != -100 for label in r["labels"]] for r in rows])
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        plain = gradients(lambda: LabelTraining()._padded_log_probs(network, batch)[0])
+        plain = gradients(lambda: padded_log_probs(network, batch)[0])
         network.set_attn_implementation(SPAN_ATTENTION)
-        packed = gradients(lambda: target_log_probs(network, row, SPAN_ATTENTION, dtype))
+        packed = gradients(lambda: target_log_probs(network, row))
     return packed, plain
 
 

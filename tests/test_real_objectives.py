@@ -12,6 +12,7 @@ import torch
 
 from data.contract import Contract
 from data.engine.models import load_model
+from data.engine.tree_attention import computes_packed_rows
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from main_SFT import Args, main
@@ -52,7 +53,7 @@ def test_four_bits_but_for_the_output(smollm2, objective):
     from bitsandbytes.nn import Linear4bit
 
     contract = Contract(BUILT_IN_TASKS["emotion"], objective=objective, head="mlp" if objective == "classify" else None)
-    model = load_model(smollm2, "bf16", "cpu", contract=contract, quantized=True)
+    model = load_model(smollm2, "bf16", "cpu", contract=contract, load_in_4bit=True)
     kinds = {name: type(module) for name, module in model.named_modules() if hasattr(module, "weight")}
     assert kinds["model.layers.0.self_attn.q_proj"] is kinds["model.layers.29.mlp.down_proj"] is Linear4bit
     weight = model.model.layers[0].mlp.up_proj.weight
@@ -76,14 +77,14 @@ def test_qlora_learns_over_four_bits(args):
 def test_label_scores_of_the_real_model_in_fp32(smollm2):
     """28 labels of a text in one tree, and one forward pass for each."""
     predictor = Predictor(smollm2, "goemotions-original", objective="score", precision="fp32")
-    assert predictor.engine.packed
+    assert computes_packed_rows(predictor.backend.model)
     text = "Thank you so much, you made my day!"
     scores = predictor.label_scores([text])[0]
     (prompt,) = predictor.encoder.prompt_ids([text])
-    predictor.engine.model.set_attn_implementation("sdpa")
+    predictor.backend.model.set_attn_implementation("sdpa")
     for score, answer in zip(scores, predictor.encoder.candidate_ids(), strict=True):
         with torch.no_grad():
-            logits = predictor.engine.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            logits = predictor.backend.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         log_probs = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None])
         assert score == pytest.approx(log_probs.sum().item(), abs=1e-4)  # sums of log-probabilities of about -10
 

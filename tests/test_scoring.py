@@ -37,7 +37,7 @@ def scored(model, prompts, candidates, way):
     batch = candidate_batch(prompts, candidates, packed, 0, max_tokens=None if way == "one row" else 60)
     if way == "rows":
         assert len(batch["rows"]) > 1
-    scores = candidate_scores(model, batch, len(candidates), SPAN_ATTENTION, torch.float32)
+    scores = candidate_scores(model, batch, len(candidates))
     model.set_attn_implementation("eager")
     return scores
 

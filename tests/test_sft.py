@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,12 +21,13 @@ from data.encoding import Encoder
 from data.engine.models import compile_layers, load_model, load_tokenizer
 from data.engine.packing import pack
 from data.engine.tree_attention import SPAN_ATTENTION
-from data.learning.objectives import AnswerCollator, LabelTraining, PackingCollator, answer_rows
-from data.learning.trainers import find_checkpoint, load_data
+from data.learning.checkpoints import find_checkpoint
+from data.learning.objectives import AnswerCollator, LabelTraining, LossSettings, PackingCollator, answer_rows
+from data.learning.trainers import load_data
 from data.loading import Example, load_examples
 from data.tasks import BUILT_IN_TASKS, resolve_task
 from inference import Predictor
-from main_SFT import MAY_CHANGE, Args, main, share_prefixes
+from main_SFT import MAY_CHANGE, Args, main, share_batches
 from tests.conftest import ROOT, SAMPLE
 
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
@@ -95,13 +97,13 @@ def plain_loss(model, rows, num_items):
     return total / num_items
 
 
-class OneProcess:
-    """What compute_loss reads of an accelerator."""
-
-    num_processes = 1
-
-    def unwrap_model(self, model):
-        return model
+def bare_trainer(processes: int = 1) -> LabelTraining:
+    """No more of a trainer than what compute_loss reads."""
+    trainer = LabelTraining.__new__(LabelTraining)
+    trainer.args = SimpleNamespace(average_tokens_across_devices=True)
+    trainer.accelerator = SimpleNamespace(num_processes=processes, autocast=nullcontext)
+    trainer.loss_settings = LossSettings()
+    return trainer
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", SPAN_ATTENTION, "padded"])
@@ -117,9 +119,7 @@ def test_loss_and_gradients_equal_the_plain_path(tiny_model_dir, tokenizer, num_
     plain_gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
 
-    trainer = LabelTraining()  # only what compute_loss reads
-    trainer.args = SimpleNamespace(average_tokens_across_devices=True, bf16=False, fp16=False)
-    trainer.accelerator = OneProcess()
+    trainer = bare_trainer()
     if attention != "padded":
         model.set_attn_implementation(attention)
     assert (batch["labels"][:, 1:] != -100).sum() == answer_tokens  # what Transformers counts num_items_in_batch by
@@ -191,9 +191,7 @@ def half_of_the_batch(model_dir: str, folder: str) -> None:
     mine = batch["rows"][rank * 3 : rank * 3 + 3]  # three and two: not the same number of tokens
     (row,) = pack([r["input_ids"] for r in mine], [[label != -100 for label in r["labels"]] for r in mine])
     model = load_model(model_dir, "fp32", "cpu", attention=SPAN_ATTENTION)
-    trainer = LabelTraining()
-    trainer.args = SimpleNamespace(average_tokens_across_devices=True, bf16=False, fp16=False)
-    trainer.accelerator = SimpleNamespace(num_processes=2, unwrap_model=lambda wrapped: wrapped.module)
+    trainer = bare_trainer(processes=2)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     inputs = {"row": row, "weight": torch.ones(len(mine))}
     loss = trainer.compute_loss(wrapped, inputs, num_items_in_batch=batch["answer_tokens"])
@@ -226,7 +224,7 @@ SHARED = [[*range(19), i + 10] for i in range(40)]
 def test_whether_prefixes_are_shared(args, capsys, sharing, rows, packed, message):
     model = load_model(args.model_path, "fp32", "cpu")
     capsys.readouterr()
-    assert share_prefixes(dataclasses.replace(args, prefix_sharing=sharing), model, {"input_ids": rows}) is packed
+    assert share_batches(dataclasses.replace(args, prefix_sharing=sharing), model, {"input_ids": rows}) is packed
     assert (model.config._attn_implementation == SPAN_ATTENTION) is packed
     out = capsys.readouterr().out
     assert out.startswith(message)
@@ -237,7 +235,7 @@ def test_a_dense_mask_may_cost_more_than_it_saves(args, capsys):
     model = load_model(args.model_path, "fp32", "cpu")
     model.config.attention_dropout = 0.1
     rows = {"input_ids": [[i + 10] * (10 if i % 2 else 30) for i in range(40)]}
-    assert share_prefixes(args, model, rows) is False
+    assert share_batches(args, model, rows) is False
     assert "a dense mask would have attention compute" in capsys.readouterr().out
 
 
@@ -245,12 +243,12 @@ def test_a_model_that_cannot_share(args, capsys):
     model = load_model(args.model_path, "fp32", "cpu")
     model.config.layer_types = ["full_attention", "linear_attention"]
     dataset = {"input_ids": [[1, 2, 3]] * 8}
-    assert share_prefixes(args, model, dataset) is False
+    assert share_batches(args, model, dataset) is False
     assert capsys.readouterr().out.endswith(
         "cannot share prefixes, since it has layers of kind linear_attention; every text is computed whole\n"
     )
     with pytest.raises(UserError, match=r"--prefix_sharing on: .* cannot share prefixes, since it has layers of kind"):
-        share_prefixes(dataclasses.replace(args, prefix_sharing="on"), model, dataset)
+        share_batches(dataclasses.replace(args, prefix_sharing="on"), model, dataset)
 
 
 def test_compiling_needs_a_compiler(args):

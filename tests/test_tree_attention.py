@@ -78,14 +78,14 @@ def test_a_packed_row_gives_what_each_sequence_gives_alone(kind, attention, adap
     model.set_attn_implementation(attention)
     (row,) = pack(SEQUENCES, TARGETS)
     assert len(row) < sum(map(len, SEQUENCES)) / 2
-    found = target_log_probs(model, row, attention, torch.float32)
+    found = target_log_probs(model, row)
     found.mean().backward()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-5, rtol=0, msg=name)
         assert gradient.abs().max() > 0, name
     with torch.inference_mode():
-        found = target_log_probs(model, row, attention, torch.float32)
+        found = target_log_probs(model, row)
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
 
 
@@ -93,12 +93,12 @@ def test_a_packed_row_gives_what_each_sequence_gives_alone(kind, attention, adap
 def test_gradient_checkpointing_changes_nothing(attention):
     model = make_model("qwen2", attention).train()
     (row,) = pack(SEQUENCES, TARGETS)
-    target_log_probs(model, row, attention, torch.float32).mean().backward()
+    target_log_probs(model, row).mean().backward()
     plain = gradients(model)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     calls = []
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    target_log_probs(model, row, attention, torch.float32).mean().backward()
+    target_log_probs(model, row).mean().backward()
     assert len(calls) == 2  # once forward, once again in the backward pass
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=0, msg=name)
@@ -108,7 +108,7 @@ def test_rows_under_a_budget_give_the_same_together():
     model = make_model("qwen2", SPAN_ATTENTION)
     found = {}
     for row in pack(SEQUENCES, TARGETS, max_tokens=16):
-        log_probs = target_log_probs(model, row, SPAN_ATTENTION, torch.float32)
+        log_probs = target_log_probs(model, row)
         for sequence in row.sequences.tolist():
             found[sequence] = log_probs[row.target_sequence == sequence]
     with ordinary_attention(model):
@@ -147,7 +147,7 @@ def test_never_without_a_mask():
     """Transformers takes repeating positions without a mask for independent sequences: the prompt would be lost."""
     model = make_model("qwen2", "sdpa")
     (row,) = pack(SEQUENCES, TARGETS)
-    inputs = row_inputs(row, "sdpa", torch.float32)
+    inputs = row_inputs(model, row)
     right = model(**inputs).logits
     lost = model(**{name: value for name, value in inputs.items() if name != "attention_mask"}).logits
     assert (right - lost).abs().max() > 0.1
@@ -188,7 +188,7 @@ def test_a_window_wider_than_the_sequences_is_exact():
     assert len(row) > 20
     for attention in ("sdpa", SPAN_ATTENTION):
         model.set_attn_implementation(attention)
-        found = target_log_probs(model, row, attention, torch.float32)
+        found = target_log_probs(model, row)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -234,7 +234,7 @@ def test_flex_attention_gives_the_same_log_probs():
     model = make_model("qwen2", "sdpa", max_position_embeddings=512)
     (row,) = pack(sequences, [[False] * (len(s) - 3) + [True] * 3 for s in sequences])
     with torch.no_grad():
-        expected = target_log_probs(model, row, "sdpa", torch.float32)
+        expected = target_log_probs(model, row)
         model.set_attn_implementation("flex_attention")
-        found = target_log_probs(model, row, "flex_attention", torch.float32)
+        found = target_log_probs(model, row)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -1,28 +1,66 @@
 """What computes predictions: prompts as token ids go in, answers or scores of the labels come out.
 
-`TransformersEngine` runs every model (for encoders it goes by the name of "bert"), `VllmEngine` those that write their
-answers. Both are given the same ids and write under the same rules.
+`TransformersBackend` runs every model (for encoders it goes by the name of "bert"), `VllmBackend` those that write
+their answers. Both are given the same ids and write under the same rules.
 """
 
-import os
-from collections.abc import Sequence
-from dataclasses import replace
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
-from typing import Protocol
+from typing import Literal, Protocol
 
-from data.answers import AnswerTrie, answer_grammar
+from data.answers import AnswerTrie
 from data.arguments import UserError
 from data.contract import Contract
-from data.encoding import RATIONALE_TOKENS, Encoder
+from data.encoding import RATIONALE_TOKENS, Encoder, Objective
 from data.tasks import THINK, Prediction, rationale_in
 
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
+BackendName = Literal["hf", "vllm", "bert"]
 Prompts = Sequence[Sequence[int]]
 
 
-class Engine(Protocol):
-    """What `inference.Predictor` asks of a backend.
+@dataclass(frozen=True)
+class PredictionSettings:
+    """How to predict: each field is the flag of inference.py of that name.
+
+    Attributes:
+        model_path: hub id or directory (see `data.engine.models.load_model`).
+        task, label_path, cot, max_length, objective: only for an untuned model; a trained one knows (`contract_for`).
+        backend: see `data.engine.predictor.pick_backend`.
+        constrained: let a model that writes its answers write valid ones only.
+        probabilities: give those of every label also where the answers are written.
+        batch_size: texts a batch.
+        precision: number format of the weights.
+        device: where to put them; None = the first GPU, else the CPU.
+        load_in_4bit: keep the weights in 4 bits; not in vLLM.
+        compile: compile the model's layers; not in vLLM.
+        workers: processes that predict side by side; not in vLLM.
+        tensor_parallel_size: GPUs that vLLM spreads a model over.
+    """
+
+    model_path: str
+    task: str | None = None
+    label_path: str | None = None
+    cot: bool | None = None
+    max_length: int | None = None
+    objective: Objective | None = None
+    backend: BackendName | None = None
+    constrained: bool = True
+    probabilities: bool = False
+    batch_size: int = 64
+    precision: str = "bf16"
+    device: str | None = None
+    load_in_4bit: bool = False
+    compile: bool = False
+    workers: int = 1
+    tensor_parallel_size: int = 1
+
+
+class Backend(Protocol):
+    """What `Predictor` asks for.
 
     Attributes:
         name: as `--backend` names it.
@@ -33,131 +71,179 @@ class Engine(Protocol):
     window: int
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
-        """What the model writes behind each prompt, greedily."""
+        """What the model writes behind each of B prompts, greedily.
+
+        Args:
+            prompts: B lists of token ids, each up to where the answer (with `cot`, the reasoning) begins.
+
+        Returns:
+            B predictions, with `completion` and `confidence`.
+        """
 
     def scores(self, prompts: Prompts) -> list[list[float]]:
-        """A score of every label for each prompt: a head's logits, or log-probabilities of the labels as answers."""
+        """Scores (B, K) of the task's K labels for each of B prompts, in the order of the labels.
+
+        Returns:
+            A head's logits, or the labels' summed log-probabilities as answers, in nats.
+
+        Raises:
+            UserError: a backend that gives none.
+        """
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Give back what it holds; nothing can be computed after it."""
+
+
+# --- what all backends do alike -------------------------------------------------------------------------------------
 
 
 def read_answer(
     encoder: Encoder, contract: Contract, token_ids: Sequence[int], log_prob: float, rationale: str | None = None
 ) -> Prediction:
-    """An answer's token ids -> prediction; `rationale` is the reasoning that stands before them."""
+    """An answer's token ids -> prediction.
+
+    Args:
+        encoder, contract: what it was asked with.
+        token_ids: the answer; what stands behind its end token is not read.
+        log_prob: of the answer, in nats.
+        rationale: the reasoning that stands before it.
+    """
     completion = encoder.decode(token_ids)
     if rationale is not None:
         completion = contract.task.reasoning(rationale) + completion
     return replace(contract.task.parse(completion, contract.cot), confidence=exp(log_prob))
 
 
-class TransformersEngine:
+def with_reasoning(
+    encoder: Encoder, prompts: Prompts, think: Callable[[Prompts], list[str]]
+) -> tuple[list[list[int]], list[str]]:
+    """Let a model reason freely before its answer, which then may be constrained.
+
+    Args:
+        encoder: of a task with reasoning.
+        prompts: B lists of token ids.
+        think: prompts in which the reasoning is open -> what the model writes there, up to `</think>` or where it was
+            cut off at `RATIONALE_TOKENS`.
+
+    Returns:
+        The prompts with the reasoning behind them, up to where the answer begins, and the reasoning without tags.
+    """
+    opened = [[*prompt, *encoder.token_ids(THINK)] for prompt in prompts]
+    rationales = [rationale_in(thought) for thought in think(opened)]
+    return [encoder.reasoned_ids(p, r) for p, r in zip(prompts, rationales, strict=True)], rationales
+
+
+# --- Transformers ---------------------------------------------------------------------------------------------------
+
+
+class TransformersBackend:
     """A model in Transformers.
 
     Args:
         model: as `data.engine.models.load_model` gives it, or one in training.
         encoder, contract: what it was trained on.
         batch_size: prompts computed at once.
-        packed: it is set up for packed rows.
         constrained: write valid answers only.
+        name: "hf", or "bert" for an encoder.
     """
 
     def __init__(
-        self, model, encoder: Encoder, contract: Contract, batch_size: int, packed: bool, constrained: bool, name="hf"
+        self, model, encoder: Encoder, contract: Contract, batch_size: int, constrained: bool, name: BackendName = "hf"
     ):
-        self.model, self.encoder, self.contract, self.packed = model, encoder, contract, packed
-        self.constrained, self.name, self.window = constrained, name, batch_size
+        self.model, self.encoder, self.contract = model, encoder, contract
+        self.window, self.constrained, self.name = batch_size, constrained, name
 
     @classmethod
     def load(
-        cls, device: str | None, model_path: str, encoder: Encoder, contract: Contract, batch_size: int, name: str,
-        constrained: bool, probabilities: bool, precision: str, quantized: bool, compiled: bool,
-    ) -> "TransformersEngine":  # fmt: skip
-        """An engine with its model.
+        cls, device: str | None, settings: PredictionSettings, encoder: Encoder, contract: Contract
+    ) -> "TransformersBackend":
+        """A backend with its model.
 
         Args:
-            device, precision, quantized: see `data.engine.models.load_model`.
-            model_path: hub id or directory.
-            encoder, contract, batch_size, name, constrained: see above.
-            probabilities: scores are wanted of a model that writes its answers, too.
-            compiled: compile the model's layers, which needs rows without a cache that grows.
+            device: in the place of the settings' own: each of several processes has one.
+            settings: see `PredictionSettings`.
+            encoder, contract: what the model was trained on.
 
         Raises:
             UserError: a model that does not load, or cannot be compiled.
         """
-        from data.engine.models import compile_layers, load_model, take_packed_rows
+        from data.engine.models import compile_layers, load_model
+        from data.engine.tree_attention import computes_spans, enable_packing
 
-        model = load_model(model_path, precision, device, contract=contract, quantized=quantized)
+        model = load_model(
+            settings.model_path, settings.precision, device, contract=contract, load_in_4bit=settings.load_in_4bit
+        )
         writes = contract.objective == "generate"
-        packed = (not writes or constrained or probabilities) and take_packed_rows(model, contract.max_length)
-        engine = cls(model, encoder, contract, batch_size, packed, constrained, name)
-        if compiled:
-            from data.engine.tree_attention import computes_spans
-
-            if writes and (not constrained or contract.cot or not computes_spans(model)):
+        if not writes or settings.constrained or settings.probabilities:
+            enable_packing(model, contract.max_length)
+        if settings.compile:
+            if writes and (not settings.constrained or contract.cot or not computes_spans(model)):
                 raise UserError("--compile: is for heads, for labels that are compared, and on a CPU for valid answers "
                                 "without reasoning; here the model keeps a cache that grows")  # fmt: skip
             compile_layers(model)
-        return engine
+        return cls(model, encoder, contract, settings.batch_size, settings.constrained, settings.backend)
 
     @cached_property
     def _writer(self):
-        from data.engine.generation import ConstrainedWriter
+        from data.engine.constrained import ConstrainedWriter
 
         # behind reasoning, prompts differ from the text on
-        return ConstrainedWriter(
-            self.model, AnswerTrie(self.encoder), self.encoder.head_ids, self.encoder.tokenizer.pad_token_id
-        )
+        return ConstrainedWriter(self.model, AnswerTrie(self.encoder), self.encoder.head_ids, self._pad_id)
+
+    @property
+    def _pad_id(self) -> int:
+        return self.encoder.tokenizer.pad_token_id
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
-        from data.engine.generation import generate_greedy, stop_token_ids
-        from data.engine.tree_attention import ordinary_attention
-
-        encoder, pad_id = self.encoder, self.encoder.tokenizer.pad_token_id
-        stop_ids = stop_token_ids(self.model, encoder.end_id)
-        rationales: list[str | None] = [None] * len(prompts)
-        if self.constrained and self.contract.cot:
-            opened = [[*prompt, *encoder.token_ids(THINK)] for prompt in prompts]
-            with ordinary_attention(self.model):
-                thoughts, _ = generate_greedy(
-                    self.model, opened, stop_ids, RATIONALE_TOKENS, pad_id, (encoder.tokenizer, "</think>")
-                )
-            rationales = [rationale_in(encoder.decode(ids)) for ids in thoughts]
-            prompts = [encoder.reasoned_ids(p, r) for p, r in zip(prompts, rationales, strict=True)]
-        if self.constrained:
-            written, log_probs = self._writer.write(prompts)
+        """See `Backend.answers`."""
+        rationales: Sequence[str | None] = [None] * len(prompts)
+        if not self.constrained:
+            written, log_probs = self._greedy(prompts, self.encoder.answer_tokens)
         else:
-            with ordinary_attention(self.model):
-                written, sums = generate_greedy(self.model, prompts, stop_ids, encoder.answer_tokens, pad_id)
-            log_probs = sums.tolist()
+            if self.contract.cot:
+                prompts, rationales = with_reasoning(self.encoder, prompts, self._think)
+            written, log_probs = self._writer.write(prompts)
         return [
-            read_answer(encoder, self.contract, ids, log_prob, rationale)
+            read_answer(self.encoder, self.contract, ids, log_prob, rationale)
             for ids, log_prob, rationale in zip(written, log_probs, rationales, strict=True)
         ]
 
+    def _think(self, prompts: Prompts) -> list[str]:
+        thoughts, _ = self._greedy(prompts, RATIONALE_TOKENS, stop_string="</think>")
+        return [self.encoder.decode(ids) for ids in thoughts]
+
+    def _greedy(
+        self, prompts: Prompts, max_new_tokens: int, stop_string: str | None = None
+    ) -> tuple[list[list[int]], list[float]]:
+        """Token ids and log-probabilities of free continuations."""
+        from data.engine.generation import generate_greedy, stop_token_ids
+        from data.engine.tree_attention import ordinary_attention
+
+        stop_ids = stop_token_ids(self.model, self.encoder.end_id)
+        stop = (self.encoder.tokenizer, stop_string) if stop_string else None
+        with ordinary_attention(self.model):
+            written, log_probs = generate_greedy(self.model, prompts, stop_ids, max_new_tokens, self._pad_id, stop)
+        return written, log_probs.tolist()
+
     def scores(self, prompts: Prompts) -> list[list[float]]:
+        """See `Backend.scores`."""
         import torch
         from accelerate.utils import send_to_device
 
-        from data.engine.classifier import text_batch, text_logits
-        from data.engine.scoring import candidate_batch, candidate_scores
+        from data.engine.scoring import candidate_batch, candidate_scores, text_batch, text_logits
+        from data.engine.tree_attention import computes_packed_rows
 
-        device, pad_id = self.model.device, self.encoder.tokenizer.pad_token_id
-        lowered = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if lowered else self.model.dtype
-        attention = self.model.config._attn_implementation
+        packed = computes_packed_rows(self.model)
         with torch.inference_mode():
             if self.contract.objective == "classify":
-                batch = send_to_device(text_batch(prompts, self.packed, pad_id), device)
-                return text_logits(self.model, batch, attention, dtype).tolist()
+                batch = send_to_device(text_batch(prompts, packed, self._pad_id), self.model.device)
+                return text_logits(self.model, batch).tolist()
             candidates = self.encoder.candidate_ids()
-            batch = send_to_device(candidate_batch(prompts, candidates, self.packed, pad_id, MAX_ROW_TOKENS), device)
-            return candidate_scores(self.model, batch, len(candidates), attention, dtype).tolist()
+            batch = candidate_batch(prompts, candidates, packed, self._pad_id, MAX_ROW_TOKENS)
+            return candidate_scores(self.model, send_to_device(batch, self.model.device), len(candidates)).tolist()
 
     def close(self) -> None:
-        import gc
-
+        """See `Backend.close`."""
         import torch
 
         self.__dict__.pop("_writer", None)
@@ -165,107 +251,3 @@ class TransformersEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-class VllmEngine:
-    """vLLM: whole models, or an adapter over its base, with prefix caching and structured outputs.
-
-    Args:
-        model_path: a hub id or directory.
-        base: the base model where `model_path` is an adapter.
-        encoder, contract: what it was trained on.
-        precision: number format of the weights.
-        constrained: write valid answers only.
-        tensor_parallel_size: GPUs the model is spread over.
-        seed: vLLM's seed; greedy decoding draws nothing.
-
-    Raises:
-        UserError: vLLM is not here, or does not take this model.
-    """
-
-    name = "vllm"
-    window = 4096  # vLLM batches them itself
-
-    def __init__(
-        self, model_path: str, base: str | None, encoder: Encoder, contract: Contract, precision: str,
-        constrained: bool, tensor_parallel_size: int = 1, seed: int = 42,
-    ):  # fmt: skip
-        if contract.objective != "generate":
-            raise UserError(
-                f"--backend vllm: runs models that write their answers; {model_path} was trained with objective "
-                f"{contract.objective}, which hf runs"
-            )
-        # the labels of a task are few, so this process can be the engine, too: it dies with it, and errors come through
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; 40 % of the memory otherwise
-        try:
-            from vllm import LLM, SamplingParams
-            from vllm.lora.request import LoRARequest
-            from vllm.sampling_params import StructuredOutputsParams
-        except ImportError as error:
-            raise UserError(
-                "--backend vllm: needs vLLM (pip install -r requirements-vllm.txt, on a CPU scripts/setup_vllm_cpu.sh)"
-            ) from error
-        self.encoder, self.contract, self.constrained = encoder, contract, constrained
-        lora = {}
-        if base is not None:
-            lora = {"enable_lora": True, "max_lora_rank": _served_rank(model_path)}
-        try:
-            self._engine = LLM(
-                model=base or model_path, tokenizer=model_path, seed=seed, max_model_len=contract.max_length,
-                dtype={"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[precision],
-                tensor_parallel_size=tensor_parallel_size, enable_prefix_caching=True, **lora,
-            )  # fmt: skip
-        except (ValueError, RuntimeError, OSError) as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
-            raise UserError(f"--backend vllm: does not take {model_path}: {reason}") from error
-        self._adapter = LoRARequest("adapter", 1, model_path) if base is not None else None
-        self._params = SamplingParams
-        rule = StructuredOutputsParams(grammar=answer_grammar(encoder)) if constrained else None
-        self._answer = SamplingParams(
-            temperature=0, max_tokens=encoder.answer_tokens, stop_token_ids=[encoder.end_id], logprobs=0,
-            detokenize=False, structured_outputs=rule,
-        )  # fmt: skip
-
-    def answers(self, prompts: Prompts) -> list[Prediction]:
-        encoder = self.encoder
-        rationales: list[str | None] = [None] * len(prompts)
-        if self.constrained and self.contract.cot:
-            thinking = self._params(
-                temperature=0, max_tokens=RATIONALE_TOKENS, stop_token_ids=[encoder.end_id], stop=["</think>"]
-            )
-            opened = [[*prompt, *encoder.token_ids(THINK)] for prompt in prompts]
-            rationales = [rationale_in(output.text) for output in self._generate(opened, thinking)]
-            prompts = [encoder.reasoned_ids(p, r) for p, r in zip(prompts, rationales, strict=True)]
-        predictions = [
-            read_answer(encoder, self.contract, output.token_ids, output.cumulative_logprob, rationale)
-            for output, rationale in zip(self._generate(prompts, self._answer), rationales, strict=True)
-        ]
-        if self.constrained and (strays := [p.completion for p in predictions if not p.valid]):
-            raise UserError(f"--backend vllm: its structured outputs let {strays[0]!r} pass; use --constrained off")
-        return predictions
-
-    def _generate(self, prompts: Prompts, params) -> list:
-        inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        outputs = self._engine.generate(inputs, params, use_tqdm=False, lora_request=self._adapter)
-        return [output.outputs[0] for output in outputs]
-
-    def scores(self, prompts: Prompts) -> list[list[float]]:
-        raise UserError("--backend vllm: gives no scores of labels; hf does")
-
-    def close(self) -> None:
-        import gc
-
-        self._engine = None
-        gc.collect()
-
-
-def _served_rank(model_path: str) -> int:
-    """The least of the ranks vLLM is compiled for that holds this adapter's."""
-    import json
-    from pathlib import Path
-
-    config = json.loads((Path(model_path) / "adapter_config.json").read_text(encoding="utf-8"))
-    rank = max([config["r"], *config.get("rank_pattern", {}).values()])
-    return next((served for served in (8, 16, 32, 64, 128, 256, 320, 512) if served >= rank), rank)

@@ -16,9 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from data.arguments import UserError
-from data.encoding import reads_both_ways
-from data.engine.packing import PackedRow, pack
-from data.engine.tree_attention import target_logits
+from data.encoding import is_bidirectional
 
 MLP_WIDTHS = (512, 256)
 MLP_DROPOUT = 0.1
@@ -129,7 +127,7 @@ def classifier_class(config, head: str) -> type:
             else:
                 super()._init_weights(module)
 
-    bases = (WithHead,) if reads_both_ways(config.model_type) else (LastTokenClassifier, WithHead)
+    bases = (WithHead,) if is_bidirectional(config.model_type) else (LastTokenClassifier, WithHead)
     # saved as `architectures`: a linear head is what Transformers itself loads under this name, an MLP is not
     return type(stock.__name__ + ("" if head == "linear" else "WithMLPHead"), bases, {})
 
@@ -145,8 +143,8 @@ def head_names(model) -> list[str]:
     return [name for name, child in children if any(True for _ in child.parameters())]
 
 
-def start_from_odds(model, shares: Sequence[float], weights: Sequence[float] | None = None) -> None:
-    """Let a new head that says yes or no to each label begin with how often each is right, whatever the text.
+def init_bias_from_priors(model, priors: Sequence[float], weights: Sequence[float] | None = None) -> None:
+    """Let a new head that says yes or no to each label begin with the label's prior probability, whatever the text.
 
     From zero, where every label has a probability of a half, small models first learn to say no to everything, and at a
     learning rate that is good afterwards stay there (Lin et al., 2017, section 3.3). A head that has learnt already, or
@@ -154,52 +152,14 @@ def start_from_odds(model, shares: Sequence[float], weights: Sequence[float] | N
 
     Args:
         model: a model of `classifier_class`.
-        shares: (K,) share of the training rows that have each label.
+        priors: (K,) share of the training rows that have each label.
         weights: (K,) how much these rows count against the others (`balanced_weights`).
     """
     layers = [layer for layer in getattr(model, head_name(model)).modules() if isinstance(layer, nn.Linear)]
     bias = layers[-1].bias
     if bias is None or bias.any():
         return
-    likely = torch.tensor(shares, dtype=torch.float64).clamp(1e-4, 1 - 1e-4)
+    likely = torch.tensor(priors, dtype=torch.float64).clamp(1e-4, 1 - 1e-4)
     odds = likely / (1 - likely) * (1.0 if weights is None else torch.tensor(weights, dtype=torch.float64))
     with torch.no_grad():
         bias.copy_(odds.log())
-
-
-# --- batches --------------------------------------------------------------------------------------------------------
-
-
-def text_batch(sequences: Sequence[Sequence[int]], packed: bool, pad_id: int) -> dict[str, Any]:
-    """A batch for `text_logits`: one packed row, or (B, T) tensors padded on the right."""
-    if packed:
-        return {"row": whole_row(sequences)}
-    from trl.trainer.utils import pad
-
-    ids = [torch.tensor(sequence) for sequence in sequences]
-    return {
-        "input_ids": pad(ids, pad_id, padding_side="right"),
-        "attention_mask": pad([torch.ones_like(i) for i in ids], 0, padding_side="right"),
-    }
-
-
-def whole_row(sequences: Sequence[Sequence[int]]) -> PackedRow:
-    """One packed row of the sequences, whose targets stand for each sequence's last token.
-
-    `pack` computes what stands before a target: behind each sequence comes one that is never read.
-    """
-    (row,) = pack([[*ids, 0] for ids in sequences], [[False] * len(ids) + [True] for ids in sequences])
-    return row
-
-
-def text_logits(model, batch: dict[str, Any], attention: str, dtype: torch.dtype) -> Tensor:
-    """Logits (B, C) in fp32, in the order of the texts.
-
-    Args:
-        model: a model of `classifier_class`, as the trainer wrapped it.
-        batch: see `text_batch`, on the model's device.
-        attention, dtype: see `data.engine.tree_attention.row_inputs`; used for packed rows.
-    """
-    if "row" in batch:
-        return target_logits(model, batch["row"], attention, dtype)
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()

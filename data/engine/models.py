@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.arguments import UserError
 from data.contract import Contract
-from data.encoding import reads_both_ways
+from data.encoding import is_bidirectional
 
 # PEFT imports bitsandbytes, which then warns of a slow path; only 4-bit weights take it, and they have the warning back
 _of_four_bits = logging.getLogger("bitsandbytes.backends.cpu.ops")
@@ -66,11 +66,11 @@ def is_encoder(model_path: str) -> bool:
         from transformers import AutoConfig
 
         try:
-            return reads_both_ways(AutoConfig.from_pretrained(str(path)).model_type)
+            return is_bidirectional(AutoConfig.from_pretrained(str(path)).model_type)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"--model_path {path}: no configuration: {str(error).splitlines()[0]}") from error
     try:
-        return reads_both_ways(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
+        return is_bidirectional(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path / 'config.json'}: names no model_type") from error
 
@@ -118,7 +118,7 @@ def load_model(
     device: str | None = None,
     attention: str | None = None,
     contract: Contract | None = None,
-    quantized: bool = False,
+    load_in_4bit: bool = False,
 ):
     """Load a model for prediction or further training.
 
@@ -128,7 +128,7 @@ def load_model(
         device: where to put it; None = the first GPU, else the CPU.
         attention: Transformers' name of the attention code ("sdpa", "eager", ...); None = its own choice.
         contract: what it is for; with objective "classify" it gets a head, new where the directory has none.
-        quantized: keep the weights of linear layers in 4 bits (NF4, double quantisation), but for the head's.
+        load_in_4bit: keep the weights of linear layers in 4 bits (NF4, double quantisation), but for the head's.
 
     Returns:
         The model in evaluation mode.
@@ -143,7 +143,7 @@ def load_model(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     base, *adapters = adapter_stack(model_path)
     options = {"dtype": dtype, "attn_implementation": attention}
-    if quantized:
+    if load_in_4bit:
         options |= {"quantization_config": _four_bits(), "device_map": {"": pick_device(device)}}
         if len(adapters) > 1:
             raise UserError(f"--model_path {model_path}: an adapter over an adapter; merge_lora.py has to merge them "
@@ -173,7 +173,7 @@ def load_model(
         model.get_output_embeddings().register_forward_pre_hook(
             lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
         )
-    return (model if quantized else model.to(pick_device(device))).eval()
+    return (model if load_in_4bit else model.to(pick_device(device))).eval()
 
 
 def with_adapters(model, base: str, adapters: Sequence[str], contract: Contract | None = None):
@@ -262,14 +262,3 @@ def compile_layers(model) -> None:
         raise UserError("--compile: this model has no layers that Transformers could compile one by one")
     for layer in layers:
         layer.compile(dynamic=True)
-
-
-def take_packed_rows(model, longest: int) -> bool:
-    """Set a loaded model up for packed rows of sequences up to `longest` tokens. Returns whether it can take them."""
-    from data.engine.tree_attention import sharing_attention, sharing_obstacle
-
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if sharing_obstacle(bare, longest):
-        return False
-    bare.set_attn_implementation(sharing_attention(bare, str(bare.device)))
-    return True

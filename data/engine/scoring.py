@@ -1,4 +1,4 @@
-"""Label scoring: how probable a language model holds each of some candidate answers to a prompt.
+"""Texts -> a score of every label: a head's logits, or how probable a language model holds each label as the answer.
 
 The score of a candidate is the sum of its tokens' log-probabilities behind the prompt, its end token included, so that
 a label is not preferred for being the beginning of another. All candidates of a text, and all texts of a batch, are one
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.engine.packing import pack
-from data.engine.tree_attention import target_log_probs
+from data.engine.packing import PackedRow, pack
+from data.engine.padding import padded, padded_rows
+from data.engine.tree_attention import target_log_probs, target_logits
 
 Candidates = Sequence[Sequence[int]]
 
@@ -36,31 +37,23 @@ def candidate_batch(
     is_target = [[False] * len(prompt) + [True] * len(answer) for prompt in prompts for answer in candidates]
     if packed:
         return {"rows": pack(sequences, is_target, max_tokens)}
-    from trl.trainer.utils import pad
-
-    ids = [torch.tensor(sequence) for sequence in sequences]
-    return {
-        "input_ids": pad(ids, pad_id, padding_side="left"),
-        "attention_mask": pad([torch.ones_like(i) for i in ids], 0, padding_side="left"),
-        "is_target": pad([torch.tensor(flags) for flags in is_target], False, padding_side="left"),
-    }
+    return padded(sequences, pad_id, "left") | {"is_target": padded_rows(is_target, False, "left")}
 
 
-def candidate_scores(model, batch: dict[str, Any], count: int, attention: str, dtype: torch.dtype) -> Tensor:
+def candidate_scores(model, batch: dict[str, Any], count: int) -> Tensor:
     """Scores (B, K) in fp32: the summed log-probabilities of each candidate.
 
     Args:
         model: a causal language model, as the trainer wrapped it.
         batch: see `candidate_batch`, on the model's device.
         count: K, the number of candidates.
-        attention, dtype: see `data.engine.tree_attention.row_inputs`; used for packed rows.
     """
     if "rows" not in batch:
         return _padded_scores(model, batch["input_ids"], batch["attention_mask"], batch["is_target"]).view(-1, count)
     sequences = 1 + max(int(row.sequences[-1]) for row in batch["rows"])
     scores = torch.zeros(sequences, device=batch["rows"][0].input_ids.device)
     for row in batch["rows"]:
-        scores = scores.index_add(0, row.target_sequence, target_log_probs(model, row, attention, dtype))
+        scores = scores.index_add(0, row.target_sequence, target_log_probs(model, row))
     return scores.view(-1, count)
 
 
@@ -77,3 +70,32 @@ def _padded_scores(model, input_ids: Tensor, attention_mask: Tensor, is_target: 
     targets, counted = input_ids[:, -longest:], is_target[:, -longest:]
     log_probs = logits.float().log_softmax(dim=-1).gather(-1, targets[..., None])[..., 0]
     return (log_probs * counted).sum(dim=1)
+
+
+# --- a head's logits ------------------------------------------------------------------------------------------------
+
+
+def text_batch(sequences: Sequence[Sequence[int]], packed: bool, pad_id: int) -> dict[str, Any]:
+    """A batch for `text_logits`: one packed row, or (B, T) tensors padded on the right."""
+    return {"row": last_token_row(sequences)} if packed else padded(sequences, pad_id, "right")
+
+
+def last_token_row(sequences: Sequence[Sequence[int]]) -> PackedRow:
+    """One packed row of the sequences, whose targets stand for each sequence's last token.
+
+    `pack` computes what stands before a target: behind each sequence comes one that is never read.
+    """
+    (row,) = pack([[*ids, 0] for ids in sequences], [[False] * len(ids) + [True] for ids in sequences])
+    return row
+
+
+def text_logits(model, batch: dict[str, Any]) -> Tensor:
+    """Logits (B, C) in fp32, in the order of the texts.
+
+    Args:
+        model: a model of `data.engine.classifier.classifier_class`, as the trainer wrapped it.
+        batch: see `text_batch`, on the model's device.
+    """
+    if "row" in batch:
+        return target_logits(model, batch["row"])
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
@@ -96,9 +97,39 @@ def sharing_attention(model, device: str) -> str:
     return "flex_attention" if flex else "sdpa"
 
 
+def enable_packing(model, longest: int, device: str | None = None) -> bool:
+    """Set a model up for packed rows, if it qualifies (`sharing_obstacle`).
+
+    Args:
+        model: a causal language model or a classifier on one, with or without an adapter.
+        longest: tokens of the longest sequence it will be given.
+        device: where it will compute; None = where it is.
+
+    Returns:
+        Whether it is.
+    """
+    bare = _bare(model)
+    if sharing_obstacle(bare, longest):
+        return False
+    bare.set_attn_implementation(sharing_attention(bare, device or str(bare.device)))
+    bare.computes_packed_rows = True
+    return True
+
+
+def computes_packed_rows(model) -> bool:
+    """Whether `enable_packing` has set this model up, however it has been wrapped since."""
+    return getattr(_bare(model), "computes_packed_rows", False)
+
+
 def computes_spans(model) -> bool:
     """Whether a model is set up for packed rows with attention in spans."""
     return model.config._attn_implementation == SPAN_ATTENTION
+
+
+def _bare(model) -> torch.nn.Module:
+    """The model itself, out of what distributes it and under its adapter."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextmanager
@@ -118,14 +149,16 @@ def ordinary_attention(model) -> Iterator[None]:
 # --- a row through a model ------------------------------------------------------------------------------------------
 
 
-def row_inputs(row: PackedRow, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+def row_inputs(model, row: PackedRow) -> dict[str, Any]:
     """What a model's forward takes to compute `row` with the attention code its config names.
 
     Args:
+        model: the model as the trainer wrapped it; under autocast, if it will compute under it.
         row: the row, on the model's device.
-        attention: the model's `config._attn_implementation`.
-        dtype: number format the attention computes in.
     """
+    bare = _bare(model)
+    attention, device = bare.config._attn_implementation, row.input_ids.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else bare.dtype
     inputs = {
         "input_ids": row.input_ids[None],  # (1, N)
         "position_ids": row.position_ids[None],  # (1, N)
@@ -140,46 +173,44 @@ def row_inputs(row: PackedRow, attention: str, dtype: torch.dtype) -> dict[str, 
     return inputs | {"attention_mask": dense_mask(row.subtree_end, dtype)}
 
 
-def target_log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype) -> Tensor:
+def target_log_probs(model, row: PackedRow) -> Tensor:
     """Log-probability of each target of `row`, (T,) in fp32, in the order of `row.target_ids`.
 
     Args:
         model: the model as the trainer wrapped it, so that DDP, FSDP and autocast see the call.
-        row, attention, dtype: see `row_inputs`.
+        row: the row, on the model's device.
     """
-    return _log_probs(model, row, attention, dtype)[row.target_logit, row.target_ids]
+    return _log_probs(model, row)[row.target_logit, row.target_ids]
 
 
-def target_logits(model, row: PackedRow, attention: str, dtype: torch.dtype) -> Tensor:
+def target_logits(model, row: PackedRow) -> Tensor:
     """Logits (T, V) in fp32 from which each target of `row` is predicted, in the order of `row.target_ids`.
 
     Args:
-        model, row, attention, dtype: see `target_log_probs`.
+        model, row: see `target_log_probs`.
     """
-    return model(**row_inputs(row, attention, dtype)).logits[0].float()[row.target_logit]
+    return model(**row_inputs(model, row)).logits[0].float()[row.target_logit]
 
 
-def target_log_probs_and_entropies(
-    model, row: PackedRow, attention: str, dtype: torch.dtype, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+def target_log_probs_and_entropies(model, row: PackedRow, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability of each target of `row`, and the entropy of the distribution it is drawn from.
 
     Args:
-        model, row, attention, dtype: see `target_log_probs`.
+        model, row: see `target_log_probs`.
         temperature: divides the logits.
 
     Returns:
         Log-probabilities (T,) in fp32, in the order of `row.target_ids`, and entropies (T,) in nats, without gradient.
     """
-    log_probs = _log_probs(model, row, attention, dtype, temperature)  # (K, V)
+    log_probs = _log_probs(model, row, temperature)  # (K, V)
     with torch.no_grad():
         entropies = -(log_probs.exp() * log_probs).sum(dim=-1)  # (K,)
     return log_probs[row.target_logit, row.target_ids], entropies[row.target_logit]
 
 
-def _log_probs(model, row: PackedRow, attention: str, dtype: torch.dtype, temperature: float = 1.0) -> Tensor:
+def _log_probs(model, row: PackedRow, temperature: float = 1.0) -> Tensor:
     """Log-probabilities of the whole vocabulary at the row's K positions that predict a target, (K, V) in fp32."""
-    logits = model(**row_inputs(row, attention, dtype)).logits[0].float()
+    logits = model(**row_inputs(model, row)).logits[0].float()
     return (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
 
 

@@ -13,17 +13,17 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from data.arguments import UserError
-from data.engine.backends import Engine, Prompts
+from data.engine.backends import Backend, Prompts
 from data.tasks import Prediction
 
 BATCHES_AT_ONCE = 4  # of each process: the processes wait for one another behind so many
 
 
 class Workers:
-    """An `Engine` that hands batches to processes, and each the next one when it is done with one.
+    """A `Backend` that hands batches to processes, and each the next one when it is done with one.
 
     Args:
-        load: makes the engine of a process from the name of its device; has to be picklable.
+        load: makes the backend of a process from the name of its device; has to be picklable.
         devices: a device for each process.
         batch_size: most prompts a process is given at once.
         name: the backend's name.
@@ -32,7 +32,7 @@ class Workers:
         UserError: what `load` raised in a process.
     """
 
-    def __init__(self, load: Callable[[str], Engine], devices: Sequence[str], batch_size: int, name: str):
+    def __init__(self, load: Callable[[str], Backend], devices: Sequence[str], batch_size: int, name: str):
         self.name, self.window = name, batch_size * len(devices) * BATCHES_AT_ONCE
         self._batch_size = batch_size
         self._workers: dict[Connection, multiprocessing.process.BaseProcess] = {}
@@ -54,16 +54,19 @@ class Workers:
             raise
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
+        """See `Backend.answers`."""
         return self._spread("answers", prompts)
 
     def scores(self, prompts: Prompts) -> list[list[float]]:
+        """See `Backend.scores`."""
         return self._spread("scores", prompts)
 
     def close(self) -> None:
+        """End the processes."""
         self._end()
 
     def _spread(self, method: str, prompts: Prompts) -> list:
-        """What the processes' engines compute for these prompts, in the order of the prompts."""
+        """What the processes' backends compute for these prompts, in the order of the prompts."""
         count, workers = len(prompts), len(self._workers)
         rounds = max(1, -(-count // (self._batch_size * workers)))
         share = max(1, -(-count // rounds))
@@ -119,7 +122,7 @@ def _end(workers: dict[Connection, multiprocessing.process.BaseProcess]) -> None
             process.terminate()
 
 
-def _work(connection: Connection, load: Callable[[str], Engine], device: str, workers: int, first: bool) -> None:
+def _work(connection: Connection, load: Callable[[str], Backend], device: str, workers: int, first: bool) -> None:
     """A process: computes what `connection` asks for until that ends, as it does with the process that asks."""
     import torch
     from transformers.utils import logging
@@ -129,11 +132,11 @@ def _work(connection: Connection, load: Callable[[str], Engine], device: str, wo
     if not first:
         logging.disable_progress_bar()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # when nobody asks any more
-        engine = _attempt(load, device)
-        connection.send(engine if isinstance(engine, Exception) else None)
+        backend = _attempt(load, device)
+        connection.send(backend if isinstance(backend, Exception) else None)
         while True:
             method, prompts = connection.recv()
-            connection.send(_attempt(getattr(engine, method), prompts))
+            connection.send(_attempt(getattr(backend, method), prompts))
 
 
 def _attempt(compute: Callable, argument):

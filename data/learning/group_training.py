@@ -16,29 +16,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.encoding import Encoder
+from data.engine.generation import sample_answers
 from data.engine.packing import pack
-from data.engine.tree_attention import ordinary_attention, target_log_probs_and_entropies
-from data.learning.trainers import LabelWatching
+from data.engine.tree_attention import computes_packed_rows, ordinary_attention, target_log_probs_and_entropies
+from data.learning.trainers import LabelEvaluationMixin
 
 
-class GroupTraining(LabelWatching):
+class GroupTraining(LabelEvaluationMixin):
     """Mixin over TRL's GRPOTrainer: our token ids, prefixes computed once, label metrics.
 
-    Attributes:
-        encoder: texts -> the prompts' token ids.
-        sample: (model, B prompts, samples) -> B * samples answers, as lists of token ids.
+    Args:
         totals: (answers, their gold labels) -> the weighted reward of each.
-        packed: whether the model computes packed rows.
+        stop_ids: tokens that end an answer; by them TRL, too, tells answers that were cut off.
         dynamic_sampling_rounds: how often groups without a signal are replaced in a step; 0 = never.
+        arguments: see `LabelEvaluationMixin`.
     """
 
-    encoder: Encoder
-    sample: Callable[[Any, Sequence[list[int]], int], list[list[int]]]
-    totals: Callable[[Sequence[list[int]], Sequence[Sequence[str]]], list[float]]
-    packed: bool
-    dynamic_sampling_rounds: int
-    _ready: tuple[list[list[int]], list[list[list[int]]], Any] | None = None  # prompts, answers, log-probs drawn ahead
+    # prompts, answers and log-probabilities that were sampled ahead
+    _ready: tuple[list[list[int]], list[list[list[int]]], Any] | None = None
+
+    def __init__(
+        self, *, totals: Callable[[Sequence[list[int]], Sequence[Sequence[str]]], list[float]],
+        stop_ids: Sequence[int], dynamic_sampling_rounds: int, **arguments: Any,
+    ):  # fmt: skip
+        self.totals, self.dynamic_sampling_rounds = totals, dynamic_sampling_rounds
+        super().__init__(**arguments)
+        self.eos_token_ids = stop_ids
 
     # -- drawing answers
 
@@ -74,7 +77,17 @@ class GroupTraining(LabelWatching):
             torch.compiler.set_stance("force_eager"),
         ):  # fmt: skip
             model.eval()  # answers are drawn from the policy itself, without dropout
-            answers = self.sample(model, prompt_ids[::size], size)
+            answers = sample_answers(
+                model,
+                prompt_ids[::size],
+                size,
+                self.eos_token_ids,
+                self.args.max_completion_length,
+                self.encoder.tokenizer.pad_token_id,
+                self.args.temperature,
+                self.args.top_p,
+                self.args.top_k,
+            )
             model.train()
         return answers
 
@@ -154,7 +167,7 @@ class GroupTraining(LabelWatching):
             compute_entropy: whether entropies are wanted.
             other: what models that see pictures need.
         """
-        if not self.packed:
+        if not computes_packed_rows(self.model):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **other
             )
@@ -177,9 +190,8 @@ class GroupTraining(LabelWatching):
             [ids[seen].tolist() for ids, seen in zip(input_ids, mask, strict=True)],
             [target[seen].tolist() for target, seen in zip(is_answer, mask, strict=True)],
         )
-        attention, dtype = self.packed_row_settings(model)
         with self.accelerator.autocast():
-            values = target_log_probs_and_entropies(model, row.to(input_ids.device), attention, dtype, self.temperature)
+            values = target_log_probs_and_entropies(model, row.to(input_ids.device), self.temperature)
         # targets come by sequence, then by position: the order in which a mask is filled
         zeros = values[0].new_zeros(learnt.shape) + 0 * values[0].sum()
         return tuple(zeros.masked_scatter(learnt, value) for value in values)

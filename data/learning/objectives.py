@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from data.arguments import UserError, is_first_process
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
-from data.engine.classifier import text_batch, text_logits
 from data.engine.packing import pack
-from data.engine.scoring import candidate_batch, candidate_scores
+from data.engine.padding import padded, padded_rows
+from data.engine.scoring import candidate_batch, candidate_scores, text_batch, text_logits
 from data.engine.tree_attention import target_log_probs
-from data.learning.trainers import LabelWatching
+from data.learning.trainers import LabelEvaluationMixin
 from data.loading import Example
 
 MAX_POSITIVE_WEIGHT = 10.0  # of a rare label in a multi-label task: more makes every text have it
@@ -60,17 +60,17 @@ def balanced_weights(examples: Sequence[Example], labels: Sequence[str], yes_or_
         (K,) weights; 1 for a label without a row.
     """
     weights = []
-    for share in label_shares(examples, labels):
-        if not share:
+    for frequency in label_frequencies(examples, labels):
+        if not frequency:
             weights.append(1.0)
         elif yes_or_no:
-            weights.append(min((1 - share) / share, MAX_POSITIVE_WEIGHT))
+            weights.append(min((1 - frequency) / frequency, MAX_POSITIVE_WEIGHT))
         else:
-            weights.append(1 / (len(labels) * share))
+            weights.append(1 / (len(labels) * frequency))
     return tuple(weights)
 
 
-def label_shares(examples: Sequence[Example], labels: Sequence[str]) -> list[float]:
+def label_frequencies(examples: Sequence[Example], labels: Sequence[str]) -> list[float]:
     """Share of the rows that have each label, (K,)."""
     counts = Counter(label for example in examples for label in example.labels)
     return [counts[label] / len(examples) for label in labels]
@@ -194,13 +194,8 @@ class AnswerCollator:
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Returns `input_ids`, `attention_mask` and `labels`, each (B, T), and `weight` (B,)."""
-        from trl.trainer.utils import pad
-
-        ids = [torch.tensor(example["input_ids"]) for example in examples]
-        return {
-            "input_ids": pad(ids, self.pad_id, padding_side="left"),
-            "attention_mask": pad([torch.ones_like(i) for i in ids], 0, padding_side="left"),
-            "labels": _padded_labels(examples),
+        return padded([example["input_ids"] for example in examples], self.pad_id, "left") | {
+            "labels": padded_rows([example["labels"] for example in examples], -100, "left"),
             "weight": torch.tensor([example["weight"] for example in examples]),
         }
 
@@ -213,13 +208,8 @@ class PackingCollator:
         is_target = [[label != -100 for label in example["labels"]] for example in examples]
         (row,) = pack([e["input_ids"] for e in examples], is_target)
         weights = torch.tensor([example["weight"] for example in examples])
-        return {"labels": _padded_labels(examples), "row": row, "weight": weights}
-
-
-def _padded_labels(examples: Sequence[dict[str, Any]]) -> Tensor:
-    from trl.trainer.utils import pad
-
-    return pad([torch.tensor(example["labels"]) for example in examples], -100, padding_side="left")
+        labels = padded_rows([example["labels"] for example in examples], -100, "left")
+        return {"labels": labels, "row": row, "weight": weights}
 
 
 class TextCollator:
@@ -245,21 +235,47 @@ class TextCollator:
         return batch | {"shift_labels": batch["labels"]}  # what Transformers counts a batch by; it would skip the first
 
 
+def packed_log_probs(model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (targets,) of a `PackingCollator`'s batch, and which of its rows (targets,) each is of."""
+    row = inputs["row"]
+    return target_log_probs(model, row), row.target_sequence
+
+
+def padded_log_probs(model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The same of an `AnswerCollator`'s batch."""
+    labels = inputs["labels"]  # (B, T)
+    answer_length = int((labels != -100).sum(dim=1).max())
+    targets = labels[:, -answer_length:]  # (B, A)
+    is_target = targets != -100
+    logits = model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        use_cache=False,
+        logits_to_keep=answer_length + 1,
+    ).logits[:, :-1]  # (B, A, V): each column predicts the next
+    log_probs = logits[is_target].float().log_softmax(dim=-1)
+    return log_probs.gather(-1, targets[is_target][:, None])[:, 0], is_target.nonzero()[:, 0]
+
+
 # --- trainers -------------------------------------------------------------------------------------------------------
 
 
-class LabelTraining(LabelWatching):
+class LabelTraining(LabelEvaluationMixin):
     """Mixin over a Transformers `Trainer`: the loss of `generate` and `score`, and label metrics at each evaluation.
 
-    Attributes:
+    Args:
         loss_settings: see `LossSettings`.
+        arguments: see `LabelEvaluationMixin`.
     """
 
-    loss_settings = LossSettings()
+    def __init__(self, *, loss_settings: LossSettings, **arguments: Any):
+        self.loss_settings = loss_settings
+        super().__init__(**arguments)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Mean loss over the whole (accumulated, distributed) batch: over answer tokens, or over texts."""
-        losses = self.losses(model, inputs)
+        with self.accelerator.autocast():  # by which `row_inputs` sees the number format
+            losses = self.losses(model, inputs)
         if num_items_in_batch is None:
             loss = losses.mean()
         else:
@@ -275,34 +291,15 @@ class LabelTraining(LabelWatching):
         about one in twenty.
         """
         packed = "row" in inputs
-        log_probs, rows = (self._packed_log_probs if packed else self._padded_log_probs)(model, inputs)
+        log_probs, rows = (packed_log_probs if packed else padded_log_probs)(model, inputs)
         return answer_losses(log_probs, inputs["weight"][rows], self.loss_settings)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """The loss and the label metrics of the validation rows, logged and named `eval_…`."""
         metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
         scores = self.label_scores()
         self.log(dict(scores))
         return metrics | scores
-
-    def _packed_log_probs(self, model, inputs) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (targets,) of a `PackingCollator`'s batch, and which of its rows (targets,) each is of."""
-        row = inputs["row"]
-        return target_log_probs(model, row, *self.packed_row_settings(model)), row.target_sequence
-
-    def _padded_log_probs(self, model, inputs) -> tuple[Tensor, Tensor]:
-        """The same of an `AnswerCollator`'s batch."""
-        labels = inputs["labels"]  # (B, T)
-        answer_length = int((labels != -100).sum(dim=1).max())
-        targets = labels[:, -answer_length:]  # (B, A)
-        is_target = targets != -100
-        logits = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-            logits_to_keep=answer_length + 1,
-        ).logits[:, :-1]  # (B, A, V): each column predicts the next
-        log_probs = logits[is_target].float().log_softmax(dim=-1)
-        return log_probs.gather(-1, targets[is_target][:, None])[:, 0], is_target.nonzero()[:, 0]
 
 
 class ClassifierTraining(LabelTraining):
@@ -310,7 +307,7 @@ class ClassifierTraining(LabelTraining):
 
     def losses(self, model, inputs) -> Tensor:
         """Losses (B,) of the texts."""
-        logits = text_logits(model, inputs, *self.packed_row_settings(model))
+        logits = text_logits(model, inputs)
         if self.contract.activation == "sigmoid":
             return yes_or_no_losses(logits, inputs["gold"], self.loss_settings)
         return choice_losses(logits, inputs["gold"], inputs["weight"], self.loss_settings)
@@ -321,5 +318,5 @@ class ContrastiveTraining(LabelTraining):
 
     def losses(self, model, inputs) -> Tensor:
         """Losses (B,) of the texts."""
-        scores = candidate_scores(model, inputs, len(self.contract.task.labels), *self.packed_row_settings(model))
+        scores = candidate_scores(model, inputs, len(self.contract.task.labels))
         return choice_losses(scores, inputs["gold"], inputs["weight"], self.loss_settings)

@@ -1,9 +1,8 @@
-"""What the trainers, main_SFT.py and main_grpo.py, do alike: read the data, make the adapter, watch, keep, go on.
+"""What main_SFT.py and main_grpo.py do alike: check flags, read the data, make the adapter, evaluate, train.
 
 `args` is in each function the stage's own `Args`; the flags it reads are named alike in both.
 """
 
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, is_first_process
-from data.contract import Contract, check_run_settings
+from data.contract import Contract
+from data.encoding import Encoder
+from data.engine.models import pick_device
+from data.engine.predictor import Predictor
 from data.files import write_json, write_json_lines
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import label_metrics
-from data.tasks import BUILT_IN_TASKS, Prediction, Task
+from data.tasks import BUILT_IN_TASKS, Task
 
 # --- flags ----------------------------------------------------------------------------------------------------------
 
@@ -98,8 +100,8 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False) -> D
     return Data(task, train, dev, test, rejected)
 
 
-def drawn(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
-    """`size` rows drawn once (0 = all), in the file's order."""
+def subsample(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
+    """`size` rows drawn once at random (0 = all), in the file's order."""
     if size == 0 or len(examples) <= size:
         return examples
     return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), size))]
@@ -149,47 +151,62 @@ def lora_config(args, model):
     )
 
 
-def may_share_prefixes(args, model, longest: int) -> bool:
-    """Whether `--prefix_sharing` asks for packed rows and `model` can take them.
+def share_prefixes(args, model, longest: int, not_worth: Callable[[str], str | None] = lambda attention: None) -> bool:
+    """Set `model` up for packed rows, as `--prefix_sharing` says; with a line on the console where it says "auto".
 
     Args:
         args: the stage's flags.
         model: the model, no adapter on it yet.
         longest: tokens of the longest sequence it will be given.
+        not_worth: attention code -> why packing would not pay, or None; asked under "auto" only.
+
+    Returns:
+        Whether the model takes packed rows now.
 
     Raises:
         UserError: `--prefix_sharing on` with a model that cannot.
     """
-    from data.engine.tree_attention import sharing_obstacle
+    from data.engine.tree_attention import enable_packing, sharing_attention, sharing_obstacle
 
     if args.prefix_sharing == "off":
         return False
+    say = print if is_first_process() else lambda *_: None
     if obstacle := sharing_obstacle(model, longest):
         if args.prefix_sharing == "on":
             raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
-        if is_first_process():
-            print(f"warning: {args.model_path} cannot share prefixes, since {obstacle}; every text is computed whole")
+        say(f"warning: {args.model_path} cannot share prefixes, since {obstacle}; every text is computed whole")
         return False
-    return True
+    if args.prefix_sharing == "auto" and (reason := not_worth(sharing_attention(model, pick_device()))):
+        say(f"prefix sharing off: {reason}")
+        return False
+    return enable_packing(model, longest, pick_device())
 
 
-# --- watching and keeping -------------------------------------------------------------------------------------------
+# --- evaluating while training ----------------------------------------------------------------------------------------
 
 
-class LabelWatching:
-    """Mixin over a Transformers `Trainer`: label metrics of greedy answers, and the best checkpoint kept by them.
+class LabelEvaluationMixin:
+    """Mixin over a Transformers `Trainer`: label metrics of the validation rows, and the best checkpoint kept by them.
+
+    Written answers are greedy and free here, while inference lets a model write valid ones only: so `invalid_rate` says
+    whether the form of an answer has been learnt, too.
 
     A mixin, since importing a trainer takes seconds that a mistyped flag should not cost.
 
-    Attributes:
+    Args:
         contract: written into each checkpoint, which so becomes a directory to predict from.
+        encoder: texts -> the prompts' token ids.
         dev: validation rows.
-        answer: (model, texts, progress) -> the model's predictions.
+        predict_batch_size: of them, predicted at once.
+        trainer_arguments: the trainer's own.
     """
 
-    contract: Contract
-    dev: Sequence[Example]
-    answer: Callable[[Any, Sequence[str], bool], list[Prediction]]
+    def __init__(
+        self, *, contract: Contract, encoder: Encoder, dev: Sequence[Example], predict_batch_size: int,
+        **trainer_arguments: Any,
+    ):  # fmt: skip
+        self.contract, self.encoder, self.dev, self.predict_batch_size = contract, encoder, dev, predict_batch_size
+        super().__init__(**trainer_arguments)
 
     def label_scores(self) -> dict[str, float]:
         """Label metrics of the validation rows, named `eval_…`; each process answers its share of them."""
@@ -202,21 +219,15 @@ class LabelWatching:
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
+        predictor = Predictor.from_model(model, self.encoder, self.contract, self.predict_batch_size)
         attention = ordinary_attention(model) if self.contract.objective == "generate" else nullcontext()
         # compiled layers would be compiled anew without gradients, which takes longer than it saves
         with self.accelerator.autocast(), attention, torch.compiler.set_stance("force_eager"):
-            predictions = self.answer(model, [e.text for e in mine], self.is_world_process_zero())
+            predictions = predictor.predict_batch([e.text for e in mine], progress=self.is_world_process_zero())
         model.train(training)
         pairs = gather_object([(e.labels, p) for e, p in zip(mine, predictions, strict=True)])
         scores = label_metrics(*zip(*pairs, strict=True), self.contract.task)
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
-
-    def packed_row_settings(self, model) -> tuple[str, Any]:
-        """Attention code and number format in which a wrapped model computes packed rows (`row_inputs`)."""
-        import torch
-
-        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
-        return self.accelerator.unwrap_model(model).config._attn_implementation, dtype
 
     def _determine_best_metric(self, metrics, trial) -> bool:
         is_best = super()._determine_best_metric(metrics, trial)
@@ -233,65 +244,6 @@ class LabelWatching:
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
-
-
-def find_checkpoint(args, may_change: Sequence[str]) -> str | None:
-    """The checkpoint to go on from, or None to begin anew.
-
-    Args:
-        args: the stage's flags.
-        may_change: flags that may differ from those the run began with.
-
-    Raises:
-        UserError: the checkpoint is not there, or the run in `--output_dir` is another one.
-    """
-    output_dir = Path(args.output_dir)
-    wanted = args.resume_from_checkpoint
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    if (output_dir / "config.json").is_file() and not (output_dir / "args.json").is_file():
-        raise UserError(
-            f"--output_dir {output_dir}: holds a model that is no run of this script; choose another folder"
-        )
-    if wanted not in ("auto", "none"):
-        if not _is_whole(Path(wanted)):
-            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
-        check_run_settings(Path(wanted).parent / "args.json", asdict(args), may_change)
-        if Path(wanted).resolve().parent != output_dir.resolve() and (checkpoints or is_finished(args)):
-            raise UserError(f"--output_dir {output_dir}: holds another run than --resume_from_checkpoint {wanted}")
-        return wanted
-    if wanted == "none":
-        if checkpoints or is_finished(args):
-            raise UserError(
-                f"--output_dir {output_dir}: holds a run already; choose another, or go on with "
-                "--resume_from_checkpoint auto"
-            )
-        return None
-    newest = next((str(path) for path in checkpoints if _is_whole(path)), None)
-    if newest or is_finished(args):
-        lengths = {"num_epochs", "max_steps"} if is_finished(args) else set()
-        check_run_settings(output_dir / "args.json", asdict(args), set(may_change) - lengths)
-    return newest
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Transformers writes trainer_state.json last: a checkpoint cut off by a kill lacks it or has half of it."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return "global_step" in state
-
-
-def check_same_task(checkpoint: str | None, task: Task) -> None:
-    """Raise a `UserError` when the checkpoint to go on from learns another task than `task`."""
-    if checkpoint is not None and (trained := Contract.load(checkpoint).task) != task:
-        raise UserError(f"{checkpoint}: learns task {trained.name} {list(trained.labels)[:3]}…, not {task.name}")
-
-
-def is_finished(args) -> bool:
-    """Whether the run in `--output_dir` has trained to its end (its results are the last thing it writes)."""
-    return (Path(args.output_dir) / "train_results.json").is_file()
 
 
 def write_run_facts(args, data: Data) -> None:

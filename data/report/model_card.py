@@ -15,9 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data.arguments import UserError
 from data.contract import Contract
-from data.files import write_text
+from data.files import read_json, write_text
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CARD, CURVES, EXAMPLE = "README.md", "training_curves.png", "inference_example.py"
@@ -91,14 +90,6 @@ def write_run_report(output_dir: str | Path) -> None:
     draw_training_curves(output_dir)
     write_inference_example(output_dir)
     write_model_card(output_dir)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: broken ({error})") from error
 
 
 def logged(state: dict[str, Any], name: str) -> dict[int, float]:

@@ -90,8 +90,8 @@ def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
         contract = contract_for(args.model_path, settings.task)
         data = load_data(settings, contract.task, kind_known=True)
         encoder = Encoder(data.task, load_tokenizer(args.model_path), contract.cot, contract.max_length)
-        model, packed = main_grpo.load_policy(settings, longest=contract.max_length)
-        trainer = main_grpo.build_trainer(settings, data, model, packed, encoder, contract)
+        model = main_grpo.load_policy(settings, longest=contract.max_length)
+        trainer = main_grpo.build_trainer(settings, data, model, encoder, contract)
         _take_turns(trainer, turns)
         train(trainer, None)
 

@@ -10,9 +10,9 @@ from typing import Any
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.contract import Contract, contract_for
 from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer
+from data.engine.predictor import Predictor
 from data.files import write_json
 from data.loading import load_examples
-from inference import Predictor
 from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
 
 SINGLES, WARM_UP = 100, 10  # texts predicted one by one, for the latency, and before them

@@ -7,10 +7,10 @@ from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.engine.models import check_model_path
+from data.engine.predictor import Predictor
 from data.files import write_json
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS
-from inference import Predictor
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, train_file
 
 CASE = CASES["28-labels"]
@@ -43,8 +43,9 @@ def _take_turns(turns: Turns, args: ScoreArgs, packed: bool) -> None:
     )
     texts = [example.text for example in load_examples(train_file(args.data_dir, CASE), predictor.task)]
     if not packed:
-        predictor.engine.packed = False
-        predictor.engine.model.set_attn_implementation("sdpa")
+        model = predictor.backend.model
+        model.set_attn_implementation("sdpa")
+        model.computes_packed_rows = False
     for begin in range(0, len(texts), args.texts):
         turns.wait()
         scores = predictor.label_scores(texts[begin : begin + args.texts])

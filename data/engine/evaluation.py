@@ -1,0 +1,107 @@
+"""Predict a file, write what was predicted, and score it; calibrate and score a finished run."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from datetime import datetime
+from itertools import islice, tee
+from pathlib import Path
+from typing import Any
+
+from data.calibration import calibrate
+from data.engine.predictor import Predictor
+from data.files import write_json
+from data.loading import Example, ExampleFile
+from data.prediction_files import (
+    FILE_NAME,
+    PredictionFile,
+    measure,
+    remove_results,
+    rows_of,
+    write_results,
+)
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def evaluate(
+    predictor: Predictor, examples: Sequence[Example] | ExampleFile, output_dir: str | Path | None = None,
+    seed: int = 42, settings: dict[str, Any] | None = None, name: str = FILE_NAME,
+) -> dict[str, Any]:  # fmt: skip
+    """Predict, score where there is gold, and write what a test leaves behind.
+
+    Args:
+        predictor: the model.
+        examples: texts with their gold labels, or all without.
+        output_dir: where `predictions.jsonl`, and with gold `test_results.json` and `test_summary.txt` go; None =
+            nowhere.
+        seed: noted in the results.
+        settings: what decides the predictions; a file of predictions begun with the same is continued. None = begin
+            anew.
+        name: name of the file of predictions.
+
+    Returns:
+        The content of `test_results.json`; `n` and `examples_per_second` only where there is no gold.
+    """
+    begin = time.perf_counter()
+    if output_dir is None:
+        done, rows = 0, list(predicted_rows(predictor, examples))
+    else:
+        file = PredictionFile(output_dir, settings or {"begun": datetime.now().isoformat()}, name, settings is not None)
+        done = file.done
+        with closing(file):
+            file.append(predicted_rows(predictor, examples, done))
+        if name == FILE_NAME:
+            remove_results(output_dir)
+        file.finish()
+        rows = rows_of(file.path)
+    rate = (len(examples) - done) / (time.perf_counter() - begin)
+    results = measure(rows, predictor.contract)
+    labelled = "accuracy" in results and name == FILE_NAME  # parts are scored when all are there
+    results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend.name, "seed": seed}
+    if output_dir is not None and labelled:
+        write_results(output_dir, results, f"task {predictor.task.name}")
+    return results
+
+
+def predicted_rows(
+    predictor: Predictor, examples: Sequence[Example] | ExampleFile, done: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Rows of predictions.jsonl, in the order of the examples, behind the first `done` of them."""
+    left, again = tee(islice(examples, done, None))  # the texts run ahead of the rows by a part of the file
+    predictions = predictor.predictions((example.text for example in again), len(examples), done)
+    for example, prediction in zip(left, predictions, strict=True):
+        yield {
+            "id": example.id,
+            "text": example.text,
+            "gold": list(example.labels) or None,
+            "labels": prediction.labels,
+            "probabilities": prediction.probabilities,
+            "confidence": prediction.confidence,
+            "valid": prediction.valid,
+            "completion": prediction.completion,
+        }
+
+
+def calibrate_run(
+    directory: str, examples: Sequence[Example], batch_size: int, precision: str
+) -> dict[str, dict[str, float]]:
+    """Fit temperature and thresholds of a finished run on labelled texts, and write them into its `task.json`.
+
+    Returns:
+        The metrics `before` and `after`, on these same texts; also in the run's `calibration.json`.
+    """
+    predictor = Predictor(directory, batch_size=batch_size, precision=precision)
+    contract = predictor.contract
+    scores = predictor.label_scores([example.text for example in examples], progress=True)
+    fitted, metrics = calibrate(scores, [example.labels for example in examples], contract.task, contract.activation)
+    replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds).save(directory)
+    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **metrics})
+    return metrics
+
+
+def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:
+    """Score a finished run on labelled texts, as it was written: what inference.py would load is what is measured."""
+    evaluate(Predictor(directory, batch_size=batch_size, precision=precision), examples, directory, seed)
+    print((Path(directory) / "test_summary.txt").read_text(encoding="utf-8"))

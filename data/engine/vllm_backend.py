@@ -1,0 +1,125 @@
+"""vLLM as a backend: whole models, or an adapter over its base, with prefix caching and structured outputs."""
+
+import gc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.answers import answer_grammar
+from data.arguments import UserError
+from data.contract import Contract
+from data.encoding import RATIONALE_TOKENS, Encoder
+from data.engine.backends import PredictionSettings, Prompts, read_answer, with_reasoning
+from data.engine.models import base_model_path
+from data.files import read_json
+from data.tasks import Prediction
+
+SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapters that vLLM is compiled for
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+class VllmBackend:
+    """A model in vLLM, which runs in this very process.
+
+    Args:
+        settings: see `PredictionSettings`.
+        encoder, contract: what the model was trained on.
+
+    Raises:
+        UserError: vLLM is not here, or does not take this model.
+    """
+
+    name = "vllm"
+    window = 4096  # vLLM batches them itself
+
+    def __init__(self, settings: PredictionSettings, encoder: Encoder, contract: Contract):
+        if contract.objective != "generate":
+            raise UserError(
+                f"--backend vllm: runs models that write their answers; {settings.model_path} was trained with "
+                f"objective {contract.objective}, which hf runs"
+            )
+        # the labels of a task are few, so this process can be the engine, too: it dies with it, and errors come through
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; 40 % of the memory otherwise
+        try:
+            from vllm import SamplingParams
+            from vllm.lora.request import LoRARequest
+            from vllm.sampling_params import StructuredOutputsParams
+        except ImportError as error:
+            raise UserError(
+                "--backend vllm: needs vLLM (pip install -r requirements-vllm.txt, on a CPU scripts/setup_vllm_cpu.sh)"
+            ) from error
+        self.encoder, self.contract, self.constrained = encoder, contract, settings.constrained
+        base = base_model_path(settings.model_path)
+        self._engine = _load(settings, base, contract.max_length)
+        self._adapter = LoRARequest("adapter", 1, settings.model_path) if base is not None else None
+        rule = StructuredOutputsParams(grammar=answer_grammar(encoder)) if self.constrained else None
+        self._answer = SamplingParams(
+            temperature=0, max_tokens=encoder.answer_tokens, stop_token_ids=[encoder.end_id], logprobs=0,
+            detokenize=False, structured_outputs=rule,
+        )  # fmt: skip
+        self._thought = SamplingParams(
+            temperature=0, max_tokens=RATIONALE_TOKENS, stop_token_ids=[encoder.end_id], stop=["</think>"]
+        )
+
+    def answers(self, prompts: Prompts) -> list[Prediction]:
+        """See `Backend.answers`.
+
+        Raises:
+            UserError: its structured outputs let an answer pass that is none.
+        """
+        rationales: Sequence[str | None] = [None] * len(prompts)
+        if self.constrained and self.contract.cot:
+            prompts, rationales = with_reasoning(self.encoder, prompts, self._think)
+        predictions = [
+            read_answer(self.encoder, self.contract, output.token_ids, output.cumulative_logprob, rationale)
+            for output, rationale in zip(self._generate(prompts, self._answer), rationales, strict=True)
+        ]
+        if self.constrained and (strays := [p.completion for p in predictions if not p.valid]):
+            raise UserError(f"--backend vllm: its structured outputs let {strays[0]!r} pass; use --constrained off")
+        return predictions
+
+    def _think(self, prompts: Prompts) -> list[str]:
+        return [output.text for output in self._generate(prompts, self._thought)]
+
+    def _generate(self, prompts: Prompts, params: Any) -> list[Any]:
+        """vLLM's `CompletionOutput` for each prompt."""
+        inputs = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        outputs = self._engine.generate(inputs, params, use_tqdm=False, lora_request=self._adapter)
+        return [output.outputs[0] for output in outputs]
+
+    def scores(self, prompts: Prompts) -> list[list[float]]:
+        """See `Backend.scores`: here always an error."""
+        raise UserError("--backend vllm: gives no scores of labels; hf does")
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._engine = None
+        gc.collect()
+
+
+def _load(settings: PredictionSettings, base: str | None, max_length: int) -> Any:
+    """vLLM's `LLM`; `base` is the whole model where the settings name an adapter."""
+    from vllm import LLM
+
+    path = settings.model_path
+    lora = {"enable_lora": True, "max_lora_rank": _served_rank(path)} if base is not None else {}
+    try:
+        return LLM(
+            model=base or path, tokenizer=path, max_model_len=max_length, dtype=DTYPES[settings.precision],
+            tensor_parallel_size=settings.tensor_parallel_size, enable_prefix_caching=True,
+            seed=42,  # greedy decoding draws nothing
+            **lora,
+        )  # fmt: skip
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"--backend vllm: does not take {path}: {reason}") from error
+
+
+def _served_rank(model_path: str) -> int:
+    """The least of the ranks vLLM is compiled for that holds this adapter's."""
+    config = read_json(Path(model_path) / "adapter_config.json")
+    rank = max([config["r"], *config.get("rank_pattern", {}).values()])
+    return next((served for served in SERVED_RANKS if served >= rank), rank)
