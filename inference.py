@@ -57,10 +57,9 @@ from data.engine.models import (
     worker_devices,
 )
 from data.engine.workers import Workers
-from data.files import write_json, write_json_lines
+from data.files import PREDICTIONS_FILE, REJECTED_FILE, SUMMARY_FILE, TASK_FILE, write_json, write_json_lines
 from data.loading import Example, ExampleFile
 from data.prediction_files import (
-    FILE_NAME,
     PART_NAME,
     PredictionFile,
     measure,
@@ -386,7 +385,7 @@ class Predictor:
 
 def evaluate(
     predictor: Predictor, examples: Sequence[Example] | ExampleFile, output_dir: str | Path | None = None,
-    seed: int = 42, settings: dict[str, Any] | None = None, name: str = FILE_NAME,
+    seed: int = 42, settings: dict[str, Any] | None = None, name: str = PREDICTIONS_FILE,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict, score where there is gold, and write what DESIGN's table promises.
 
@@ -421,11 +420,11 @@ def evaluate(
             file.close()
     rate = (len(examples) - done) / (time.perf_counter() - begin)
     if file:
-        if name == FILE_NAME:
+        if name == PREDICTIONS_FILE:
             remove_results(output_dir)
         file.finish()
     results = measure(rows_of(file.path) if file else kept, predictor.contract)
-    labelled = "accuracy" in results and name == FILE_NAME  # parts are scored when all are there
+    labelled = "accuracy" in results and name == PREDICTIONS_FILE  # parts are scored when all are there
     results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend, "seed": seed}
     if output_dir is not None and labelled:
         write_results(output_dir, results, f"task {predictor.task.name}")
@@ -475,7 +474,7 @@ def calibrate_run(
 def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:
     """Score a finished run on labelled texts, as it was written: what this script would load is what is measured."""
     evaluate(Predictor(directory, batch_size=batch_size, precision=precision), examples, directory, seed)
-    print((Path(directory) / "test_summary.txt").read_text(encoding="utf-8"))
+    print((Path(directory) / SUMMARY_FILE).read_text(encoding="utf-8"))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -515,20 +514,20 @@ def predict_file(args: Args, contract: Contract) -> None:
     output_dir = output_directory(args)
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
-    name = FILE_NAME if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
+    name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
     settings = prediction_settings(args)
     with open_predictor(args, args.probabilities) as predictor:
         if rejected:
-            write_json_lines(output_dir / "rejected.jsonl", rejected)
+            write_json_lines(output_dir / REJECTED_FILE, rejected)
         evaluate(predictor, examples, output_dir, args.seed, settings, name)
-    if examples.labelled and name == FILE_NAME:
-        print((output_dir / "test_summary.txt").read_text(encoding="utf-8"))
+    if examples.labelled and name == PREDICTIONS_FILE:
+        print((output_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     print(f"written to {output_dir / name}")
 
 
 def output_directory(args: Args) -> Path:
     """`--output_dir`, or a folder of the run's own."""
-    if args.output_dir is None and not (Path(args.model_path) / "task.json").is_file():
+    if args.output_dir is None and not (Path(args.model_path) / TASK_FILE).is_file():
         raise UserError("--output_dir is needed for an untuned model: where predictions and scores are to go")
     return Path(args.output_dir or Path(args.model_path) / "test")
 

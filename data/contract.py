@@ -9,10 +9,9 @@ from typing import Any, Literal
 
 from data.arguments import UserError
 from data.encoding import Objective
-from data.files import write_json
+from data.files import ADAPTER_FILE, TASK_FILE, write_json
 from data.tasks import Task, check_same_labels, resolve_task
 
-FILE_NAME = "task.json"
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
@@ -65,7 +64,7 @@ class Contract:
         """Write `task.json` into `directory`."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["task"]["template_hash"] = self.task.template_hash
-        write_json(Path(directory) / FILE_NAME, content)
+        write_json(Path(directory) / TASK_FILE, content)
 
     @classmethod
     def load(cls, directory: str | Path) -> "Contract":
@@ -74,7 +73,7 @@ class Contract:
         Raises:
             UserError: the file is broken, of a newer format, or its prompt was edited after training.
         """
-        path = Path(directory) / FILE_NAME
+        path = Path(directory) / TASK_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version = content.pop("format_version")
@@ -108,12 +107,12 @@ def contract_for(
             a task.
     """
     directory = Path(model_path)
-    if (directory / FILE_NAME).is_file():
+    if (directory / TASK_FILE).is_file():
         contract = Contract.load(directory)
-        _check_flags(contract, directory / FILE_NAME, task_name, label_path, cot, max_length)
-        _check_equal("--objective", objective, contract.objective, directory / FILE_NAME)
+        _check_flags(contract, directory / TASK_FILE, task_name, label_path, cot, max_length)
+        _check_equal("--objective", objective, contract.objective, directory / TASK_FILE)
         return contract
-    if (directory / "adapter_config.json").is_file():
+    if (directory / ADAPTER_FILE).is_file():
         raise UserError(
             f"--model_path {model_path}: a trained adapter without task.json: its labels and prompt are unknown"
         )

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""The files of a run: what they are called, and written whole or not at all."""
 
 import json
 import os
@@ -7,6 +7,18 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+TASK_FILE = "task.json"  # what a trained directory promises (data/contract.py)
+ARGS_FILE = "args.json"  # flags a run began with
+DATA_REPORT_FILE = "data_report.json"  # what is to be known about its data
+REJECTED_FILE = "rejected.jsonl"  # rows that --skip_bad_rows left out
+STATE_FILE = "trainer_state.json"  # Transformers' log of a run, and of each checkpoint
+REWARDS_FILE = "rewards.csv"  # rewards of each logged step of main_grpo.py
+TRAIN_RESULTS_FILE = "train_results.json"  # the last that training writes
+PREDICTIONS_FILE = "predictions.jsonl"
+RESULTS_FILE = "test_results.json"  # scores of the predictions
+SUMMARY_FILE = "test_summary.txt"  # the same for people
+ADAPTER_FILE = "adapter_config.json"  # PEFT's settings of an adapter; a directory with it is one
 
 
 @contextmanager

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_output_dir, flag, run
-from data.files import write_json, write_text
+from data.files import RESULTS_FILE, write_json, write_text
 from data.metrics import LABEL_METRICS
-from data.prediction_files import RESULTS
 
 COLUMNS = (
     "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
@@ -36,7 +35,9 @@ _SEED_SUFFIX = re.compile(r"(?P<system>.+)(?:-seed|_seed|-s)\d+")
 
 @dataclass
 class Args:
-    runs: list[str] = flag([], f"folders with {RESULTS}, each as name=folder or just folder; the same name: one line")
+    runs: list[str] = flag(
+        [], f"folders with {RESULTS_FILE}, each as name=folder or just folder; the same name: one line"
+    )
     group_seeds: bool = flag(
         False, "name a plain folder by what stands before its -seed0, _seed0 or -s0; leave out what has no results"
     )
@@ -46,7 +47,7 @@ class Args:
 
     def __post_init__(self):
         if not self.runs:
-            raise UserError(f"--runs is needed: folders with a {RESULTS}, each as name=folder")
+            raise UserError(f"--runs is needed: folders with a {RESULTS_FILE}, each as name=folder")
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
         if self.markdown_path is not None:
@@ -92,7 +93,7 @@ def _without_seed(folder: str) -> Path:
 
 def read_results(folder: str) -> dict[str, Any]:
     """The content of a folder's test_results.json."""
-    path = Path(folder) / RESULTS
+    path = Path(folder) / RESULTS_FILE
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -103,12 +104,12 @@ def read_results(folder: str) -> dict[str, Any]:
 
 def with_results(specs: Sequence[str]) -> list[str]:
     """`specs` without what a pattern like outputs/train/* finds beside finished runs: tables, runs without results."""
-    unfinished = [spec for spec in specs if Path(spec).is_dir() and not (Path(spec) / RESULTS).exists()]
+    unfinished = [spec for spec in specs if Path(spec).is_dir() and not (Path(spec) / RESULTS_FILE).exists()]
     for folder in unfinished:
-        print(f"warning: {folder}: has no {RESULTS}, left out")
+        print(f"warning: {folder}: has no {RESULTS_FILE}, left out")
     kept = [spec for spec in specs if spec not in unfinished and not Path(spec).is_file()]
     if not kept:
-        raise UserError(f"--runs: none of the folders has a {RESULTS}")
+        raise UserError(f"--runs: none of the folders has a {RESULTS_FILE}")
     return kept
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.arguments import UserError, check_output_dir, flag, run
+from data.files import REWARDS_FILE, STATE_FILE
 from data.metrics import LABEL_METRICS
 
 REWARDS = {"reward": "weighted sum", "jaccard": "Jaccard", "format": "format", "length": "length"}
@@ -39,7 +40,7 @@ def read_rewards(folder: str):
     """`rewards.csv` as a table with one row a logged step."""
     import pandas
 
-    path = Path(folder) / "rewards.csv"
+    path = Path(folder) / REWARDS_FILE
     try:
         return pandas.read_csv(path, index_col="step")
     except (OSError, ValueError) as error:
@@ -50,7 +51,7 @@ def read_validation(folder: str, metric: str):
     """Step -> the metric of the validation rows, from the newest trainer_state.json; empty where nothing was scored."""
     import pandas
 
-    path = Path(folder) / "trainer_state.json"
+    path = Path(folder) / STATE_FILE
     try:
         history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
     except (OSError, ValueError, KeyError) as error:

@@ -15,6 +15,7 @@ from data.answers import AnswerTrie, answer_grammar
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
+from data.files import ADAPTER_FILE
 from data.tasks import THINK, Prediction, rationale_in
 
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
@@ -266,6 +267,6 @@ def _served_rank(model_path: str) -> int:
     import json
     from pathlib import Path
 
-    config = json.loads((Path(model_path) / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((Path(model_path) / ADAPTER_FILE).read_text(encoding="utf-8"))
     rank = max([config["r"], *config.get("rank_pattern", {}).values()])
     return next((served for served in (8, 16, 32, 64, 128, 256, 320, 512) if served >= rank), rank)

@@ -17,7 +17,16 @@ from typing import Any
 
 from data.arguments import UserError
 from data.contract import Contract
-from data.files import write_text
+from data.files import (
+    ADAPTER_FILE,
+    ARGS_FILE,
+    DATA_REPORT_FILE,
+    RESULTS_FILE,
+    REWARDS_FILE,
+    STATE_FILE,
+    TRAIN_RESULTS_FILE,
+    write_text,
+)
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CARD, CURVES, EXAMPLE = "README.md", "training_curves.png", "inference_example.py"
@@ -122,11 +131,11 @@ def write_model_card(output_dir: str | Path) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     directory = Path(output_dir)
-    names = ("args", "train_results", "data_report", "test_results", "trainer_state", "adapter_config")
-    run = SimpleNamespace(**{name: read_json(directory / f"{name}.json") for name in names})
+    files = (ARGS_FILE, TRAIN_RESULTS_FILE, DATA_REPORT_FILE, RESULTS_FILE, STATE_FILE, ADAPTER_FILE)
+    run = SimpleNamespace(**{Path(name).stem: read_json(directory / name) for name in files})
     run.contract = contract = Contract.load(directory)
     # a run shorter than --logging_steps has no rewards.csv yet
-    run.is_grpo = (directory / "rewards.csv").is_file() or "num_generations" in run.args
+    run.is_grpo = (directory / REWARDS_FILE).is_file() or "num_generations" in run.args
     header = ModelCardData(
         base_model=hub_id(contract.base_model),
         library_name="peft" if run.adapter_config else "transformers",
@@ -309,7 +318,7 @@ def write_inference_example(output_dir: str | Path) -> None:
 def draw_training_curves(output_dir: str | Path) -> None:
     """`training_curves.png` from trainer_state.json; nothing where no loss was logged."""
     path = Path(output_dir) / CURVES
-    figure = training_figure(read_json(path.with_name("trainer_state.json")))
+    figure = training_figure(read_json(path.with_name(STATE_FILE)))
     if figure is not None:
         unfinished = path.with_name(f".{path.name}")
         figure.savefig(unfinished, format="png", dpi=130)

@@ -9,7 +9,7 @@ from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.engine.models import check_model_path
-from data.files import write_json
+from data.files import ADAPTER_FILE, write_json
 from data.learning.trainers import load_data, lora_config, train
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, synchronize, train_file
 
@@ -41,7 +41,7 @@ def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any):
     """The benchmark's settings as main_grpo.py's."""
     import main_grpo
 
-    trained = (Path(args.model_path) / "adapter_config.json").is_file()
+    trained = (Path(args.model_path) / ADAPTER_FILE).is_file()
     return main_grpo.Args(
         model_path=args.model_path, task=CASE.task, train_data_path=str(train_file(args.data_dir, CASE)),
         output_dir=output_dir, num_generations=args.num_generations, batch_size=args.texts * args.num_generations,

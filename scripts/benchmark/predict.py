@@ -10,7 +10,7 @@ from typing import Any
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.contract import Contract, contract_for
 from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer
-from data.files import write_json
+from data.files import TASK_FILE, write_json
 from data.loading import load_examples
 from inference import Predictor
 from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
@@ -44,7 +44,7 @@ class InferenceArgs:
 
 
 def _contract(args: InferenceArgs) -> Contract:
-    trained = (Path(args.model_path) / "task.json").is_file()
+    trained = (Path(args.model_path) / TASK_FILE).is_file()
     return contract_for(args.model_path, None if trained else CASES[args.case].task)
 
 
@@ -113,7 +113,7 @@ def _generate(turns: Turns, args: InferenceArgs, model) -> None:
 
 
 def _predictor(args: InferenceArgs, **settings: Any) -> Predictor:
-    trained = (Path(args.model_path) / "task.json").is_file()
+    trained = (Path(args.model_path) / TASK_FILE).is_file()
     task = None if trained else CASES[args.case].task
     return Predictor(args.model_path, task, batch_size=args.batch_size, **settings)
 
