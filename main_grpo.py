@@ -30,7 +30,6 @@ import csv
 import gc
 import importlib.util
 import io
-import json
 import os
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -51,7 +50,7 @@ from data.engine.models import (
     load_tokenizer,
     pick_device,
 )
-from data.files import ADAPTER_FILE, REWARDS_FILE, TASK_FILE, write_text
+from data.files import ADAPTER_FILE, REWARDS_FILE, TASK_FILE, read_json, write_text
 from data.learning.trainers import (
     Data,
     check_positions,
@@ -364,7 +363,7 @@ def check_adapter_flags(args: Args) -> None:
     """Raise a `UserError` when a flag asks for another adapter than the one the start brings, or for none."""
     if args.tuning == "full":
         raise UserError(f"--tuning full: {args.model_path} is an adapter, which learns on; merge it first")
-    settings = json.loads((Path(args.model_path) / ADAPTER_FILE).read_text(encoding="utf-8"))
+    settings = read_json(Path(args.model_path) / ADAPTER_FILE)
     for name, key in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
         if getattr(args, name) not in (None, settings.get(key)):
             raise UserError(f"--{name} {getattr(args, name)}: the adapter in {args.model_path} has {settings.get(key)}")

@@ -1,6 +1,5 @@
 """task.json: what a trained directory promises about how it was trained, and inference obeys. (no torch)"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 from data.arguments import UserError
 from data.encoding import Objective
-from data.files import ADAPTER_FILE, TASK_FILE, write_json
+from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
 from data.tasks import Task, check_same_labels, resolve_task
 
 FORMAT_VERSION = 1
@@ -74,8 +73,8 @@ class Contract:
             UserError: the file is broken, of a newer format, or its prompt was edited after training.
         """
         path = Path(directory) / TASK_FILE
+        content = read_json(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             version = content.pop("format_version")
             if version != FORMAT_VERSION:
                 raise UserError(f"{path}: format version {version}; this EmoTune reads version {FORMAT_VERSION}")
@@ -83,7 +82,7 @@ class Contract:
             template_hash = fields.pop("template_hash")
             task = Task(**{**fields, "labels": tuple(fields["labels"])})
             contract = cls(task=task, **content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: not a task.json that EmoTune wrote ({error})") from error
         if task.template_hash != template_hash:
             raise UserError(
@@ -161,12 +160,10 @@ def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequen
         may_change: names that do not change what is learnt.
     """
     path = Path(path)
-    if not path.is_file():
-        return
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: broken, so the run there cannot be continued; choose another --output_dir") from error
+        before = read_json(path, missing_ok=True)
+    except UserError as error:
+        raise UserError(f"{error}, so the run there cannot be continued; choose another --output_dir") from error
     for name, value in now.items():
         if name not in may_change and name in before and before[name] != value:
             raise UserError(

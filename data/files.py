@@ -1,4 +1,4 @@
-"""The files of a run: what they are called, and written whole or not at all."""
+"""The files of a run: what they are called, read, and written whole or not at all."""
 
 import json
 import os
@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from data.arguments import UserError
 
 TASK_FILE = "task.json"  # what a trained directory promises (data/contract.py)
 ARGS_FILE = "args.json"  # flags a run began with
@@ -19,6 +21,30 @@ PREDICTIONS_FILE = "predictions.jsonl"
 RESULTS_FILE = "test_results.json"  # scores of the predictions
 SUMMARY_FILE = "test_summary.txt"  # the same for people
 ADAPTER_FILE = "adapter_config.json"  # PEFT's settings of an adapter; a directory with it is one
+
+
+def read_json(path: str | os.PathLike, missing_ok: bool = False) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+        path: the file.
+        missing_ok: whether it may not be there, and then counts as an empty object.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    path = Path(path)
+    if missing_ok and not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON object ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object (but a {type(content).__name__})")
+    return content
 
 
 @contextmanager

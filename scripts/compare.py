@@ -11,8 +11,6 @@
     python -m scripts.compare --group_seeds outputs/train/*
 """
 
-import json
-import math
 import re
 import statistics
 import sys
@@ -23,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_output_dir, flag, run
-from data.files import RESULTS_FILE, write_json, write_text
+from data.files import RESULTS_FILE, read_json, write_json, write_text
 from data.metrics import LABEL_METRICS
+from data.report.tables import is_number, markdown_table
 
 COLUMNS = (
     "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
@@ -91,17 +90,6 @@ def _without_seed(folder: str) -> Path:
     return path.with_name(match["system"]) if match else path
 
 
-def read_results(folder: str) -> dict[str, Any]:
-    """The content of a folder's test_results.json."""
-    path = Path(folder) / RESULTS_FILE
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-
-
 def with_results(specs: Sequence[str]) -> list[str]:
     """`specs` without what a pattern like outputs/train/* finds beside finished runs: tables, runs without results."""
     unfinished = [spec for spec in specs if Path(spec).is_dir() and not (Path(spec) / RESULTS_FILE).exists()]
@@ -123,7 +111,7 @@ def read_runs(specs: Sequence[str], group_seeds: bool) -> dict[str, list[Run]]:
         specs = with_results(specs)
     systems: dict[str, list[Run]] = defaultdict(list)
     for name, folder in named_folders(specs, group_seeds):
-        new = Run(name, folder, read_results(folder))
+        new = Run(name, folder, read_json(Path(folder) / RESULTS_FILE))
         for other in systems[name]:
             if Path(other.folder).resolve() == Path(folder).resolve():
                 raise UserError(f"--runs: {name} has {folder} twice")
@@ -146,7 +134,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         `runs` (folders); `mean` and sample standard deviation `std` of each number that all of them have (`std` is
         None for a single run); of a single run also its whole `results`.
     """
-    names = [name for name in runs[0].results if name != "seed" and all(_is_number(r.results.get(name)) for r in runs)]
+    names = [name for name in runs[0].results if name != "seed" and all(is_number(r.results.get(name)) for r in runs)]
     values = {name: [run.results[name] for run in runs] for name in names}
     content = {
         "runs": [run.folder for run in runs],
@@ -154,10 +142,6 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "std": {name: statistics.stdev(column) if len(runs) > 1 else None for name, column in values.items()},
     }
     return content if len(runs) > 1 else content | {"results": runs[0].results}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
@@ -172,12 +156,8 @@ def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS
             known = ", ".join(dict.fromkeys((*KNOWN_COLUMNS, *sorted(found))))
             raise UserError(f"--columns {column}: unknown; known are {known}")
     columns = [column for column in columns if column in found]
-    rows = [["name", *columns]]
-    rows += [[name, *(_cell(content, column) for column in columns)] for name, content in summaries.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
+    rows = [[name, *(_cell(content, column) for column in columns)] for name, content in summaries.items()]
+    return markdown_table(["name", *columns], rows, padded=True)
 
 
 def _cell(content: dict[str, Any], column: str) -> str:

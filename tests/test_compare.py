@@ -145,7 +145,7 @@ def test_a_run_without_results(tmp_path):
     with pytest.raises(UserError, match=r"--runs: none of the folders has a test_results.json"):
         main(Args(runs=[str(tmp_path)], group_seeds=True))
     (tmp_path / "test_results.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"test_results.json: not JSON"):
+    with pytest.raises(UserError, match=r"test_results.json: not a JSON object"):
         main(Args(runs=[str(tmp_path)]))
 
 

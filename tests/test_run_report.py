@@ -19,6 +19,7 @@ from data.report.model_card import (
     write_model_card,
     write_run_report,
 )
+from data.report.tables import is_number, markdown_table
 from data.tasks import BUILT_IN_TASKS, Prediction, Task
 
 GROUPS = BUILT_IN_TASKS["goemotions-group"]
@@ -64,6 +65,20 @@ def run_dir(tmp_path):
     write_json(tmp_path / "trainer_state.json", {"log_history": HISTORY, "best_global_step": 20})
     write_json(tmp_path / "adapter_config.json", {"r": 32, "lora_alpha": 64})
     return tmp_path
+
+
+def test_tables():
+    rows = [["one", "0.5"], ["", "12"]]
+    assert markdown_table(["", "F1"], rows) == "|  | F1 |\n|---|---|\n| one | 0.5 |\n|  | 12 |"
+    assert markdown_table(["", "F1"], rows, padded=True).splitlines() == [
+        "|     | F1  |",
+        "|-----|-----|",
+        "| one | 0.5 |",
+        "|     | 12  |",
+    ]
+    assert [is_number(value) for value in (1, 0.5, True, None, "1", float("nan"), float("inf"))] == [True] * 2 + [
+        False
+    ] * 5
 
 
 def read_card(directory):
@@ -198,7 +213,7 @@ def test_what_is_no_run(run_dir, tmp_path_factory):
     with pytest.raises(UserError, match=r"task\.json"):
         write_model_card(tmp_path_factory.mktemp("empty"))
     (run_dir / "data_report.json").write_text("{")
-    with pytest.raises(UserError, match=r"data_report\.json: broken"):
+    with pytest.raises(UserError, match=r"data_report\.json: not a JSON object"):
         write_model_card(run_dir)
 
 

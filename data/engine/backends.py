@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import exp
+from pathlib import Path
 from typing import Protocol
 
 from data.answers import AnswerTrie, answer_grammar
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.files import ADAPTER_FILE
+from data.files import ADAPTER_FILE, read_json
 from data.tasks import THINK, Prediction, rationale_in
 
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
@@ -264,9 +265,6 @@ class VllmEngine:
 
 def _served_rank(model_path: str) -> int:
     """The least of the ranks vLLM is compiled for that holds this adapter's."""
-    import json
-    from pathlib import Path
-
-    config = json.loads((Path(model_path) / ADAPTER_FILE).read_text(encoding="utf-8"))
+    config = read_json(Path(model_path) / ADAPTER_FILE)
     rank = max([config["r"], *config.get("rank_pattern", {}).values()])
     return next((served for served in (8, 16, 32, 64, 128, 256, 320, 512) if served >= rank), rank)

@@ -4,7 +4,6 @@ Each trial is a run of its own in `<output_dir>/trial-<n>`; what was tried stand
 that was stopped goes on where it was, the trial it was in included, when the same command is given again.
 """
 
-import json
 import math
 import os
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_output_dir
-from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, write_json
+from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, read_json, write_json
 from data.metrics import DEFAULT_BEST
 
 LEARNING_RATE_SPAN = 4.0  # tried: from a quarter of --learning_rate to four times as much
@@ -63,7 +62,7 @@ def search(args, kind: str, train: Callable[[Any], Any]) -> None:
         chosen = replace(args, search=None, output_dir=str(output_dir / _folder(trial)), **_suggested(trial, args))
         print(f"{_folder(trial)} of {args.search}: {trial.params}")
         train(chosen)
-        results = json.loads((Path(chosen.output_dir) / TRAIN_RESULTS_FILE).read_text(encoding="utf-8"))
+        results = read_json(Path(chosen.output_dir) / TRAIN_RESULTS_FILE)
         print(f"{_folder(trial)}: {metric} {results['best_metric']:.4f}")
         return results["best_metric"]
 

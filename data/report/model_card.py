@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data.arguments import UserError
 from data.contract import Contract
 from data.files import (
     ADAPTER_FILE,
@@ -25,8 +24,10 @@ from data.files import (
     REWARDS_FILE,
     STATE_FILE,
     TRAIN_RESULTS_FILE,
+    read_json,
     write_text,
 )
+from data.report.tables import is_number, markdown_table
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CARD, CURVES, EXAMPLE = "README.md", "training_curves.png", "inference_example.py"
@@ -102,21 +103,9 @@ def write_run_report(output_dir: str | Path) -> None:
     write_model_card(output_dir)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: broken ({error})") from error
-
-
 def logged(state: dict[str, Any], name: str) -> dict[int, float]:
     """Step -> a value of the trainer's log, where it is a finite number."""
-    return {entry["step"]: entry[name] for entry in state.get("log_history", []) if _is_number(entry.get(name))}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return {entry["step"]: entry[name] for entry in state.get("log_history", []) if is_number(entry.get(name))}
 
 
 # --- model card -----------------------------------------------------------------------------------------------------
@@ -132,7 +121,7 @@ def write_model_card(output_dir: str | Path) -> None:
 
     directory = Path(output_dir)
     files = (ARGS_FILE, TRAIN_RESULTS_FILE, DATA_REPORT_FILE, RESULTS_FILE, STATE_FILE, ADAPTER_FILE)
-    run = SimpleNamespace(**{Path(name).stem: read_json(directory / name) for name in files})
+    run = SimpleNamespace(**{Path(name).stem: read_json(directory / name, missing_ok=True) for name in files})
     run.contract = contract = Contract.load(directory)
     # a run shorter than --logging_steps has no rewards.csv yet
     run.is_grpo = (directory / REWARDS_FILE).is_file() or "num_generations" in run.args
@@ -186,13 +175,13 @@ def _filled(form: str, *values: Any) -> str | None:
 
 
 def _figure(value: Any) -> str | None:
-    return _filled("{:,}" if isinstance(value, int) else "{:.4f}", value if _is_number(value) else None)
+    return _filled("{:,}" if isinstance(value, int) else "{:.4f}", value if is_number(value) else None)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table without the rows whose second cell is None or empty; "" if none is left."""
-    lines = [["" if cell is None else _escaped(cell) for cell in row] for row in rows if row[1] not in (None, "")]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)) if lines else ""
+    known = [["" if cell is None else _escaped(cell) for cell in row] for row in rows if row[1] not in (None, "")]
+    return markdown_table(head, known) if known else ""
 
 
 def _reading(contract: Contract) -> str:
@@ -295,7 +284,7 @@ def _limits(run: SimpleNamespace) -> Iterator[str]:
         yield "The checkpoint was chosen by its validation scores, which flatters them."
     if tested and tested != run.data_report.get("rows", {}).get("test"):
         yield "Whether rows of the test file also stand in the training file was not checked."
-    if not _is_number(run.test_results.get("ece")):
+    if not is_number(run.test_results.get("ece")):
         yield "How far its confidence can be trusted was not measured."
     yield f"This is one run, with seed {run.contract.seed}: how much the seed matters was not measured."
     yield "How it reads texts of another language, source or time than its data was not measured."
@@ -318,7 +307,7 @@ def write_inference_example(output_dir: str | Path) -> None:
 def draw_training_curves(output_dir: str | Path) -> None:
     """`training_curves.png` from trainer_state.json; nothing where no loss was logged."""
     path = Path(output_dir) / CURVES
-    figure = training_figure(read_json(path.with_name(STATE_FILE)))
+    figure = training_figure(read_json(path.with_name(STATE_FILE), missing_ok=True))
     if figure is not None:
         unfinished = path.with_name(f".{path.name}")
         figure.savefig(unfinished, format="png", dpi=130)

@@ -11,6 +11,7 @@ from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.engine.models import check_model_path
 from data.files import ADAPTER_FILE, write_json
 from data.learning.trainers import load_data, lora_config, train
+from data.report.tables import markdown_table
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, synchronize, train_file
 
 CASE = CASES["28-labels"]
@@ -179,17 +180,13 @@ def grpo(args: GrpoArgs) -> None:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table, one line a contestant."""
-    lines = [
-        "| trainer | seconds a step | drawing | learning | answer tokens | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["trainer", "seconds a step", "drawing", "learning", "answer tokens", "peak memory"]
+    rows = []
     base = results["contestants"].get("trl")
     for which, figures in results["contestants"].items():
         columns = [
             f"{figures[name]:.2f}" + (f" ({base[name] / figures[name]:.1f}×)" if base else "")
             for name in ("seconds", "drawing_seconds", "learning_seconds")
         ]
-        lines.append(
-            f"| {which} | {' | '.join(columns)} | {figures['answer_tokens']:.1f} | {figures['peak_gib']:.1f} GiB |"
-        )
-    return "\n".join(lines)
+        rows.append([which, *columns, f"{figures['answer_tokens']:.1f}", f"{figures['peak_gib']:.1f} GiB"])
+    return markdown_table(head, rows)
