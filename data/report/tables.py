@@ -4,6 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+# what metrics are called in tables and charts
+SCORES = {
+    "n": "texts", "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard",
+    "invalid_rate": "invalid answers", "ece": "calibration error (ECE)", "brier": "Brier score", "auc": "AUC",
+}  # fmt: skip
+
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], padded: bool = False) -> str:
     """A table, one line a row.
