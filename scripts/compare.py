@@ -13,7 +13,6 @@
 
 import re
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,15 +183,5 @@ def main(args: Args) -> None:
         write_json(Path(args.output_dir) / "baseline_comparison.json", summaries)
 
 
-def with_runs_flag(argv: Sequence[str]) -> list[str]:
-    """`a b` is short for `--runs a b`, at the beginning and behind `--group_seeds`."""
-    for place, token in enumerate(argv):
-        begins = place == 0 or argv[place - 1] == "--group_seeds"
-        if begins and "--runs" not in argv and not token.startswith("-") and token.lower() not in ("true", "false"):
-            return [*argv[:place], "--runs", *argv[place:]]
-    return list(argv)
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = with_runs_flag(sys.argv[1:])
-    run(main, Args, {})
+    run(main, Args, {}, positional="runs")

@@ -17,7 +17,6 @@ A run is a folder with a predictions.jsonl; its task.json is there or, for <run>
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,7 +323,4 @@ def _prediction_row(row: dict[str, Any], prediction: Prediction) -> dict[str, An
 
 
 if __name__ == "__main__":
-    # `python -m scripts.ensemble a b` is short for `--runs a b`
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, "--runs")
-    run(main, Args, {})
+    run(main, Args, {}, positional="runs")

@@ -5,7 +5,6 @@ Runs that differ in their seed alone become one curve: their mean, and a band of
     python -m scripts.reward_curve outputs/grpo-0 outputs/grpo-42 outputs/grpo-123 --output_path reward_curve.png
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +41,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    # `python -m scripts.reward_curve a b` is short for `--runs a b`
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, "--runs")
-    run(main, Args, {})
+    run(main, Args, {}, positional="runs")

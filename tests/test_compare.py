@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from data.arguments import UserError
-from scripts.compare import Args, main, named_folders, with_runs_flag
+from scripts.compare import Args, main, named_folders
 from tests.conftest import ROOT
 
 
@@ -104,19 +104,6 @@ def test_plain_folders_on_the_command_line(tmp_path):
         ["sst2-lora", "4", "2", "0.9000 ± 0.0000"],
     ]
     assert lines[5] == "warning: not scored on the same rows: r8-lora on 2, sst2-lora on 4"
-
-
-def test_where_the_runs_begin():
-    assert with_runs_flag(["a", "b", "--group_seeds"]) == ["--runs", "a", "b", "--group_seeds"]
-    assert with_runs_flag(["--output_dir", "o", "--group_seeds", "a"]) == [
-        "--output_dir",
-        "o",
-        "--group_seeds",
-        "--runs",
-        "a",
-    ]
-    for line in ("", "--group_seeds", "--group_seeds true --runs a", "--help", "--output_dir o"):
-        assert with_runs_flag(line.split()) == line.split()
 
 
 def test_chosen_columns(tmp_path, capsys):
