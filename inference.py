@@ -46,9 +46,9 @@ from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
 from data.engine.models import check_model_path
 from data.engine.predictor import DEMO_TEXTS, Predictor
-from data.files import write_json_lines
+from data.files import PREDICTIONS_FILE, REJECTED_FILE, SUMMARY_FILE, TASK_FILE, write_json_lines
 from data.loading import ExampleFile
-from data.prediction_files import FILE_NAME, PART_NAME
+from data.prediction_files import PART_NAME
 from data.tasks import Prediction
 
 
@@ -170,20 +170,20 @@ def predict_file(args: Args, contract: Contract) -> None:
     output_dir = output_directory(args)
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
-    name = FILE_NAME if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
+    name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
     settings = prediction_settings(args)
     with open_predictor(args, args.probabilities) as predictor:
         if rejected:
-            write_json_lines(output_dir / "rejected.jsonl", rejected)
+            write_json_lines(output_dir / REJECTED_FILE, rejected)
         evaluate(predictor, examples, output_dir, args.seed, settings, name)
-    if examples.labelled and name == FILE_NAME:
-        print((output_dir / "test_summary.txt").read_text(encoding="utf-8"))
+    if examples.labelled and name == PREDICTIONS_FILE:
+        print((output_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     print(f"written to {output_dir / name}")
 
 
 def output_directory(args: Args) -> Path:
     """`--output_dir`, or a folder of the run's own."""
-    if args.output_dir is None and not (Path(args.model_path) / "task.json").is_file():
+    if args.output_dir is None and not (Path(args.model_path) / TASK_FILE).is_file():
         raise UserError("--output_dir is needed for an untuned model: where predictions and scores are to go")
     return Path(args.output_dir or Path(args.model_path) / "test")
 

@@ -30,7 +30,6 @@ import csv
 import gc
 import importlib.util
 import io
-import json
 import os
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -52,7 +51,7 @@ from data.engine.models import (
     load_tokenizer,
     pick_device,
 )
-from data.files import write_text
+from data.files import ADAPTER_FILE, REWARDS_FILE, TASK_FILE, read_json, write_text
 from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
 from data.learning.trainers import (
     Data,
@@ -358,7 +357,7 @@ def check_adapter_flags(args: Args) -> None:
     """Raise a `UserError` when a flag asks for another adapter than the one the start brings, or for none."""
     if args.tuning == "full":
         raise UserError(f"--tuning full: {args.model_path} is an adapter, which learns on; merge it first")
-    settings = json.loads((Path(args.model_path) / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = read_json(Path(args.model_path) / ADAPTER_FILE)
     for name, key in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
         if getattr(args, name) not in (None, settings.get(key)):
             raise UserError(f"--{name} {getattr(args, name)}: the adapter in {args.model_path} has {settings.get(key)}")
@@ -401,7 +400,7 @@ def reward_writer():
     class RewardWriter(TrainerCallback):
         def on_log(self, arguments, state, control, **kwargs):
             if state.is_world_process_zero:
-                write_rewards(Path(arguments.output_dir) / "rewards.csv", state.log_history)
+                write_rewards(Path(arguments.output_dir) / REWARDS_FILE, state.log_history)
 
     return RewardWriter()
 
@@ -547,7 +546,7 @@ def main(args: Args) -> None:
     started = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)
     if started.objective != "generate":
         raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
-    trained_before = (Path(args.model_path) / "task.json").is_file()
+    trained_before = (Path(args.model_path) / TASK_FILE).is_file()
     data = load_data(args, started.task, kind_known=trained_before or args.task is not None)
     checkpoint = find_checkpoint(args, MAY_CHANGE)
     check_same_task(checkpoint, data.task)

@@ -35,7 +35,7 @@ from data.engine.models import (
     with_adapters,
 )
 from data.engine.predictor import DEMO_TEXTS, Predictor
-from data.files import write_json
+from data.files import ADAPTER_FILE, write_json
 from data.loading import load_examples
 
 REPORT = "merge_report.json"
@@ -71,7 +71,7 @@ def check_paths(args: Args) -> None:
     run_dir, target = Path(args.training_output_dir), Path(args.output_dir)
     if not run_dir.is_dir():
         raise UserError(f"--training_output_dir {run_dir}: no such directory")
-    if not (run_dir / "adapter_config.json").is_file():
+    if not (run_dir / ADAPTER_FILE).is_file():
         what = "holds a whole model: nothing to merge" if (run_dir / "config.json").is_file() else "holds no adapter"
         raise UserError(f"--training_output_dir {run_dir}: {what}")
     if args.base_model_path is not None:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from transformers.hf_argparser import HfArgumentParser, string_to_bool
 
 T = TypeVar("T")
+SWITCH_VALUES = ("on", "off", "true", "false", "yes", "no", "1", "0")
 
 
 class UserError(Exception):
@@ -62,8 +63,32 @@ def _as_flags(settings: dict[str, Any], names: Sequence[str]) -> list[str]:
     return flags
 
 
-def parse_args(args_class: type[T], settings: dict[str, Any], description: str, argv: Sequence[str]) -> T:
+def _with_flag(argv: Sequence[str], name: str, switches: Sequence[str]) -> list[str]:
+    """`["a", "b", "--x", "1"]` -> `["--name", "a", "b", "--x", "1"]`; the values may also stand behind a switch."""
+    if f"--{name}" in argv:
+        return list(argv)
+    for place, token in enumerate(argv):
+        begins = place == 0 or (argv[place - 1] in switches and token.lower() not in SWITCH_VALUES)
+        if begins and not token.startswith("-"):
+            return [*argv[:place], f"--{name}", *argv[place:]]
+    return list(argv)
+
+
+def parse_args(
+    args_class: type[T],
+    settings: dict[str, Any],
+    description: str,
+    argv: Sequence[str],
+    positional: str | None = None,
+) -> T:
     """Build `args_class` from its defaults, then `settings` (the `__main__` block), then `argv`; the later wins.
+
+    Args:
+        args_class: the dataclass of flags.
+        settings: name -> value.
+        description: what `--help` says before the flags.
+        argv: the command line behind the script's name.
+        positional: a flag with a list of values that may be left out: `a b` is short for `--runs a b`.
 
     Raises:
         UserError: a name neither the class nor the command line knows, or a value of the wrong type.
@@ -72,13 +97,16 @@ def parse_args(args_class: type[T], settings: dict[str, Any], description: str, 
     parser = _Parser(
         args_class,
         description=description,
-        usage="%(prog)s [--flag value ...]",
+        usage=f"%(prog)s {f'[{positional} ...] ' if positional else ''}[--flag value ...]",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    for action in parser._actions:
-        if action.type is string_to_bool and action.nargs is None:
+    switches = [action for action in parser._actions if action.type is string_to_bool]
+    for action in switches:
+        if action.nargs is None:
             action.nargs, action.const = "?", True  # `--cot` is short for `--cot true` also where the default is None
+    if positional is not None:
+        argv = _with_flag(argv, positional, [name for a in switches for name in a.option_strings])
     tokens = _as_flags(settings, names) + list(argv)
     _, unknown = parser.parse_known_args(tokens)  # before the class finds fault with what is missing because of a typo
     if unknown:
@@ -112,12 +140,17 @@ def check_output_dir(path: str, flag: str = "--output_dir") -> None:
         raise UserError(f"{flag} {path}: no permission to write in {existing}")
 
 
-def run(main: Callable[[T], None], args_class: type[T], settings: dict[str, Any]) -> None:
-    """Parse the command line, call `main(args)`, and end with exit code 2 and one line on a user's mistake."""
+def run(
+    main: Callable[[T], None], args_class: type[T], settings: dict[str, Any], positional: str | None = None
+) -> None:
+    """Parse the command line, call `main(args)`, and end with exit code 2 and one line on a user's mistake.
+
+    See `parse_args`; the script's docstring is its description.
+    """
     path = Path(sys.argv[0])
     script = path.parent.name if path.name == "__main__.py" else path.name
     try:
-        main(parse_args(args_class, settings, sys.modules["__main__"].__doc__ or "", sys.argv[1:]))
+        main(parse_args(args_class, settings, sys.modules["__main__"].__doc__ or "", sys.argv[1:], positional))
     except UserError as error:
         if is_first_process():
             print(f"{script}: error: {error}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """task.json: what a trained directory promises about how it was trained, and inference obeys. (no torch)"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -9,10 +8,9 @@ from typing import Any, Literal
 
 from data.arguments import UserError
 from data.encoding import Encoder, Objective
-from data.files import write_json
+from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
 from data.tasks import Task, check_same_labels, resolve_task
 
-FILE_NAME = "task.json"
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
@@ -73,7 +71,7 @@ class Contract:
         """Write `task.json` into `directory`."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
         content["task"]["template_hash"] = self.task.template_hash
-        write_json(Path(directory) / FILE_NAME, content)
+        write_json(Path(directory) / TASK_FILE, content)
 
     @classmethod
     def load(cls, directory: str | Path) -> "Contract":
@@ -82,9 +80,9 @@ class Contract:
         Raises:
             UserError: the file is broken, of a newer format, or its prompt was edited after training.
         """
-        path = Path(directory) / FILE_NAME
+        path = Path(directory) / TASK_FILE
+        content = read_json(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             version = content.pop("format_version")
             if version != FORMAT_VERSION:
                 raise UserError(f"{path}: format version {version}; this EmoTune reads version {FORMAT_VERSION}")
@@ -92,7 +90,7 @@ class Contract:
             template_hash = fields.pop("template_hash")
             task = Task(**{**fields, "labels": tuple(fields["labels"])})
             contract = cls(task=task, **content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: not a task.json that EmoTune wrote ({error})") from error
         if task.template_hash != template_hash:
             raise UserError(
@@ -116,12 +114,12 @@ def contract_for(
             a task.
     """
     directory = Path(model_path)
-    if (directory / FILE_NAME).is_file():
+    if (directory / TASK_FILE).is_file():
         contract = Contract.load(directory)
-        _check_flags(contract, directory / FILE_NAME, task_name, label_path, cot, max_length)
-        _check_equal("--objective", objective, contract.objective, directory / FILE_NAME)
+        _check_flags(contract, directory / TASK_FILE, task_name, label_path, cot, max_length)
+        _check_equal("--objective", objective, contract.objective, directory / TASK_FILE)
         return contract
-    if (directory / "adapter_config.json").is_file():
+    if (directory / ADAPTER_FILE).is_file():
         raise UserError(
             f"--model_path {model_path}: a trained adapter without task.json: its labels and prompt are unknown"
         )
@@ -170,12 +168,10 @@ def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequen
         may_change: names that do not change what is learnt.
     """
     path = Path(path)
-    if not path.is_file():
-        return
     try:
-        before = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: broken, so the run there cannot be continued; choose another --output_dir") from error
+        before = read_json(path, missing_ok=True)
+    except UserError as error:
+        raise UserError(f"{error}, so the run there cannot be continued; choose another --output_dir") from error
     for name, value in now.items():
         if name not in may_change and name in before and before[name] != value:
             raise UserError(

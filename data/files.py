@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""The files of a run: what they are called, read, and written whole or not at all."""
 
 import json
 import os
@@ -9,6 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError
+
+TASK_FILE = "task.json"  # what a trained directory promises (data/contract.py)
+ARGS_FILE = "args.json"  # flags a run began with
+DATA_REPORT_FILE = "data_report.json"  # what is to be known about its data
+REJECTED_FILE = "rejected.jsonl"  # rows that --skip_bad_rows left out
+STATE_FILE = "trainer_state.json"  # Transformers' log of a run, and of each checkpoint
+REWARDS_FILE = "rewards.csv"  # rewards of each logged step of main_grpo.py
+TRAIN_RESULTS_FILE = "train_results.json"  # the last that training writes
+PREDICTIONS_FILE = "predictions.jsonl"
+RESULTS_FILE = "test_results.json"  # scores of the predictions
+SUMMARY_FILE = "test_summary.txt"  # the same for people
+ADAPTER_FILE = "adapter_config.json"  # PEFT's settings of an adapter; a directory with it is one
+
+
+def read_json(path: str | os.PathLike, missing_ok: bool = False) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+        path: the file.
+        missing_ok: whether it may not be there, and then counts as an empty object.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    path = Path(path)
+    if missing_ok and not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON object ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object (but a {type(content).__name__})")
+    return content
 
 
 @contextmanager
@@ -33,19 +69,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A JSON object; empty where there is no file.
-
-    Raises:
-        UserError: the file is broken, or holds something else.
-    """
-    path = Path(path)
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: broken ({error})") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

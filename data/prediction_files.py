@@ -9,12 +9,10 @@ from typing import Any
 
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract, check_run_settings
-from data.files import write_json, write_text
+from data.files import PREDICTIONS_FILE, RESULTS_FILE, SUMMARY_FILE, write_json, write_text
 from data.metrics import format_summary, label_metrics
 from data.tasks import Prediction
 
-FILE_NAME = "predictions.jsonl"
-RESULT_FILES = RESULTS, SUMMARY = "test_results.json", "test_summary.txt"
 PART_NAME = "predictions-{i}-of-{n}.jsonl"  # of a file that several machines share
 
 
@@ -34,7 +32,9 @@ class PredictionFile:
         UserError: a file begun with other settings.
     """
 
-    def __init__(self, directory: str | Path, settings: dict[str, Any], name: str = FILE_NAME, go_on: bool = True):
+    def __init__(
+        self, directory: str | Path, settings: dict[str, Any], name: str = PREDICTIONS_FILE, go_on: bool = True
+    ):
         self.path = Path(directory) / name
         self._partial = self.path.with_suffix(".partial.jsonl")
         self._settings = self.path.with_suffix(".partial.json")
@@ -127,14 +127,14 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
 def write_results(directory: str | Path, results: dict[str, Any], title: str) -> str:
     """`test_results.json`, and the same for people in `test_summary.txt`; returns the latter's text."""
     summary = format_summary(results, title)
-    write_json(Path(directory) / RESULTS, results)
-    write_text(Path(directory) / SUMMARY, summary)
+    write_json(Path(directory) / RESULTS_FILE, results)
+    write_text(Path(directory) / SUMMARY_FILE, summary)
     return summary
 
 
 def remove_results(directory: str | Path) -> None:
     """Remove the scores of earlier predictions, which others are about to replace."""
-    for name in RESULT_FILES:
+    for name in (RESULTS_FILE, SUMMARY_FILE):
         (Path(directory) / name).unlink(missing_ok=True)
 
 

@@ -11,11 +11,8 @@
     python -m scripts.compare --group_seeds outputs/train/*
 """
 
-import json
-import math
 import re
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_output_dir, flag, run
-from data.files import write_json, write_text
+from data.files import RESULTS_FILE, read_json, write_json, write_text
 from data.metrics import LABEL_METRICS
-from data.prediction_files import RESULTS
+from data.report.tables import is_number, markdown_table
 
 COLUMNS = (
     "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
@@ -36,7 +33,9 @@ _SEED_SUFFIX = re.compile(r"(?P<system>.+)(?:-seed|_seed|-s)\d+")
 
 @dataclass
 class Args:
-    runs: list[str] = flag([], f"folders with {RESULTS}, each as name=folder or just folder; the same name: one line")
+    runs: list[str] = flag(
+        [], f"folders with {RESULTS_FILE}, each as name=folder or just folder; the same name: one line"
+    )
     group_seeds: bool = flag(
         False, "name a plain folder by what stands before its -seed0, _seed0 or -s0; leave out what has no results"
     )
@@ -46,7 +45,7 @@ class Args:
 
     def __post_init__(self):
         if not self.runs:
-            raise UserError(f"--runs is needed: folders with a {RESULTS}, each as name=folder")
+            raise UserError(f"--runs is needed: folders with a {RESULTS_FILE}, each as name=folder")
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
         if self.markdown_path is not None:
@@ -90,25 +89,14 @@ def _without_seed(folder: str) -> Path:
     return path.with_name(match["system"]) if match else path
 
 
-def read_results(folder: str) -> dict[str, Any]:
-    """The content of a folder's test_results.json."""
-    path = Path(folder) / RESULTS
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-
-
 def with_results(specs: Sequence[str]) -> list[str]:
     """`specs` without what a pattern like outputs/train/* finds beside finished runs: tables, runs without results."""
-    unfinished = [spec for spec in specs if Path(spec).is_dir() and not (Path(spec) / RESULTS).exists()]
+    unfinished = [spec for spec in specs if Path(spec).is_dir() and not (Path(spec) / RESULTS_FILE).exists()]
     for folder in unfinished:
-        print(f"warning: {folder}: has no {RESULTS}, left out")
+        print(f"warning: {folder}: has no {RESULTS_FILE}, left out")
     kept = [spec for spec in specs if spec not in unfinished and not Path(spec).is_file()]
     if not kept:
-        raise UserError(f"--runs: none of the folders has a {RESULTS}")
+        raise UserError(f"--runs: none of the folders has a {RESULTS_FILE}")
     return kept
 
 
@@ -122,7 +110,7 @@ def read_runs(specs: Sequence[str], group_seeds: bool) -> dict[str, list[Run]]:
         specs = with_results(specs)
     systems: dict[str, list[Run]] = defaultdict(list)
     for name, folder in named_folders(specs, group_seeds):
-        new = Run(name, folder, read_results(folder))
+        new = Run(name, folder, read_json(Path(folder) / RESULTS_FILE))
         for other in systems[name]:
             if Path(other.folder).resolve() == Path(folder).resolve():
                 raise UserError(f"--runs: {name} has {folder} twice")
@@ -145,7 +133,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         `runs` (folders); `mean` and sample standard deviation `std` of each number that all of them have (`std` is
         None for a single run); of a single run also its whole `results`.
     """
-    names = [name for name in runs[0].results if name != "seed" and all(_is_number(r.results.get(name)) for r in runs)]
+    names = [name for name in runs[0].results if name != "seed" and all(is_number(r.results.get(name)) for r in runs)]
     values = {name: [run.results[name] for run in runs] for name in names}
     content = {
         "runs": [run.folder for run in runs],
@@ -153,10 +141,6 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         "std": {name: statistics.stdev(column) if len(runs) > 1 else None for name, column in values.items()},
     }
     return content if len(runs) > 1 else content | {"results": runs[0].results}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
@@ -171,12 +155,8 @@ def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS
             known = ", ".join(dict.fromkeys((*KNOWN_COLUMNS, *sorted(found))))
             raise UserError(f"--columns {column}: unknown; known are {known}")
     columns = [column for column in columns if column in found]
-    rows = [["name", *columns]]
-    rows += [[name, *(_cell(content, column) for column in columns)] for name, content in summaries.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
+    rows = [[name, *(_cell(content, column) for column in columns)] for name, content in summaries.items()]
+    return markdown_table(["name", *columns], rows, padded=True)
 
 
 def _cell(content: dict[str, Any], column: str) -> str:
@@ -203,15 +183,5 @@ def main(args: Args) -> None:
         write_json(Path(args.output_dir) / "baseline_comparison.json", summaries)
 
 
-def with_runs_flag(argv: Sequence[str]) -> list[str]:
-    """`a b` is short for `--runs a b`, at the beginning and behind `--group_seeds`."""
-    for place, token in enumerate(argv):
-        begins = place == 0 or argv[place - 1] == "--group_seeds"
-        if begins and "--runs" not in argv and not token.startswith("-") and token.lower() not in ("true", "false"):
-            return [*argv[:place], "--runs", *argv[place:]]
-    return list(argv)
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = with_runs_flag(sys.argv[1:])
-    run(main, Args, {})
+    run(main, Args, {}, positional="runs")

@@ -17,7 +17,6 @@ A run is a folder with a predictions.jsonl; its task.json is there or, for <run>
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,9 @@ from typing import Any, Literal
 
 from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
-from data.contract import FILE_NAME, Contract
-from data.files import write_json_lines
+from data.contract import Contract
+from data.files import PREDICTIONS_FILE, TASK_FILE, write_json_lines
 from data.metrics import label_metrics
-from data.prediction_files import FILE_NAME as PREDICTIONS
 from data.prediction_files import remove_results, write_results
 from data.tasks import Prediction, Task, check_same_labels, resolve_task
 
@@ -42,7 +40,7 @@ _ROUNDING = 1e-9  # shares of votes that differ by less are equal
 
 @dataclass
 class Args:
-    runs: list[str] = flag([], f"folders with a {PREDICTIONS} of the same test file, at least two")
+    runs: list[str] = flag([], f"folders with a {PREDICTIONS_FILE} of the same test file, at least two")
     output_dir: str | None = flag(None, "where the ensemble's predictions and scores go")
     how: Literal["auto", "mean", "vote"] = flag(
         "auto", "mean of probabilities, or vote of labels; auto = mean where all runs have probabilities"
@@ -86,7 +84,7 @@ class Member:
 
     @property
     def path(self) -> Path:
-        return Path(self.folder) / PREDICTIONS
+        return Path(self.folder) / PREDICTIONS_FILE
 
     @property
     def has_probabilities(self) -> bool:
@@ -112,7 +110,7 @@ def read_member(folder: str) -> Member:
     Raises:
         UserError: no predictions there, or a line that is none.
     """
-    path = Path(folder) / PREDICTIONS
+    path = Path(folder) / PREDICTIONS_FILE
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -123,10 +121,10 @@ def read_member(folder: str) -> Member:
     if not rows:
         raise UserError(f"{path}: no predictions in it")
     places = (Path(folder), Path(folder).resolve().parent)
-    place = next((place for place in places if (place / FILE_NAME).is_file()), None)
+    place = next((place for place in places if (place / TASK_FILE).is_file()), None)
     if place is None:
         return Member(folder, rows, None, None)
-    return Member(folder, rows, Contract.load(place), place / FILE_NAME)
+    return Member(folder, rows, Contract.load(place), place / TASK_FILE)
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -151,7 +149,7 @@ def common_task(args: Args, members: Sequence[Member]) -> Task:
     known = [(str(member.contract_path), member.contract.task) for member in members if member.contract is not None]
     if not known:
         if asked is None:
-            raise UserError(f"--task or --label_path is needed: none of the runs has a {FILE_NAME}")
+            raise UserError(f"--task or --label_path is needed: none of the runs has a {TASK_FILE}")
         return asked
     first, task = known[0]
     for path, other in known[1:]:
@@ -303,7 +301,7 @@ def main(args: Args) -> None:
     predictions, probabilities = combine(members, [weight / sum(weights) for weight in weights], task, args.how)
     rows = map(_prediction_row, members[0].rows, predictions)
     remove_results(args.output_dir)
-    write_json_lines(Path(args.output_dir) / PREDICTIONS, rows)
+    write_json_lines(Path(args.output_dir) / PREDICTIONS_FILE, rows)
     gold = [row["gold"] for row in members[0].rows]
     if all(gold):
         how = "vote" if probabilities is None else "mean"
@@ -325,7 +323,4 @@ def _prediction_row(row: dict[str, Any], prediction: Prediction) -> dict[str, An
 
 
 if __name__ == "__main__":
-    # `python -m scripts.ensemble a b` is short for `--runs a b`
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, "--runs")
-    run(main, Args, {})
+    run(main, Args, {}, positional="runs")

@@ -13,8 +13,8 @@ from pathlib import Path
 from data.arguments import UserError, flag, run
 from data.contract import contract_for
 from data.engine.models import check_model_path
-from data.files import write_json_lines
-from data.prediction_files import FILE_NAME, PART_NAME, measure, remove_results, rows_of, write_results
+from data.files import PREDICTIONS_FILE, write_json_lines
+from data.prediction_files import PART_NAME, measure, remove_results, rows_of, write_results
 
 
 @dataclass
@@ -58,9 +58,9 @@ def main(args: Args) -> None:
     folder = Path(args.output_dir)
     parts = find_parts(folder)
     remove_results(folder)
-    write_json_lines(folder / FILE_NAME, (row for part in parts for row in rows_of(part)))
-    results = measure(rows_of(folder / FILE_NAME), contract) | {"parts": len(parts), "seed": args.seed}
-    print(f"{folder / FILE_NAME}: {results['n']} rows of {len(parts)} parts")
+    write_json_lines(folder / PREDICTIONS_FILE, (row for part in parts for row in rows_of(part)))
+    results = measure(rows_of(folder / PREDICTIONS_FILE), contract) | {"parts": len(parts), "seed": args.seed}
+    print(f"{folder / PREDICTIONS_FILE}: {results['n']} rows of {len(parts)} parts")
     if "accuracy" in results:
         print(write_results(folder, results, f"task {contract.task.name}"))
 

@@ -144,7 +144,7 @@ def main(args: Args) -> None:
     except ImportError as error:
         raise UserError("the page needs Gradio (pip install -r requirements.txt)") from error
     predictor = Predictor(
-        args.model_path, args.task, args.label_path, batch_size=args.batch_size, precision=args.precision,
+        args.model_path, args.task, label_path=args.label_path, batch_size=args.batch_size, precision=args.precision,
         device=args.device, objective=args.objective, probabilities=True,
     )  # fmt: skip
     page = build(predictor, Path(args.model_path).name)

@@ -7,6 +7,7 @@ import pytest
 from data.arguments import UserError
 from scripts.benchmark.grpo import GrpoArgs
 from scripts.benchmark.grpo import table as grpo_table
+from scripts.benchmark.predict import table as inference_table
 from scripts.benchmark.race import CASES, Contestant, train_file
 from scripts.benchmark.score import table as score_table
 from scripts.benchmark.sft import SftArgs, table
@@ -92,6 +93,21 @@ def test_the_table_of_score():
     lines = score_table({"contestants": {"each": each, "ours": figures}, "largest_difference": 0.012}).splitlines()
     assert lines[3] == "| ours | 2.00 | 4.0 | 12.5× | 1.5 GiB |"
     assert lines[-1] == "largest difference of a score: 1.20e-02"
+
+
+def test_the_table_of_inference():
+    figures = {"texts_per_second": 60.0, "answers": ["joy", "fear"], "peak_gib": 1.5}
+    generate = figures | {"texts_per_second": 20.0, "answers": ["joy", "joy"]}
+    latency = {"median": 0.0304, "p95": 0.05}
+    text = inference_table({"contestants": {"generate": generate, "ours": figures}, "latency": latency})
+    assert text.splitlines() == [
+        "| answers | texts/s | times generate | labels as ours | peak memory |",
+        "|---|---|---|---|---|",
+        "| generate | 20.0 | 1.0× | 50.0% | 1.5 GiB |",
+        "| ours | 60.0 | 3.0× | 100.0% | 1.5 GiB |",
+        "",
+        "one text at a time: 30 ms (median), 50 ms (95 %)",
+    ]
 
 
 def run_on_the_sample(benchmark: str, model_dir, folder, *flags: str, first: str = "trl") -> dict:

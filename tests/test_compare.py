@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from data.arguments import UserError
-from scripts.compare import Args, main, named_folders, with_runs_flag
+from scripts.compare import Args, main, named_folders
 from tests.conftest import ROOT
 
 
@@ -106,19 +106,6 @@ def test_plain_folders_on_the_command_line(tmp_path):
     assert lines[5] == "warning: not scored on the same rows: r8-lora on 2, sst2-lora on 4"
 
 
-def test_where_the_runs_begin():
-    assert with_runs_flag(["a", "b", "--group_seeds"]) == ["--runs", "a", "b", "--group_seeds"]
-    assert with_runs_flag(["--output_dir", "o", "--group_seeds", "a"]) == [
-        "--output_dir",
-        "o",
-        "--group_seeds",
-        "--runs",
-        "a",
-    ]
-    for line in ("", "--group_seeds", "--group_seeds true --runs a", "--help", "--output_dir o"):
-        assert with_runs_flag(line.split()) == line.split()
-
-
 def test_chosen_columns(tmp_path, capsys):
     folder = write_run(tmp_path / "a", n=3, accuracy=0.5, rouge_l=0.25, per_label={"joy": {}}, seed=1)
     main(Args(runs=[folder], columns=["rouge_l", "brier", "accuracy"]))
@@ -145,7 +132,7 @@ def test_a_run_without_results(tmp_path):
     with pytest.raises(UserError, match=r"--runs: none of the folders has a test_results.json"):
         main(Args(runs=[str(tmp_path)], group_seeds=True))
     (tmp_path / "test_results.json").write_text("[1, 2]")
-    with pytest.raises(UserError, match=r"test_results.json: not JSON"):
+    with pytest.raises(UserError, match=r"test_results.json: not a JSON object"):
         main(Args(runs=[str(tmp_path)]))
 
 

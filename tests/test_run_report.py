@@ -14,11 +14,11 @@ from data.files import write_json
 from data.metrics import label_metrics
 from data.report.model_card import (
     hub_id,
-    training_figure,
     write_inference_example,
     write_model_card,
     write_run_report,
 )
+from data.report.tables import is_number, markdown_table
 from data.tasks import BUILT_IN_TASKS, Prediction, Task
 
 GROUPS = BUILT_IN_TASKS["goemotions-group"]
@@ -64,6 +64,20 @@ def run_dir(tmp_path):
     write_json(tmp_path / "trainer_state.json", {"log_history": HISTORY, "best_global_step": 20})
     write_json(tmp_path / "adapter_config.json", {"r": 32, "lora_alpha": 64})
     return tmp_path
+
+
+def test_tables():
+    rows = [["one", "0.5"], ["", "12"]]
+    assert markdown_table(["", "F1"], rows) == "|  | F1 |\n|---|---|\n| one | 0.5 |\n|  | 12 |"
+    assert markdown_table(["", "F1"], rows, padded=True).splitlines() == [
+        "|     | F1  |",
+        "|-----|-----|",
+        "| one | 0.5 |",
+        "|     | 12  |",
+    ]
+    assert [is_number(value) for value in (1, 0.5, True, None, "1", float("nan"), float("inf"))] == [True] * 2 + [
+        False
+    ] * 5
 
 
 def read_card(directory):
@@ -198,7 +212,7 @@ def test_what_is_no_run(run_dir, tmp_path_factory):
     with pytest.raises(UserError, match=r"task\.json"):
         write_model_card(tmp_path_factory.mktemp("empty"))
     (run_dir / "data_report.json").write_text("{")
-    with pytest.raises(UserError, match=r"data_report\.json: broken"):
+    with pytest.raises(UserError, match=r"data_report\.json: not a JSON object"):
         write_model_card(run_dir)
 
 
@@ -209,43 +223,6 @@ def test_hub_ids(tmp_path, monkeypatch):
         assert hub_id(name) == name
     for name in ("", "models/x", "outputs/sft", "./x", "/a/b", "~/x", "a/b/c", "mine", "mine/x", "data/x", "C:\\x"):
         assert hub_id(name) is None, name
-
-
-def panels(figure):
-    return {axes.get_title(): {line.get_label(): line for line in axes.lines} for axes in figure.axes}
-
-
-def test_the_curves():
-    drawn = panels(training_figure({"log_history": HISTORY, "best_global_step": 20}))
-    assert list(drawn) == ["loss", "validation rows", "learning rate"]
-    assert [*drawn["loss"]["training"].get_xdata()] == [10, 20], "a loss that is no number is not drawn"
-    assert [*drawn["loss"]["validation"].get_ydata()] == [2.25, 1.75]
-    assert list(drawn["validation rows"]) == ["macro F1", "micro F1", "accuracy", "Jaccard", "best (step 20)"]
-    assert [*drawn["validation rows"]["best (step 20)"].get_xdata()] == [20] * 4
-    assert [*drawn["validation rows"]["best (step 20)"].get_ydata()] == [0.70812, 0.71, 0.61, 0.66]
-    assert [*drawn["learning rate"]["learning rate"].get_ydata()] == [1e-4, 2e-4, 0.0]
-
-
-def test_curves_that_are_one():
-    scores = {"eval_f1_macro": 0.5, "eval_f1_micro": 0.75, "eval_accuracy": 0.75, "eval_jaccard": 0.75}
-    drawn = panels(training_figure({"log_history": [{"step": 1, "loss": 1.0}, {"step": 1, **scores}]}))
-    assert list(drawn["validation rows"]) == ["macro F1", "micro F1, accuracy, Jaccard"]
-
-
-def test_curves_of_less():
-    losses = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
-    assert list(panels(training_figure({"log_history": losses}))) == ["loss"]
-    assert training_figure({}) is None
-    assert training_figure({"log_history": [{"step": 1, "eval_accuracy": 0.5, "learning_rate": 0.1}]}) is None
-
-
-def test_the_picture(run_dir):
-    from matplotlib.image import imread
-
-    write_run_report(run_dir)
-    picture = imread(run_dir / "training_curves.png")
-    assert picture.shape[:2] == (494, 1794)
-    assert len({tuple(pixel) for pixel in picture[::7, ::7].reshape(-1, picture.shape[-1])}) > 5, "nothing was drawn"
 
 
 def run_example(directory, *texts, cwd, **environment):

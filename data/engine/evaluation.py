@@ -11,10 +11,9 @@ from typing import Any
 
 from data.calibration import calibrate
 from data.engine.predictor import Predictor
-from data.files import write_json
+from data.files import PREDICTIONS_FILE, SUMMARY_FILE, write_json
 from data.loading import Example, ExampleFile
 from data.prediction_files import (
-    FILE_NAME,
     PredictionFile,
     measure,
     remove_results,
@@ -27,7 +26,7 @@ CALIBRATION_FILE = "calibration.json"
 
 def evaluate(
     predictor: Predictor, examples: Sequence[Example] | ExampleFile, output_dir: str | Path | None = None,
-    seed: int = 42, settings: dict[str, Any] | None = None, name: str = FILE_NAME,
+    seed: int = 42, settings: dict[str, Any] | None = None, name: str = PREDICTIONS_FILE,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict, score where there is gold, and write what a test leaves behind.
 
@@ -52,13 +51,13 @@ def evaluate(
         done = file.done
         with closing(file):
             file.append(predicted_rows(predictor, examples, done))
-        if name == FILE_NAME:
+        if name == PREDICTIONS_FILE:
             remove_results(output_dir)
         file.finish()
         rows = rows_of(file.path)
     rate = (len(examples) - done) / (time.perf_counter() - begin)
     results = measure(rows, predictor.contract)
-    labelled = "accuracy" in results and name == FILE_NAME  # parts are scored when all are there
+    labelled = "accuracy" in results and name == PREDICTIONS_FILE  # parts are scored when all are there
     results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend.name, "seed": seed}
     if output_dir is not None and labelled:
         write_results(output_dir, results, f"task {predictor.task.name}")
@@ -104,4 +103,4 @@ def calibrate_run(
 def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:
     """Score a finished run on labelled texts, as it was written: what inference.py would load is what is measured."""
     evaluate(Predictor(directory, batch_size=batch_size, precision=precision), examples, directory, seed)
-    print((Path(directory) / "test_summary.txt").read_text(encoding="utf-8"))
+    print((Path(directory) / SUMMARY_FILE).read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import is_bidirectional
+from data.files import ADAPTER_FILE
 
 # PEFT imports bitsandbytes, which then warns of a slow path; only 4-bit weights take it, and they have the warning back
 _of_four_bits = logging.getLogger("bitsandbytes.backends.cpu.ops")
@@ -22,7 +23,7 @@ def check_model_path(model_path: str) -> None:
     """
     path = Path(model_path)
     if path.exists():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
             raise UserError(
                 f"--model_path {model_path}: holds neither config.json nor adapter_config.json, so no model"
             )
@@ -35,7 +36,7 @@ def check_model_path(model_path: str) -> None:
 
 def base_model_path(model_path: str) -> str | None:
     """The base model an adapter directory names, or None where `model_path` is no adapter."""
-    path = Path(model_path) / "adapter_config.json"
+    path = Path(model_path) / ADAPTER_FILE
     if not path.is_file():
         return None
     try:
@@ -54,7 +55,7 @@ def adapter_stack(model_path: str) -> list[str]:
     stack = [model_path]
     while (base := base_model_path(stack[0])) is not None:
         if base in stack:
-            raise UserError(f"{Path(stack[0]) / 'adapter_config.json'}: an adapter that is its own base model ({base})")
+            raise UserError(f"{Path(stack[0]) / ADAPTER_FILE}: an adapter that is its own base model ({base})")
         stack.insert(0, base)
     return stack
 

@@ -12,7 +12,7 @@ from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
 from data.engine.backends import PredictionSettings, Prompts, read_answer, with_reasoning
 from data.engine.models import base_model_path
-from data.files import read_json
+from data.files import ADAPTER_FILE, read_json
 from data.tasks import Prediction
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapters that vLLM is compiled for
@@ -120,6 +120,6 @@ def _load(settings: PredictionSettings, base: str | None, max_length: int) -> An
 
 def _served_rank(model_path: str) -> int:
     """The least of the ranks vLLM is compiled for that holds this adapter's."""
-    config = read_json(Path(model_path) / "adapter_config.json")
+    config = read_json(Path(model_path) / ADAPTER_FILE)
     rank = max([config["r"], *config.get("rank_pattern", {}).values()])
     return next((served for served in SERVED_RANKS if served >= rank), rank)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data.arguments import UserError
 from data.contract import Contract, check_run_settings
+from data.files import ARGS_FILE, STATE_FILE, TRAIN_RESULTS_FILE
 from data.tasks import Task
 
 
@@ -27,14 +28,14 @@ def find_checkpoint(args, may_change: Sequence[str]) -> str | None:
     wanted = args.resume_from_checkpoint
     folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    if (output_dir / "config.json").is_file() and not (output_dir / "args.json").is_file():
+    if (output_dir / "config.json").is_file() and not (output_dir / ARGS_FILE).is_file():
         raise UserError(
             f"--output_dir {output_dir}: holds a model that is no run of this script; choose another folder"
         )
     if wanted not in ("auto", "none"):
         if not _is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
-        check_run_settings(Path(wanted).parent / "args.json", asdict(args), may_change)
+        check_run_settings(Path(wanted).parent / ARGS_FILE, asdict(args), may_change)
         if Path(wanted).resolve().parent != output_dir.resolve() and (checkpoints or is_finished(args)):
             raise UserError(f"--output_dir {output_dir}: holds another run than --resume_from_checkpoint {wanted}")
         return wanted
@@ -48,14 +49,14 @@ def find_checkpoint(args, may_change: Sequence[str]) -> str | None:
     newest = next((str(path) for path in checkpoints if _is_whole(path)), None)
     if newest or is_finished(args):
         lengths = {"num_epochs", "max_steps"} if is_finished(args) else set()
-        check_run_settings(output_dir / "args.json", asdict(args), set(may_change) - lengths)
+        check_run_settings(output_dir / ARGS_FILE, asdict(args), set(may_change) - lengths)
     return newest
 
 
 def _is_whole(checkpoint: Path) -> bool:
     """Transformers writes trainer_state.json last: a checkpoint cut off by a kill lacks it or has half of it."""
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return "global_step" in state
@@ -69,4 +70,4 @@ def check_same_task(checkpoint: str | None, task: Task) -> None:
 
 def is_finished(args) -> bool:
     """Whether the run in `--output_dir` has trained to its end (its results are the last thing it writes)."""
-    return (Path(args.output_dir) / "train_results.json").is_file()
+    return (Path(args.output_dir) / TRAIN_RESULTS_FILE).is_file()

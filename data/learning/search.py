@@ -4,7 +4,6 @@ Each trial is a run of its own in `<output_dir>/trial-<n>`; what was tried stand
 that was stopped goes on where it was, the trial it was in included, when the same command is given again.
 """
 
-import json
 import math
 import os
 import shutil
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_output_dir
-from data.files import write_json
+from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, read_json, write_json
 from data.metrics import DEFAULT_BEST
 
 LEARNING_RATE_SPAN = 4.0  # tried: from a quarter of --learning_rate to four times as much
 RANKS = (4, 8, 16, 32, 64)
-NOT_OF_THE_RESULT = ("checkpoint-*", "runs", "args.json", ".*")  # a trial's files that are not copied
+NOT_OF_THE_RESULT = ("checkpoint-*", "runs", ARGS_FILE, ".*")  # a trial's files that are not copied
 
 
 def search(args, kind: str, train: Callable[[Any], Any]) -> None:
@@ -43,7 +42,7 @@ def search(args, kind: str, train: Callable[[Any], Any]) -> None:
     output_dir = Path(args.output_dir)
     check_output_dir(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    if (output_dir / "args.json").is_file() and not (output_dir / "search.db").is_file():
+    if (output_dir / ARGS_FILE).is_file() and not (output_dir / "search.db").is_file():
         raise UserError(f"--output_dir {output_dir}: holds a run, not a search; choose another folder")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -63,14 +62,14 @@ def search(args, kind: str, train: Callable[[Any], Any]) -> None:
         chosen = replace(args, search=None, output_dir=str(output_dir / _folder(trial)), **_suggested(trial, args))
         print(f"{_folder(trial)} of {args.search}: {trial.params}")
         train(chosen)
-        results = json.loads((Path(chosen.output_dir) / "train_results.json").read_text(encoding="utf-8"))
+        results = read_json(Path(chosen.output_dir) / TRAIN_RESULTS_FILE)
         print(f"{_folder(trial)}: {metric} {results['best_metric']:.4f}")
         return results["best_metric"]
 
     done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
     study.optimize(run_trial, n_trials=max(args.search - done, 0))
     best = output_dir / _folder(study.best_trial)
-    write_json(output_dir / "args.json", asdict(args))
+    write_json(output_dir / ARGS_FILE, asdict(args))
     shutil.copytree(best, output_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_OF_THE_RESULT))
     complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     tried = [{"folder": _folder(t), metric: t.value, **t.params} for t in complete]

@@ -16,7 +16,7 @@ from data.contract import Contract
 from data.encoding import Encoder
 from data.engine.models import pick_device
 from data.engine.predictor import Predictor
-from data.files import write_json, write_json_lines
+from data.files import ARGS_FILE, DATA_REPORT_FILE, REJECTED_FILE, TRAIN_RESULTS_FILE, write_json, write_json_lines
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import label_metrics
 from data.tasks import BUILT_IN_TASKS, Task
@@ -250,10 +250,10 @@ def write_run_facts(args, data: Data) -> None:
     """What the run was started with, and what is to be known about its data."""
     output_dir = Path(args.output_dir)
     report = data_report(data.train, data.dev, data.test)
-    write_json(output_dir / "args.json", asdict(args))
-    write_json(output_dir / "data_report.json", report)
+    write_json(output_dir / ARGS_FILE, asdict(args))
+    write_json(output_dir / DATA_REPORT_FILE, report)
     if data.rejected:
-        write_json_lines(output_dir / "rejected.jsonl", data.rejected)
+        write_json_lines(output_dir / REJECTED_FILE, data.rejected)
     rows = report.pop("rows")
     print(f"task {data.task.name}: {rows['train']} training, {rows['dev']} validation, {rows['test']} test rows")
     for name, count in report.items():
@@ -277,7 +277,7 @@ def train(trainer, checkpoint: str | None) -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     parameters = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
     write_json(
-        Path(trainer.args.output_dir) / "train_results.json",
+        Path(trainer.args.output_dir) / TRAIN_RESULTS_FILE,
         {
             "steps": trainer.state.global_step,
             "epochs": metrics["epoch"],

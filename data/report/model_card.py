@@ -16,21 +16,28 @@ from types import SimpleNamespace
 from typing import Any
 
 from data.contract import Contract
-from data.files import read_json, write_text
+from data.files import (
+    ADAPTER_FILE,
+    ARGS_FILE,
+    DATA_REPORT_FILE,
+    RESULTS_FILE,
+    REWARDS_FILE,
+    STATE_FILE,
+    TRAIN_RESULTS_FILE,
+    read_json,
+    write_text,
+)
+from data.report.charts import TRAINING_CURVES, draw_training_curves, logged
+from data.report.tables import SCORES, is_number, markdown_table
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CARD, CURVES, EXAMPLE = "README.md", "training_curves.png", "inference_example.py"
+CARD, EXAMPLE = "README.md", "inference_example.py"
 KINDS = {"single_label": "one label a text", "multi_label": "one or more labels a text"}
 OBJECTIVES = {
     "generate": "the model writes the labels",
     "classify": "a head on the model tells the labels apart",
     "score": "the labels are compared as answers",
 }
-SCORES = {
-    "n": "texts", "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard",
-    "invalid_rate": "invalid answers", "ece": "calibration error (ECE)", "brier": "Brier score", "auc": "AUC",
-}  # fmt: skip
-DRAWN = ("f1_macro", "f1_micro", "accuracy", "jaccard")
 
 CARD_TEMPLATE = """\
 ---
@@ -92,15 +99,6 @@ def write_run_report(output_dir: str | Path) -> None:
     write_model_card(output_dir)
 
 
-def logged(state: dict[str, Any], name: str) -> dict[int, float]:
-    """Step -> a value of the trainer's log, where it is a finite number."""
-    return {entry["step"]: entry[name] for entry in state.get("log_history", []) if _is_number(entry.get(name))}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 # --- model card -----------------------------------------------------------------------------------------------------
 
 
@@ -113,21 +111,22 @@ def write_model_card(output_dir: str | Path) -> None:
     from huggingface_hub import ModelCard, ModelCardData
 
     directory = Path(output_dir)
-    names = ("args", "train_results", "data_report", "test_results", "trainer_state", "adapter_config")
-    run = SimpleNamespace(**{name: read_json(directory / f"{name}.json") for name in names})
+    files = (ARGS_FILE, TRAIN_RESULTS_FILE, DATA_REPORT_FILE, RESULTS_FILE, STATE_FILE, ADAPTER_FILE)
+    run = SimpleNamespace(**{Path(name).stem: read_json(directory / name, missing_ok=True) for name in files})
     run.contract = contract = Contract.load(directory)
     # a run shorter than --logging_steps has no rewards.csv yet
-    run.is_grpo = (directory / "rewards.csv").is_file() or "num_generations" in run.args
+    run.is_grpo = (directory / REWARDS_FILE).is_file() or "num_generations" in run.args
     header = ModelCardData(
         base_model=hub_id(contract.base_model),
         library_name="peft" if run.adapter_config else "transformers",
         pipeline_tag="text-classification",
         tags=["emotune", contract.task.name, contract.objective],
     )
+    picture = f"![Training curves]({TRAINING_CURVES})"
     sections = [
         ("What it reads", _reading(contract)),
         ("How it was trained", _training(run)),
-        ("Training curves", f"![Training curves]({CURVES})" if (directory / CURVES).is_file() else ""),
+        ("Training curves", picture if (directory / TRAINING_CURVES).is_file() else ""),
         ("Data", _data(run.data_report)),
         ("Results", _results(run)),
         ("Labels", _labels(run)),
@@ -168,13 +167,13 @@ def _filled(form: str, *values: Any) -> str | None:
 
 
 def _figure(value: Any) -> str | None:
-    return _filled("{:,}" if isinstance(value, int) else "{:.4f}", value if _is_number(value) else None)
+    return _filled("{:,}" if isinstance(value, int) else "{:.4f}", value if is_number(value) else None)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table without the rows whose second cell is None or empty; "" if none is left."""
-    lines = [["" if cell is None else _escaped(cell) for cell in row] for row in rows if row[1] not in (None, "")]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)) if lines else ""
+    known = [["" if cell is None else _escaped(cell) for cell in row] for row in rows if row[1] not in (None, "")]
+    return markdown_table(head, known) if known else ""
 
 
 def _reading(contract: Contract) -> str:
@@ -277,13 +276,13 @@ def _limits(run: SimpleNamespace) -> Iterator[str]:
         yield "The checkpoint was chosen by its validation scores, which flatters them."
     if tested and tested != run.data_report.get("rows", {}).get("test"):
         yield "Whether rows of the test file also stand in the training file was not checked."
-    if not _is_number(run.test_results.get("ece")):
+    if not is_number(run.test_results.get("ece")):
         yield "How far its confidence can be trusted was not measured."
     yield f"This is one run, with seed {run.contract.seed}: how much the seed matters was not measured."
     yield "How it reads texts of another language, source or time than its data was not measured."
 
 
-# --- example and curves ---------------------------------------------------------------------------------------------
+# --- example --------------------------------------------------------------------------------------------------------
 
 
 def write_inference_example(output_dir: str | Path) -> None:
@@ -295,59 +294,3 @@ def write_inference_example(output_dir: str | Path) -> None:
     directory = Path(output_dir).resolve()
     checkout = Path(os.path.relpath(CHECKOUT, directory)) if directory.is_relative_to(CHECKOUT) else CHECKOUT
     write_text(directory / EXAMPLE, EXAMPLE_TEMPLATE.replace("<checkout>", json.dumps(checkout.as_posix())))
-
-
-def draw_training_curves(output_dir: str | Path) -> None:
-    """`training_curves.png` from trainer_state.json; nothing where no loss was logged."""
-    path = Path(output_dir) / CURVES
-    figure = training_figure(read_json(path.with_name("trainer_state.json")))
-    if figure is not None:
-        unfinished = path.with_name(f".{path.name}")
-        figure.savefig(unfinished, format="png", dpi=130)
-        os.replace(unfinished, path)
-
-
-def training_figure(state: dict[str, Any]):
-    """Loss, label metrics of the validation rows and learning rate over the steps, as far as they were logged.
-
-    Args:
-        state: the content of trainer_state.json.
-
-    Returns:
-        A matplotlib `Figure` that pyplot does not know, or None where no loss was logged.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    panels = {
-        "loss": {"training": logged(state, "loss"), "validation": logged(state, "eval_loss")},
-        "validation rows": _together({SCORES[name]: logged(state, f"eval_{name}") for name in DRAWN}),
-        "learning rate": {"learning rate": logged(state, "learning_rate")},
-    }
-    if not any(panels["loss"].values()):
-        return None
-    panels = {title: curves for title, curves in panels.items() if any(curves.values())}
-    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for name, curve in curves.items():
-            if curve:
-                marker = "o" if len(curve) < 20 else None
-                axes.plot(list(curve), list(curve.values()), label=name, marker=marker, markersize=3)
-        best = state.get("best_global_step")
-        if title == "validation rows" and (points := [curve[best] for curve in curves.values() if best in curve]):
-            ring = {"color": "black", "marker": "o", "fillstyle": "none", "markersize": 8, "linestyle": "none"}
-            axes.plot([best] * len(points), points, label=f"best (step {best})", **ring)
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        if title != "learning rate":
-            axes.legend()
-    return figure
-
-
-def _together(curves: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
-    """Curves that are the same as one, under all their names: with one label a text, micro F1 is accuracy."""
-    names: dict[tuple, list[str]] = {}
-    for name, curve in curves.items():
-        names.setdefault(tuple(curve.items()), []).append(name)
-    return {", ".join(group): dict(curve) for curve, group in names.items()}

@@ -9,8 +9,9 @@ from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.engine.models import check_model_path
-from data.files import write_json
+from data.files import ADAPTER_FILE, write_json
 from data.learning.trainers import load_data, lora_config, train
+from data.report.tables import markdown_table
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, synchronize, train_file
 
 CASE = CASES["28-labels"]
@@ -41,7 +42,7 @@ def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any):
     """The benchmark's settings as main_grpo.py's."""
     import main_grpo
 
-    trained = (Path(args.model_path) / "adapter_config.json").is_file()
+    trained = (Path(args.model_path) / ADAPTER_FILE).is_file()
     return main_grpo.Args(
         model_path=args.model_path, task=CASE.task, train_data_path=str(train_file(args.data_dir, CASE)),
         output_dir=output_dir, num_generations=args.num_generations, batch_size=args.texts * args.num_generations,
@@ -179,17 +180,13 @@ def grpo(args: GrpoArgs) -> None:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table, one line a contestant."""
-    lines = [
-        "| trainer | seconds a step | drawing | learning | answer tokens | peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["trainer", "seconds a step", "drawing", "learning", "answer tokens", "peak memory"]
+    rows = []
     base = results["contestants"].get("trl")
     for which, figures in results["contestants"].items():
         columns = [
             f"{figures[name]:.2f}" + (f" ({base[name] / figures[name]:.1f}×)" if base else "")
             for name in ("seconds", "drawing_seconds", "learning_seconds")
         ]
-        lines.append(
-            f"| {which} | {' | '.join(columns)} | {figures['answer_tokens']:.1f} | {figures['peak_gib']:.1f} GiB |"
-        )
-    return "\n".join(lines)
+        rows.append([which, *columns, f"{figures['answer_tokens']:.1f}", f"{figures['peak_gib']:.1f} GiB"])
+    return markdown_table(head, rows)

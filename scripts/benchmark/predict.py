@@ -11,8 +11,9 @@ from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.contract import Contract, contract_for
 from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer
 from data.engine.predictor import Predictor
-from data.files import write_json
+from data.files import TASK_FILE, write_json
 from data.loading import load_examples
+from data.report.tables import markdown_table
 from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
 
 SINGLES, WARM_UP = 100, 10  # texts predicted one by one, for the latency, and before them
@@ -44,7 +45,7 @@ class InferenceArgs:
 
 
 def _contract(args: InferenceArgs) -> Contract:
-    trained = (Path(args.model_path) / "task.json").is_file()
+    trained = (Path(args.model_path) / TASK_FILE).is_file()
     return contract_for(args.model_path, None if trained else CASES[args.case].task)
 
 
@@ -113,7 +114,7 @@ def _generate(turns: Turns, args: InferenceArgs, model) -> None:
 
 
 def _predictor(args: InferenceArgs, **settings: Any) -> Predictor:
-    trained = (Path(args.model_path) / "task.json").is_file()
+    trained = (Path(args.model_path) / TASK_FILE).is_file()
     task = None if trained else CASES[args.case].task
     return Predictor(args.model_path, task, batch_size=args.batch_size, **settings)
 
@@ -202,15 +203,16 @@ def table(results: dict[str, Any]) -> str:
     contestants = results["contestants"]
     ours = contestants.get("ours")
     rivals = [which for which in ("generate", "mended", "vllm") if which in contestants]
-    header = ["answers", "texts/s", *(f"times {which}" for which in rivals), "labels as ours", "peak memory"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    head = ["answers", "texts/s", *(f"times {which}" for which in rivals), "labels as ours", "peak memory"]
+    rows = []
     for which, figures in contestants.items():
         speed = figures["texts_per_second"]
         columns = [which, f"{speed:.1f}", *(f"{speed / contestants[r]['texts_per_second']:.1f}×" for r in rivals)]
         equal = sum(a == b for a, b in zip(figures["answers"], ours["answers"], strict=True)) if ours else 0
         columns += [f"{equal / len(figures['answers']):.1%}" if ours else "–", f"{figures['peak_gib']:.1f} GiB"]
-        lines.append(f"| {' | '.join(columns)} |")
+        rows.append(columns)
+    text = markdown_table(head, rows)
     if "latency" in results:
         median, p95 = (f"{1000 * results['latency'][name]:.0f} ms" for name in ("median", "p95"))
-        lines.append(f"\none text at a time: {median} (median), {p95} (95 %)")
-    return "\n".join(lines)
+        text += f"\n\none text at a time: {median} (median), {p95} (95 %)"
+    return text

@@ -10,6 +10,7 @@ from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
 from data.files import write_json
 from data.loading import load_examples
+from data.report.tables import markdown_table
 from data.tasks import BUILT_IN_TASKS
 from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, train_file
 
@@ -96,14 +97,14 @@ def _flat(entries: list[dict[str, Any]]) -> list[float]:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table, one line a contestant."""
-    lines = ["| labels scored | seconds a batch | texts/s | ratio | peak memory |", "|---|---|---|---|---|"]
+    head = ["labels scored", "seconds a batch", "texts/s", "ratio", "peak memory"]
+    rows = []
     base = results["contestants"].get("each")
     for which, figures in results["contestants"].items():
         ratio = f"{base['seconds'] / figures['seconds']:.1f}×" if base else "–"
-        lines.append(
-            f"| {which} | {figures['seconds']:.2f} | {figures['texts_per_second']:.1f} | {ratio} "
-            f"| {figures['peak_gib']:.1f} GiB |"
-        )
+        seconds, speed = f"{figures['seconds']:.2f}", f"{figures['texts_per_second']:.1f}"
+        rows.append([which, seconds, speed, ratio, f"{figures['peak_gib']:.1f} GiB"])
+    text = markdown_table(head, rows)
     if "largest_difference" in results:
-        lines.append(f"\nlargest difference of a score: {results['largest_difference']:.2e}")
-    return "\n".join(lines)
+        text += f"\n\nlargest difference of a score: {results['largest_difference']:.2e}"
+    return text

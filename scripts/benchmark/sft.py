@@ -13,6 +13,7 @@ from data.engine.models import check_model_path
 from data.files import write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.loading import load_examples
+from data.report.tables import markdown_table
 from data.tasks import BUILT_IN_TASKS
 from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
 
@@ -250,15 +251,12 @@ def sft(args: SftArgs) -> None:
 
 def table(results: dict[str, Any]) -> str:
     """The results as a Markdown table, one line a case and contestant."""
-    lines = [
-        "| case | trainer | texts/s | vs. TRL | tokens a step | peak memory | times the limit |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["case", "trainer", "texts/s", "vs. TRL", "tokens a step", "peak memory", "times the limit"]
+    rows = []
     for name, result in results.items():
         for which, figures in result["contestants"].items():
             ratio = f"{figures['speedup']:.1f}×" if "speedup" in figures else "–"
-            lines.append(
-                f"| {name} | {which} | {figures['examples_per_second']:.1f} | {ratio} | {figures['tokens_a_step']:.0f} "
-                f"| {figures['peak_gib']:.1f} GiB | {figures['times_the_limit']:.1f} |"
-            )
-    return "\n".join(lines)
+            speed, tokens = f"{figures['examples_per_second']:.1f}", f"{figures['tokens_a_step']:.0f}"
+            memory, limit = f"{figures['peak_gib']:.1f} GiB", f"{figures['times_the_limit']:.1f}"
+            rows.append([name, which, speed, ratio, tokens, memory, limit])
+    return markdown_table(head, rows)

@@ -1,0 +1,162 @@
+"""All that is plotted: training curves of a run, rewards of GRPO runs. (no torch)
+
+Figures are matplotlib's own, which pyplot does not know: nothing stays open, and no window or backend is asked for.
+matplotlib and pandas are imported when something is drawn.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data.arguments import UserError
+from data.files import REWARDS_FILE, STATE_FILE, read_json
+from data.report.tables import SCORES, is_number
+
+TRAINING_CURVES = "training_curves.png"
+METRICS = ("f1_macro", "f1_micro", "accuracy", "jaccard")  # of the validation rows, among the training curves
+REWARDS = {"reward": "weighted sum", "jaccard": "Jaccard", "format": "format", "length": "length"}
+HEIGHT, DPI = 3.8, 130  # of a figure, in inches; dots an inch
+
+
+def save(figure, path: str | os.PathLike) -> None:
+    """Write a figure in the format that the end of `path` names (.png, .svg, .pdf), whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, format=path.suffix[1:], dpi=DPI)
+    os.replace(unfinished, path)
+
+
+def logged(state: dict[str, Any], name: str) -> dict[int, float]:
+    """Step -> a value of the trainer's log, where it is a finite number.
+
+    Args:
+        state: the content of trainer_state.json.
+        name: what the trainer logs it as, such as "loss" or "eval_f1_macro".
+    """
+    return {entry["step"]: entry[name] for entry in state.get("log_history", []) if is_number(entry.get(name))}
+
+
+# --- training curves ------------------------------------------------------------------------------------------------
+
+
+def draw_training_curves(output_dir: str | Path) -> None:
+    """`training_curves.png` of a run from its trainer_state.json; nothing where no loss was logged."""
+    figure = training_figure(read_json(Path(output_dir) / STATE_FILE, missing_ok=True))
+    if figure is not None:
+        save(figure, Path(output_dir) / TRAINING_CURVES)
+
+
+def training_figure(state: dict[str, Any]):
+    """Loss, label metrics of the validation rows and learning rate over the steps, as far as they were logged.
+
+    Args:
+        state: the content of trainer_state.json.
+
+    Returns:
+        A matplotlib `Figure`, or None where no loss was logged.
+    """
+    from matplotlib.figure import Figure
+
+    panels = {
+        "loss": {"training": logged(state, "loss"), "validation": logged(state, "eval_loss")},
+        "validation rows": _together({SCORES[name]: logged(state, f"eval_{name}") for name in METRICS}),
+        "learning rate": {"learning rate": logged(state, "learning_rate")},
+    }
+    if not any(panels["loss"].values()):
+        return None
+    panels = {title: curves for title, curves in panels.items() if any(curves.values())}
+    figure = Figure(figsize=(4.6 * len(panels), HEIGHT), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw_panel(axes, title, curves, best=state.get("best_global_step"))
+    return figure
+
+
+def _draw_panel(axes, title: str, curves: dict[str, dict[int, float]], best: int | None) -> None:
+    """A panel of the training curves; that of the validation rows has a ring around the scores of the best step."""
+    from matplotlib.ticker import MaxNLocator
+
+    for name, curve in curves.items():
+        if curve:
+            marker = "o" if len(curve) < 20 else None
+            axes.plot(list(curve), list(curve.values()), label=name, marker=marker, markersize=3)
+    if title == "validation rows" and (points := [curve[best] for curve in curves.values() if best in curve]):
+        ring = {"color": "black", "marker": "o", "fillstyle": "none", "markersize": 8, "linestyle": "none"}
+        axes.plot([best] * len(points), points, label=f"best (step {best})", **ring)
+    axes.set(title=title, xlabel="step")
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if title != "learning rate":
+        axes.legend()
+
+
+def _together(curves: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """Curves that are the same as one, under all their names: with one label a text, micro F1 is accuracy."""
+    names: dict[tuple, list[str]] = {}
+    for name, curve in curves.items():
+        names.setdefault(tuple(curve.items()), []).append(name)
+    return {", ".join(group): dict(curve) for curve, group in names.items()}
+
+
+# --- rewards --------------------------------------------------------------------------------------------------------
+
+
+def read_rewards(folder: str):
+    """`rewards.csv` of a GRPO run as a pandas table, one row a logged step.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import pandas
+
+    path = Path(folder) / REWARDS_FILE
+    try:
+        return pandas.read_csv(path, index_col="step")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def reward_figure(rewards: Sequence, validation: Sequence[dict[int, float]], metric: str, window: int):
+    """Rewards of drawn answers, and beside them a label metric of the validation rows, over the steps.
+
+    Several runs become one curve: their mean, and a band of one standard deviation (n - 1) around it.
+
+    Args:
+        rewards: of each run, what `read_rewards` gives.
+        validation: of each run, step -> the metric.
+        metric: its name.
+        window: logged steps whose mean is drawn as a reward.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    import pandas
+    from matplotlib.figure import Figure
+
+    smooth = [table.rolling(window, min_periods=1).mean() for table in rewards]
+    figure = Figure(figsize=(10, HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for column, label in REWARDS.items():
+        if all(column in table for table in smooth):
+            _draw_mean(left, pandas.concat([table[column] for table in smooth], axis=1), label)
+    _draw_mean(right, pandas.concat([pandas.Series(curve, dtype=float) for curve in validation], axis=1), None, "o")
+    left.set(title="rewards of drawn answers", xlabel="step", ylabel="reward")
+    right.set(title="validation rows, greedy answers", xlabel="step", ylabel=metric)
+    if len(rewards) > 1:
+        figure.suptitle(f"mean of {len(rewards)} runs ± standard deviation", fontsize=10)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.title.set_fontsize(10)
+    figure.legend(loc="outside lower center", ncols=len(REWARDS), frameon=False)  # off the curves
+    return figure
+
+
+def _draw_mean(axes, table, label: str | None, marker: str | None = None) -> None:
+    """Mean over the columns of `table`, with a band of one standard deviation where there are several."""
+    table = table.sort_index()
+    mean = table.mean(axis=1)
+    (line,) = axes.plot(mean.index, mean, label=label, marker=marker)
+    if table.shape[1] > 1:
+        deviation = table.std(axis=1)
+        axes.fill_between(mean.index, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2, lw=0)
