@@ -58,6 +58,7 @@ from data.engine.models import (
 )
 from data.engine.workers import Workers
 from data.files import write_json, write_json_lines
+from data.labels import Prediction
 from data.loading import Example, ExampleFile
 from data.prediction_files import (
     FILE_NAME,
@@ -68,7 +69,6 @@ from data.prediction_files import (
     rows_of,
     write_results,
 )
-from data.tasks import Prediction
 
 CALIBRATION_FILE = "calibration.json"
 Backend = Literal["hf", "vllm", "bert"]

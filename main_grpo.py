@@ -52,6 +52,7 @@ from data.engine.models import (
     pick_device,
 )
 from data.files import write_text
+from data.labels import Prediction
 from data.learning.trainers import (
     Data,
     check_positions,
@@ -70,7 +71,7 @@ from data.learning.trainers import (
 from data.loading import Example
 from data.metrics import LABEL_METRICS, jaccard
 from data.report.model_card import write_run_report
-from data.tasks import Prediction, Task
+from data.tasks import Task
 from inference import Predictor, score_run
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}

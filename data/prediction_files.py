@@ -10,8 +10,8 @@ from typing import Any
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract, check_run_settings
 from data.files import write_json, write_text
+from data.labels import Prediction
 from data.metrics import format_summary, label_metrics
-from data.tasks import Prediction
 
 FILE_NAME = "predictions.jsonl"
 RESULT_FILES = RESULTS, SUMMARY = "test_results.json", "test_summary.txt"

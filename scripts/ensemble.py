@@ -27,10 +27,11 @@ from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.contract import FILE_NAME, Contract
 from data.files import write_json_lines
+from data.labels import Prediction
 from data.metrics import label_metrics
 from data.prediction_files import FILE_NAME as PREDICTIONS
 from data.prediction_files import remove_results, write_results
-from data.tasks import Prediction, Task, check_same_labels, resolve_task
+from data.tasks import Task, check_same_labels, resolve_task
 
 FIELDS = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool, "probabilities": dict | None}
 TABLE = {

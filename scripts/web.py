@@ -18,8 +18,9 @@ from typing import Literal
 
 from data.arguments import UserError, check_at_least, flag, run
 from data.engine.models import check_model_path
+from data.labels import Prediction
 from data.loading import load_examples
-from data.tasks import Prediction, Task
+from data.tasks import Task
 from inference import DEMO_TEXTS, Predictor
 
 MOST_ROWS = 10_000  # of a file: more are for inference.py, which goes on where it was stopped

@@ -15,7 +15,7 @@ from data.answers import AnswerTrie, answer_grammar
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.tasks import THINK, Prediction, rationale_in
+from data.labels import THINK, Prediction, rationale_in
 
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
 Prompts = Sequence[Sequence[int]]

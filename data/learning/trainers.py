@@ -15,9 +15,10 @@ from typing import Any
 from data.arguments import UserError, check_at_least, check_output_dir, is_first_process
 from data.contract import Contract, check_run_settings
 from data.files import write_json, write_json_lines
+from data.labels import Prediction
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import label_metrics
-from data.tasks import BUILT_IN_TASKS, Prediction, Task
+from data.tasks import BUILT_IN_TASKS, Task
 
 # --- flags ----------------------------------------------------------------------------------------------------------
 
