@@ -47,9 +47,9 @@ from data.engine.evaluation import evaluate
 from data.engine.models import check_model_path
 from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import PREDICTIONS_FILE, REJECTED_FILE, SUMMARY_FILE, TASK_FILE, write_json_lines
+from data.labels import Prediction
 from data.loading import ExampleFile
 from data.prediction_files import PART_NAME
-from data.tasks import Prediction
 
 
 @dataclass

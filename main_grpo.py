@@ -52,6 +52,7 @@ from data.engine.models import (
     pick_device,
 )
 from data.files import ADAPTER_FILE, REWARDS_FILE, TASK_FILE, read_json, write_text
+from data.labels import Prediction
 from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
 from data.learning.trainers import (
     Data,
@@ -68,7 +69,7 @@ from data.learning.trainers import (
 from data.loading import Example
 from data.metrics import LABEL_METRICS, jaccard
 from data.report.model_card import write_run_report
-from data.tasks import Prediction, Task
+from data.tasks import Task
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
 DEFAULT_BEST = {"multi_label": "jaccard", "single_label": "accuracy"}

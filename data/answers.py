@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from data.encoding import MAX_ANSWER_LABELS, Encoder
-from data.tasks import SEPARATOR
+from data.labels import SEPARATOR
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from data.labels import Prediction
 from data.metrics import label_metrics
-from data.tasks import Prediction, Task
+from data.tasks import Task
 
 Activation = Literal["softmax", "sigmoid"]
 Gold = Sequence[Sequence[str]]

@@ -5,7 +5,8 @@ from functools import cached_property
 from typing import Literal
 
 from data.arguments import UserError
-from data.tasks import SEPARATOR, Task
+from data.labels import SEPARATOR
+from data.tasks import Task
 
 Objective = Literal["generate", "classify", "score"]
 ENCODERS = frozenset(

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from data.tasks import Prediction, Task
+from data.labels import Prediction
+from data.tasks import Task
 
 # What `--metric_for_best` accepts, beside "loss"; each is a key of `label_metrics`.
 LABEL_METRICS = (

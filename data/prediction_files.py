@@ -10,8 +10,8 @@ from typing import Any
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract, check_run_settings
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, SUMMARY_FILE, write_json, write_text
+from data.labels import Prediction
 from data.metrics import format_summary, label_metrics
-from data.tasks import Prediction
 
 PART_NAME = "predictions-{i}-of-{n}.jsonl"  # of a file that several machines share
 

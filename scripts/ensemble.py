@@ -26,9 +26,10 @@ from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.contract import Contract
 from data.files import PREDICTIONS_FILE, TASK_FILE, write_json_lines
+from data.labels import Prediction
 from data.metrics import label_metrics
 from data.prediction_files import remove_results, write_results
-from data.tasks import Prediction, Task, check_same_labels, resolve_task
+from data.tasks import Task, check_same_labels, resolve_task
 
 FIELDS = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool, "probabilities": dict | None}
 TABLE = {

@@ -19,8 +19,9 @@ from typing import Literal
 from data.arguments import UserError, check_at_least, flag, run
 from data.engine.models import check_model_path
 from data.engine.predictor import DEMO_TEXTS, Predictor
+from data.labels import Prediction
 from data.loading import load_examples
-from data.tasks import Prediction, Task
+from data.tasks import Task
 
 MOST_ROWS = 10_000  # of a file: more are for inference.py, which goes on where it was stopped
 HEADER = ["text", "labels", "confidence"]

@@ -10,7 +10,8 @@ from data.engine import constrained
 from data.engine.constrained import ConstrainedWriter
 from data.engine.models import load_model
 from data.engine.tree_attention import computes_spans, enable_packing, ordinary_attention, read_on
-from data.tasks import BUILT_IN_TASKS, CUSTOM_TEMPLATE, Task
+from data.labels import CUSTOM_TEMPLATE
+from data.tasks import BUILT_IN_TASKS, Task
 
 ODD = ("a", "ab", "a b", "U.S.", "money-fx", "负面", "100 %", '"quoted"')
 TEXTS = [

@@ -18,8 +18,9 @@ from data.encoding import RATIONALE_TOKENS, Encoder
 from data.engine.generation import generate_greedy, sample_answers
 from data.engine.models import load_model, load_tokenizer
 from data.engine.tree_attention import SPAN_ATTENTION, computes_packed_rows, ordinary_attention
+from data.labels import Prediction
 from data.loading import load_examples
-from data.tasks import BUILT_IN_TASKS, Prediction
+from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from main_grpo import (
     Args,

@@ -1,7 +1,8 @@
 import pytest
 
+from data.labels import Prediction
 from data.metrics import format_summary, jaccard, label_metrics
-from data.tasks import BUILT_IN_TASKS, Prediction
+from data.tasks import BUILT_IN_TASKS
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 SST2 = BUILT_IN_TASKS["sst2"]

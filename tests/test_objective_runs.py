@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from data.arguments import UserError
 from data.contract import Contract
 from data.engine.evaluation import CALIBRATION_FILE
-from data.tasks import BUILT_IN_TASKS, TEXT_ONLY
+from data.labels import TEXT_ONLY
+from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from main_SFT import Args, main, with_defaults
 from tests.test_classifier import SIZES

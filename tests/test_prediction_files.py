@@ -6,9 +6,10 @@ import pytest
 from data.arguments import UserError
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract
+from data.labels import Prediction
 from data.metrics import label_metrics
 from data.prediction_files import PredictionFile, measure, rows_of
-from data.tasks import BUILT_IN_TASKS, Prediction
+from data.tasks import BUILT_IN_TASKS
 
 SETTINGS = {"model_path": "outputs/sft", "limit": None}
 ROWS = [{"id": str(i), "labels": ["joy"]} for i in range(5)]

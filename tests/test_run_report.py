@@ -11,6 +11,7 @@ from conftest import ROOT
 from data.arguments import UserError
 from data.contract import Contract
 from data.files import write_json
+from data.labels import Prediction
 from data.metrics import label_metrics
 from data.report.model_card import (
     hub_id,
@@ -19,7 +20,7 @@ from data.report.model_card import (
     write_run_report,
 )
 from data.report.tables import is_number, markdown_table
-from data.tasks import BUILT_IN_TASKS, Prediction, Task
+from data.tasks import BUILT_IN_TASKS, Task
 
 GROUPS = BUILT_IN_TASKS["goemotions-group"]
 ARGS = {

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.arguments import UserError
+from data.labels import ANSWER_FORM
 from data.loading import load_examples
 from data.tasks import (
-    ANSWER_FORM,
     BUILT_IN_TASKS,
     GOEMOTIONS_EKMAN,
     GOEMOTIONS_GROUP,

@@ -15,7 +15,7 @@ from data.answers import AnswerTrie
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder, Objective
-from data.tasks import THINK, Prediction, rationale_in
+from data.labels import THINK, Prediction, rationale_in
 
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
 BackendName = Literal["hf", "vllm", "bert"]

@@ -18,7 +18,7 @@ from data.engine.backends import Backend, BackendName, PredictionSettings, Trans
 from data.engine.models import check_model_path, is_encoder, load_tokenizer, worker_devices
 from data.engine.vllm_backend import VllmBackend
 from data.engine.workers import Workers
-from data.tasks import Prediction
+from data.labels import Prediction
 
 ROWS_AT_ONCE = 512  # read, sorted by length, predicted and written together; more is lost by a kill
 DEMO_TEXTS = (

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 
 from data.arguments import UserError
 from data.engine.backends import Backend, Prompts
-from data.tasks import Prediction
+from data.labels import Prediction
 
 BATCHES_AT_ONCE = 4  # of each process: the processes wait for one another behind so many
 
