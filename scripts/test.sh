@@ -4,8 +4,9 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 if (($# == 0)); then
-  # a process for each core with one thread each: tiny models gain nothing from more
-  OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8
+  # a process for each core with one thread each: tiny models gain nothing from more; what is costly to set up (marked
+  # xdist_group) is set up in one of them
+  OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 else
   python -m pytest "$@"
 fi

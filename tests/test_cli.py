@@ -1,9 +1,9 @@
 """Bad input through the real command line: one clear line, exit code 2, soon, and nothing written."""
 
 import json
-import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,14 @@ from data.contract import Contract
 from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 
+pytestmark = pytest.mark.xdist_group("command lines")  # they are all run at once, by the first test that asks
+SCRIPTS = (
+    "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.compare",
+    "-m scripts.ensemble", "-m scripts.gather", "-m scripts.reward_curve", "-m scripts.web",
+    "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
+    "-m scripts.benchmark sft",
+)  # fmt: skip
+HEAVY = {"torch", "trl", "peft", "sklearn", "datasets", "gradio"}
 GOOD = "I love it\t18\tc1\nno\t27\tc2\n"
 LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
 
@@ -126,38 +134,39 @@ def write_files(directory: Path) -> None:
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
 
 
-def call(command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *shlex.split(command)], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
+def outcomes_of(light: Iterable[str], heavy: Iterable[str] = ()) -> list[dict]:
+    """What each command line ends with; see tests/command_lines.py."""
+    done = subprocess.run(
+        [sys.executable, "tests/command_lines.py"], input=json.dumps([list(light), list(heavy)]), capture_output=True,
+        text=True, cwd=ROOT, timeout=120, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, tiny_model_dir):
-    """name -> (exit code, stderr) of every case, the places, and what stood in the folder before and after."""
+    """name -> outcome of every case and every `--help`, the places, and what stood in the folder before and after."""
     directory = tmp_path_factory.mktemp("bad-input")
     write_files(directory)
     before = sorted(directory.rglob("*"))
     places = {"dir": directory, "model": tiny_model_dir}
-    commands = [command.format(**places) for command, _ in (CASES | SLOW_CASES).values()]
-    done = subprocess.run(
-        [sys.executable, "tests/command_lines.py"], input=json.dumps(commands), capture_output=True, text=True,
-        cwd=ROOT, timeout=120, check=True,
-    )  # fmt: skip
-    found = dict(zip(CASES | SLOW_CASES, json.loads(done.stdout), strict=True))
-    return found, places, before, sorted(directory.rglob("*"))
+    light, heavy = ([line.format(**places) for line, _ in cases.values()] for cases in (CASES, SLOW_CASES))
+    found = outcomes_of([f"{script} --help" for script in SCRIPTS] + light, heavy)
+    return dict(zip([*SCRIPTS, *CASES, *SLOW_CASES], found, strict=True)), places, before, sorted(directory.rglob("*"))
 
 
 @pytest.mark.parametrize("name", CASES | SLOW_CASES)
 def test_bad_input_is_one_clear_line(outcomes, name):
-    code, stderr = outcomes[0][name]
+    stderr = outcomes[0][name]["stderr"]
     script, message = (CASES | SLOW_CASES)[name]
-    assert code == 2, stderr
+    assert outcomes[0][name]["code"] == 2, stderr
     assert message.format(**outcomes[1]) in stderr
     lines = stderr.strip().splitlines()
     assert lines[-1].startswith(f"{Path(script.split()[0]).name}: error: ")
     assert len(lines) == 1 or name in SLOW_CASES  # loading a tokenizer may have something to say of its own
     assert "Traceback" not in stderr
+    loaded = HEAVY & set(outcomes[0][name]["modules"])
+    assert "torch" in loaded if name in SLOW_CASES else not loaded
 
 
 def test_nothing_was_written(outcomes):
@@ -165,42 +174,24 @@ def test_nothing_was_written(outcomes):
 
 
 def test_a_typo_in_main_names_the_setting(tmp_path):
-    for script in ("main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "download.py"):
+    scripts = ("main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "download.py")
+    for script in scripts:
         source = (ROOT / script).read_text(encoding="utf-8")
         begin, _, end = source.rpartition("settings = ")
         call_line = end[end.index("run(") :]
-        copy = tmp_path / script
-        copy.write_text(
-            f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{begin.replace('from __future__', '')}settings = dict(modle_path='x')\n    {call_line}",
-            encoding="utf-8",
-        )
-        done = call(str(copy))
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(f"{script}: error: __main__: there is no setting 'modle_path'")
+        (tmp_path / script).write_text(f"{begin}settings = dict(modle_path='x')\n    {call_line}", encoding="utf-8")
+    for script, done in zip(scripts, outcomes_of(str(tmp_path / script) for script in scripts), strict=True):
+        assert done["code"] == 2, done["stderr"]
+        assert done["stderr"].startswith(f"{script}: error: __main__: there is no setting 'modle_path'")
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "main_SFT.py",
-        "main_grpo.py",
-        "merge_lora.py",
-        "inference.py",
-        "-m scripts.compare",
-        "-m scripts.ensemble",
-        "-m scripts.gather",
-        "-m scripts.benchmark grpo",
-        "-m scripts.benchmark inference",
-    ],
-)
-def test_help_explains_every_flag_without_heavy_imports(script):
-    done = call(f"-X importtime {script} --help")
-    assert done.returncode == 0
-    assert any(line.strip().startswith("--") for line in done.stdout.splitlines())
-    assert "None)" not in done.stdout
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "transformers" in imported
-    assert not imported & {"torch", "trl", "peft", "sklearn", "datasets"}
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_every_flag_without_heavy_imports(outcomes, script):
+    done = outcomes[0][script]
+    assert done["code"] == 0
+    assert any(line.strip().startswith("--") for line in done["stdout"].splitlines())
+    assert "None)" not in done["stdout"]
+    assert not HEAVY & set(done["modules"])
 
 
 def test_a_switch_needs_no_value():

@@ -35,6 +35,7 @@ from main_grpo import (
 )
 from tests.conftest import SAMPLE
 
+pytestmark = pytest.mark.xdist_group("grpo")  # all begin from a model that is taught first
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
 WEIGHTS = {"jaccard": 1.0, "format": 0.5, "length": 0.25}
 

@@ -163,19 +163,12 @@ def test_two_processes_have_the_gradients_of_one(tiny_model_dir, tokenizer, tmp_
     plain = plain_loss(model, rows, answer_tokens)
     plain.backward()
     torch.save({"rows": rows, "answer_tokens": answer_tokens}, tmp_path / "batch.pt")
-    code = "import sys; from tests.test_sft import half_of_the_batch; half_of_the_batch(sys.argv[1], sys.argv[2])"
-    port = str(free_port())
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tiny_model_dir), str(tmp_path)], cwd=ROOT,
-            env=os.environ | {
-                "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            },
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_HALVES, str(tiny_model_dir), str(tmp_path)], cwd=ROOT, timeout=120,
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     torch.testing.assert_close((halves[0]["loss"] + halves[1]["loss"]) / 2, plain, atol=1e-5, rtol=0)
     for name, parameter in model.named_parameters():
@@ -183,9 +176,17 @@ def test_two_processes_have_the_gradients_of_one(tiny_model_dir, tokenizer, tmp_
             torch.testing.assert_close(half["gradients"][name], parameter.grad, atol=1e-5, rtol=0, msg=name)
 
 
-def half_of_the_batch(model_dir: str, folder: str) -> None:
-    """What one of two processes does; in a process of its own."""
-    rank = int(os.environ["RANK"])
+TWO_HALVES = """
+import os, sys
+from tests.test_sft import half_of_the_batch
+children = [os.fork() or half_of_the_batch(rank, *sys.argv[1:]) for rank in range(2)]
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def half_of_the_batch(rank: int, model_dir: str, folder: str) -> None:
+    """What one of two processes does; in a process of its own, which ends here."""
+    os.environ["RANK"] = str(rank)
     torch.distributed.init_process_group("gloo")
     batch = torch.load(f"{folder}/batch.pt")
     mine = batch["rows"][rank * 3 : rank * 3 + 3]  # three and two: not the same number of tokens
