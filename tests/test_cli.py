@@ -12,7 +12,6 @@ from data.contract import Contract
 from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 
-pytestmark = pytest.mark.xdist_group("command lines")  # they are all run at once, by the first test that asks
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.compare",
     "-m scripts.ensemble", "-m scripts.gather", "-m scripts.reward_curve", "-m scripts.web",
@@ -134,6 +133,10 @@ def write_files(directory: Path) -> None:
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
 
 
+def contents(directory: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
+
+
 def outcomes_of(light: Iterable[str], heavy: Iterable[str] = ()) -> list[dict]:
     """What each command line ends with; see tests/command_lines.py."""
     done = subprocess.run(
@@ -148,11 +151,11 @@ def outcomes(tmp_path_factory, tiny_model_dir):
     """name -> outcome of every case and every `--help`, the places, and what stood in the folder before and after."""
     directory = tmp_path_factory.mktemp("bad-input")
     write_files(directory)
-    before = sorted(directory.rglob("*"))
+    before = contents(directory)
     places = {"dir": directory, "model": tiny_model_dir}
     light, heavy = ([line.format(**places) for line, _ in cases.values()] for cases in (CASES, SLOW_CASES))
     found = outcomes_of([f"{script} --help" for script in SCRIPTS] + light, heavy)
-    return dict(zip([*SCRIPTS, *CASES, *SLOW_CASES], found, strict=True)), places, before, sorted(directory.rglob("*"))
+    return dict(zip([*SCRIPTS, *CASES, *SLOW_CASES], found, strict=True)), places, before, contents(directory)
 
 
 @pytest.mark.parametrize("name", CASES | SLOW_CASES)

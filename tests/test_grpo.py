@@ -35,7 +35,6 @@ from main_grpo import (
 )
 from tests.conftest import SAMPLE
 
-pytestmark = pytest.mark.xdist_group("grpo")  # all begin from a model that is taught first
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
 WEIGHTS = {"jaccard": 1.0, "format": 0.5, "length": 0.25}
 
@@ -340,18 +339,19 @@ def test_a_run_from_start_to_scores(args, tmp_path):
 
 
 def test_the_same_run_with_and_without_sharing(args, tmp_path):
-    """Greedy answers (one token to draw from), so that both learn from the same ones."""
-    runs = []
+    """The same seed draws the same answers, so both learn the same from them."""
+    rows, adapters = {}, {}
     for sharing in ("on", "off"):
-        out = str(tmp_path / sharing)
-        run = dataclasses.replace(args, prefix_sharing=sharing, output_dir=out, top_k=1, beta=0.5, max_steps=3)
+        run = dataclasses.replace(args, prefix_sharing=sharing, output_dir=str(tmp_path / sharing), beta=0.5)
         main(run)
-        runs.append(run)
-    on, off = ([float(row["kl"]) for row in rewards_csv(run)] for run in runs)
-    assert on == pytest.approx(off, abs=1e-5)
-    assert [row["completion_length"] for row in rewards_csv(runs[0])] == [
-        row["completion_length"] for row in rewards_csv(runs[1])
-    ]
+        rows[sharing], adapters[sharing] = rewards_csv(run), adapter(run.output_dir)
+    assert float(rows["on"][-1]["kl"]) > 0.01, "something was learnt"
+    for on, off in zip(rows["on"], rows["off"], strict=True):
+        assert {name: float(value) for name, value in on.items()} == pytest.approx(
+            {name: float(value) for name, value in off.items()}, abs=1e-5
+        )
+    for name, tensor in adapters["off"].items():
+        torch.testing.assert_close(adapters["on"][name], tensor, atol=1e-3, rtol=0, msg=name)
 
 
 def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):

@@ -14,8 +14,6 @@ from data.arguments import UserError
 from scripts.web import free_port
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.xdist_group("web")  # begun early, as groups are: the page takes long to start
-
 
 @pytest.fixture(scope="module")
 def page(tiny_model_dir, tmp_path_factory):

@@ -11,7 +11,6 @@ from data.engine.models import worker_devices
 from data.engine.workers import Workers
 from inference import Args, Predictor
 
-pytestmark = pytest.mark.xdist_group("workers")  # begun early, as groups are: each of these starts processes
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"] * 5
 
 
