@@ -98,7 +98,7 @@ class Args:
         None, "how an untuned model answers: generate = it writes, score = labels are compared (default: generate)"
     )
     cot: bool | None = flag(None, "ask for reasoning before the answer (default: as trained)")
-    constrained: Literal["on", "off"] = flag("on", "a model that writes its answers may write valid ones only")
+    constrained: bool = flag(True, "a model that writes its answers may write valid ones only")
     probabilities: bool = flag(
         False, "also of a model that writes its answers: how probable each label is, compared as answers (--text, "
         "--interactive and --demo always say)",
@@ -504,7 +504,7 @@ def open_predictor(args: Args, probabilities: bool) -> Predictor:
     """The model the flags name."""
     return Predictor(
         args.model_path, args.task, args.label_path, args.cot, args.max_length, args.batch_size, args.precision,
-        args.device, args.objective, args.backend, args.constrained == "on", probabilities, args.load_in_4bit,
+        args.device, args.objective, args.backend, args.constrained, probabilities, args.load_in_4bit,
         args.tensor_parallel_size, args.workers, args.compile,
     )  # fmt: skip
 
