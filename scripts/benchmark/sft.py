@@ -8,35 +8,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.arguments import check_at_least, flag
 from data.engine.models import check_model_path
 from data.files import write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.loading import load_examples
 from data.report.tables import markdown_table
 from data.tasks import BUILT_IN_TASKS
-from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
+from scripts.benchmark.race import (
+    CASES,
+    Case,
+    Contestant,
+    TrainingRaceArgs,
+    Turns,
+    check_known,
+    race,
+    synchronize,
+    train_file,
+)
 
 
 @dataclass
-class SftArgs:
-    model_path: str | None = flag(None, "model to train: hub id or directory")
-    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
-    output_dir: str = flag("outputs/benchmark", "where the figures go")
-    cases: list[str] = flag(list(CASES), f"which of {', '.join(CASES)}")
+class SftArgs(TrainingRaceArgs):
     contestants: list[str] = flag(["trl", "ours", "compiled"], "which of trl, plain, ours, compiled")
-    rounds: int = flag(5, "timed steps of each contestant")
-    warmup: int = flag(2, "steps before them that are not timed")
+    cases: list[str] = flag(list(CASES), f"which of {', '.join(CASES)}")
     max_length: int = flag(512, "tokens of prompt and answer together")
-    lora_r: int = flag(16, "rank of the adapter")
-    seed: int = flag(42, "seed of order and adapter")
 
     def __post_init__(self):
-        if self.model_path is None:
-            raise UserError("--model_path is needed")
+        super().__post_init__()
         check_known(self, cases=CASES, contestants=CONTESTANTS)
-        check_at_least(self, rounds=1, warmup=1, max_length=1, lora_r=1, seed=0)
-        check_output_dir(self.output_dir)
+        check_at_least(self, max_length=1)
 
 
 def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any):
