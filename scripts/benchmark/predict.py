@@ -52,13 +52,13 @@ def _texts(args: InferenceArgs, case: Case, contract: Contract) -> list[str]:
 
 
 def _take_turns(turns: Turns, args: InferenceArgs, predict: Callable[[Sequence[str]], list[str]]) -> None:
-    """Turns of a batch to warm up, then a share of the texts each."""
+    """Turns of a batch to warm up, then a part of the texts each."""
     texts = _texts(args, CASES[args.case], _contract(args))
-    shares = [texts[: args.batch_size]] * args.warmup + [texts[i :: args.rounds] for i in range(args.rounds)]
-    for share in shares:
+    parts = [texts[: args.batch_size]] * args.warmup + [texts[i :: args.rounds] for i in range(args.rounds)]
+    for part in parts:
         turns.wait()
-        answers = predict(share)
-        turns.done(answers=answers, texts=len(share))
+        answers = predict(part)
+        turns.done(answers=answers, texts=len(part))
 
 
 def generate(turns: Turns, args: InferenceArgs) -> None:
