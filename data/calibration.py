@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy
+
 from data.metrics import label_metrics
 from data.tasks import Prediction, Task
 
@@ -64,8 +66,6 @@ def decide(probabilities, task: Task, thresholds: dict[str, float] | None) -> li
             its threshold, or the most probable one where none is: each text has at least one label.
         thresholds: label -> threshold; a label that is not in it, and with None every label, has `DEFAULT_THRESHOLD`.
     """
-    import numpy
-
     probabilities = numpy.asarray(probabilities, dtype=float)
     chosen = probabilities.argmax(axis=1)[:, None] == numpy.arange(len(task.labels))  # (n, K), one True a row
     if task.kind == "multi_label":
@@ -85,8 +85,6 @@ def set_probability(probabilities, labels: Sequence[str], task: Task, activation
         activation: with "softmax" one of the labels is right, and it is one of these; with "sigmoid" each label by
             itself is as decided.
     """
-    import numpy
-
     chosen = numpy.isin(numpy.array(task.labels), labels)
     if activation == "softmax":
         return float(probabilities[chosen].sum())
@@ -104,7 +102,6 @@ def fit_temperature(scores, gold: Gold, task: Task, activation: Activation) -> f
     Raises:
         ValueError: nothing to fit on, lengths that differ, scores that are not finite, or gold labels of another task.
     """
-    import numpy
     from scipy.optimize import minimize_scalar
 
     scores, truth = _checked(scores, gold, task)
@@ -160,7 +157,6 @@ def calibration_scores(probabilities, gold: Gold, task: Task) -> dict[str, float
     Raises:
         ValueError: see `fit_temperature`.
     """
-    import numpy
     from sklearn.metrics import roc_auc_score
 
     probabilities, truth = _checked(probabilities, gold, task)
@@ -206,7 +202,6 @@ def _metrics(probabilities, gold: Gold, task: Task, thresholds: dict[str, float]
 
 def _negative_log_likelihood(scaled, truth, activation: Activation) -> float:
     """Mean over texts; `scaled` scores and 0/1 `truth`, both (n, K)."""
-    import numpy
     from scipy.special import log_softmax
 
     if activation == "softmax":
@@ -216,7 +211,6 @@ def _negative_log_likelihood(scaled, truth, activation: Activation) -> float:
 
 def _best_threshold(truth, predicted) -> float:
     """The threshold of `predicted` probabilities (m,) with the best F1 against 0/1 `truth` (m,), some of it 1."""
-    import numpy
     from sklearn.metrics import precision_recall_curve
 
     predicted = predicted.round(12)  # equal scores added up in another order differ in the last digits
@@ -229,15 +223,11 @@ def _best_threshold(truth, predicted) -> float:
 
 def _expected_calibration_error(confidence, truth) -> float:
     """See `calibration_scores`; both (m,)."""
-    import numpy
-
     bins = numpy.clip(numpy.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     return abs(numpy.bincount(bins, weights=confidence - truth)).sum() / len(confidence)
 
 
 def _finite(scores):
-    import numpy
-
     scores = numpy.asarray(scores, dtype=float)
     if not numpy.isfinite(scores).all():
         raise ValueError("a score is not finite")
@@ -246,8 +236,6 @@ def _finite(scores):
 
 def _checked(scores, gold: Gold, task: Task):
     """`scores` as an array, and `gold` as a 0/1 matrix, both (n, K)."""
-    import numpy
-
     scores = _finite(scores)
     if not len(gold) or scores.shape != (len(gold), len(task.labels)):
         raise ValueError(f"scores {scores.shape} do not fit {len(gold)} texts with {len(task.labels)} labels")

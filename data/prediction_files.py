@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract, check_run_settings
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, SUMMARY_FILE, write_json, write_text
@@ -94,8 +96,6 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
         `n`; where the rows have gold labels, `label_metrics`; where they have probabilities, too, `ece`, `brier` and
         `auc`, and under `uncalibrated` the first two without the contract's temperature.
     """
-    import numpy
-
     task = contract.task
     gold: list[tuple[str, ...]] = []
     predicted: list[Prediction] = []
@@ -139,7 +139,6 @@ def remove_results(directory: str | Path) -> None:
 
 def _scores(calibrated, contract: Contract):
     """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
-    import numpy
     from scipy.special import logit
 
     tiny = numpy.finfo(numpy.float32).tiny

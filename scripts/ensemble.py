@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
+
 from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.contract import Contract
@@ -95,10 +97,8 @@ class Member:
         """What the run answered, as far as it is scored."""
         return [Prediction(tuple(row["labels"]), bool(row["valid"])) for row in self.rows]
 
-    def probabilities(self, task: Task):
+    def probabilities(self, task: Task) -> numpy.ndarray | None:
         """Its probabilities as an array (n, K), labels in the task's order; None where a row has none."""
-        import numpy
-
         if not self.has_probabilities:
             return None
         return numpy.array([[row["probabilities"][label] for label in task.labels] for row in self.rows], dtype=float)
@@ -246,7 +246,9 @@ def mean_thresholds(members: Sequence[Member], weights: Sequence[float]) -> dict
     }
 
 
-def combine(members: Sequence[Member], weights: Sequence[float], task: Task, how: str):
+def combine(
+    members: Sequence[Member], weights: Sequence[float], task: Task, how: str
+) -> tuple[list[Prediction], numpy.ndarray | None]:
     """The ensemble's predictions, and its probabilities (n, K) or None.
 
     Raises:

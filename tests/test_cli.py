@@ -190,6 +190,9 @@ def test_a_typo_in_main_names_the_setting(tmp_path):
         "-m scripts.compare",
         "-m scripts.ensemble",
         "-m scripts.gather",
+        "-m scripts.reward_curve",
+        "-m scripts.web",
+        "-m scripts.benchmark sft",
         "-m scripts.benchmark grpo",
         "-m scripts.benchmark inference",
     ],
@@ -202,4 +205,4 @@ def test_help_explains_every_flag_without_heavy_imports(script):
     assert not re.search(r"--no[_-]|\[[A-Z_]+\]|default: (True|False)", done.stdout), "a switch is --name [on|off]"
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "transformers" in imported
-    assert not imported & {"torch", "trl", "peft", "sklearn", "datasets"}
+    assert not imported & {"torch", "trl", "peft", "sklearn", "datasets", "matplotlib", "pandas", "scipy"}

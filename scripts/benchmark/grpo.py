@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import main_grpo
 from data.arguments import check_at_least, flag
-from data.engine.models import check_model_path
+from data.contract import contract_for
+from data.encoding import Encoder
+from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
 from data.files import ADAPTER_FILE, write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.report.tables import markdown_table
@@ -41,8 +44,6 @@ class GrpoArgs(TrainingRaceArgs):
 
 def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any):
     """The benchmark's settings as main_grpo.py's."""
-    import main_grpo
-
     trained = (Path(args.model_path) / ADAPTER_FILE).is_file()
     return main_grpo.Args(
         model_path=args.model_path, task=CASE.task, train_data_path=str(train_file(args.data_dir, CASE)),
@@ -82,11 +83,6 @@ def _take_turns(trainer, turns: Turns) -> None:
 
 def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
     """main_grpo.py, from its own pieces."""
-    import main_grpo
-    from data.contract import contract_for
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder, **flags)
         contract = contract_for(args.model_path, settings.task)
@@ -111,11 +107,7 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    import main_grpo
-    from data.contract import contract_for
-    from data.encoding import Encoder
     from data.engine.generation import stop_token_ids
-    from data.engine.models import base_model_path, load_tokenizer, pick_device
 
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder)

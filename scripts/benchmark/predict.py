@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, flag
 from data.contract import Contract, contract_for
-from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer
+from data.encoding import Encoder
+from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer, pick_device
 from data.files import TASK_FILE, write_json
 from data.loading import load_examples
 from data.report.tables import markdown_table
@@ -66,8 +67,6 @@ def generate(turns: Turns, args: InferenceArgs) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from data.engine.models import pick_device
-
     model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16).to(pick_device()).eval()
     _generate(turns, args, model)
 
@@ -80,7 +79,6 @@ def mended(turns: Turns, args: InferenceArgs) -> None:
 def _generate(turns: Turns, args: InferenceArgs, model) -> None:
     import torch
 
-    from data.encoding import Encoder
     from data.engine.generation import stop_token_ids
 
     contract, tokenizer = _contract(args), load_tokenizer(args.model_path)

@@ -1,5 +1,6 @@
 """One training step: TRL's SFTTrainer against main_SFT.py."""
 
+import random
 import statistics
 import tempfile
 import time
@@ -8,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import main_SFT
 from data.arguments import check_at_least, flag
-from data.engine.models import check_model_path
+from data.contract import Contract
+from data.encoding import Encoder
+from data.engine.models import check_model_path, load_tokenizer, pick_device
 from data.files import write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.loading import load_examples
@@ -42,8 +46,6 @@ class SftArgs(TrainingRaceArgs):
 
 def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any):
     """The benchmark's settings as main_SFT.py's."""
-    import main_SFT
-
     chosen = main_SFT.Args(
         model_path=args.model_path, task=case.task, train_data_path=str(train_file(args.data_dir, case)),
         output_dir=output_dir, objective="generate", max_length=args.max_length, batch_size=case.batch_size,
@@ -79,11 +81,6 @@ def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
 
 def ours(turns: Turns, args: SftArgs, case: Case, **flags: Any) -> None:
     """main_SFT.py, from its own pieces."""
-    import main_SFT
-    from data.contract import Contract
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_args(args, case, folder, **flags)
         data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
@@ -111,8 +108,6 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer, pick_device
     from data.learning.objectives import answer_rows
 
     with tempfile.TemporaryDirectory() as folder:
@@ -139,8 +134,6 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
 def multiply(turns: Turns, hidden: int, intermediate: int, rows: int) -> None:
     """The machine itself: bf16 products of (rows, hidden) with (hidden, intermediate), as an MLP layer's."""
     import torch
-
-    from data.engine.models import pick_device
 
     kind = {"dtype": torch.bfloat16, "device": pick_device()}
     left, right = torch.randn(rows, hidden, **kind), torch.randn(intermediate, hidden, **kind)
@@ -183,10 +176,6 @@ def matrix_flops(args: SftArgs) -> dict[str, Any]:
 
 def unique_tokens(args: SftArgs, case: Case) -> tuple[float, float]:
     """Mean number of tokens and of projected positions in a packed batch, whatever the contestants compute."""
-    import random
-
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer
     from data.engine.packing import pack
     from data.learning.objectives import answer_rows
 
