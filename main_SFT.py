@@ -183,9 +183,7 @@ class Args:
         None, "checkpoint every N steps (default: with each scoring); the best is always kept"
     )
     save_total_limit: int | None = flag(None, "checkpoints kept, the best among them (default: by task, else 2)")
-    calibration: Literal["on", "off"] = flag(
-        "on", "after classify and score: fit temperature and thresholds on all validation rows"
-    )
+    calibration: bool = flag(True, "after classify and score: fit temperature and thresholds on all validation rows")
     logging_steps: int = flag(10, "report the loss every N steps")
     predict_batch_size: int = flag(32, "texts a batch in prediction")
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
@@ -452,7 +450,7 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
 def calibrate(args: Args, data: Data) -> None:
     """Temperature and thresholds of a finished run, if they are wanted and not there yet."""
     done = (Path(args.output_dir) / CALIBRATION_FILE).is_file()
-    if args.objective == "generate" or args.calibration == "off" or not data.dev or done:
+    if args.objective == "generate" or not args.calibration or not data.dev or done:
         return
     gc.collect()
     metrics = calibrate_run(args.output_dir, data.dev, args.predict_batch_size, args.precision)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from data.labels import Prediction
 from data.tasks import Task
 
@@ -69,8 +71,6 @@ def jaccard(predicted: Sequence[str], gold: Sequence[str]) -> float:
 
 def _indicators(label_sets: Sequence[Sequence[str]], task: Task):
     """Label sets -> 0/1 matrix, (texts, labels)."""
-    import numpy
-
     matrix = numpy.zeros((len(label_sets), len(task.labels)), dtype=numpy.uint8)
     for row, labels in enumerate(label_sets):
         for label in labels:

@@ -84,8 +84,8 @@ def table(predictor: Predictor, texts: Sequence[str]) -> tuple[list[list[str]], 
         writer = csv.writer(file)
         writer.writerow([*HEADER, *predictor.task.labels])
         for (text, labels, _), p in zip(rows, predictions, strict=True):
-            shares = (p.probabilities or {}).values()
-            writer.writerow([text, labels, f"{p.confidence:.6f}", *(f"{share:.6f}" for share in shares)])
+            probabilities = (p.probabilities or {}).values()
+            writer.writerow([text, labels, f"{p.confidence:.6f}", *(f"{value:.6f}" for value in probabilities)])
     return rows, str(path)
 
 

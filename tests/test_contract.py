@@ -48,7 +48,7 @@ def test_flags_that_agree_are_taken(run_dir):
             r"--label_path .*other.txt contradicts .*task.json: id 2 is 'mixed' .* 'neutral'",
         ),
         ({"max_length": 512}, r"--max_length 512 contradicts .*trained with 300"),
-        ({"cot": True}, r"--cot True contradicts .*trained with False"),
+        ({"cot": True}, r"--cot on contradicts .*trained with off"),
     ],
 )
 def test_flags_that_contradict_name_both_values(run_dir, flags, message):
@@ -90,6 +90,20 @@ def test_a_run_cannot_be_continued_as_another(tmp_path):
     check_run_settings(path, {"learning_rate": 1e-4, "max_steps": 20, "new_flag": 1}, may_change=("max_steps",))
     with pytest.raises(UserError, match=r"--learning_rate 0.001: .* began with 0.0001"):
         check_run_settings(path, {"learning_rate": 1e-3}, may_change=())
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"args.json: not a JSON object .*, so the run there cannot be continued"):
+        check_run_settings(path, {"learning_rate": 1e-4}, may_change=())
+
+
+def test_switches_of_a_run_that_an_earlier_version_began(tmp_path):
+    """They were "on" and "off" where they are true and false now."""
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps({"constrained": "off", "calibration": "on", "cot": False, "prefix_sharing": "on"}))
+    check_run_settings(path, {"constrained": False, "calibration": True, "cot": False, "prefix_sharing": "on"}, ())
+    with pytest.raises(UserError, match=r"--constrained on: .* began with off"):
+        check_run_settings(path, {"constrained": True}, ())
+    with pytest.raises(UserError, match=r"--cot on: .* began with off"):
+        check_run_settings(path, {"cot": True}, ())
 
 
 def test_a_task_of_the_users_own_survives(tmp_path):

@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, check_output_dir
+from data.arguments import UserError, check_output_dir, spelled
+from data.contract import same_setting
 from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, read_json, write_json
 from data.metrics import DEFAULT_BEST
 
@@ -127,8 +128,8 @@ def _check_same_search(study, args) -> None:
         study.set_user_attr("args", same)
         return
     for name, value in same.items():
-        if before.get(name) != value:
+        if not same_setting(before.get(name), value):
             raise UserError(
-                f"--{name} {value}: the search in {args.output_dir} began with {before.get(name)}; give that to "
-                "continue it, or choose another --output_dir"
+                f"--{name} {spelled(value)}: the search in {args.output_dir} began with {spelled(before.get(name))}; "
+                "give that to continue it, or choose another --output_dir"
             )
