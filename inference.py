@@ -388,7 +388,7 @@ def evaluate(
     predictor: Predictor, examples: Sequence[Example] | ExampleFile, output_dir: str | Path | None = None,
     seed: int = 42, settings: dict[str, Any] | None = None, name: str = FILE_NAME,
 ) -> dict[str, Any]:  # fmt: skip
-    """Predict, score where there is gold, and write what DESIGN's table promises.
+    """Predict, score where there is gold, and write the predictions and their scores.
 
     Args:
         predictor: the model.
