@@ -33,7 +33,7 @@ import gc
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
@@ -62,15 +62,17 @@ from data.learning.trainers import (
     train,
     write_run_facts,
 )
-from data.metrics import DEFAULT_BEST, LABEL_METRICS
+from data.metrics import LABEL_METRICS
+from data.published import recommended_settings
 from data.report.model_card import write_run_report
 from data.tasks import Task, resolve_task, with_prompt
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 
-# What a flag that is not given is, by task and tuning: a task's own row first, then its tuning's, then `GENERAL`.
+# What a flag that is not given is, in layers: what every encoder needs, what data/published.py recommends for the data
+# set of the task, what goes with the tuning, and what is general. The first that has the flag gives it.
 GENERAL = {
-    "objective": "generate", "prompt": "task", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "num_epochs": 3.0,
+    "prompt": "task", "head": "linear", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "num_epochs": 3.0,
     "batch_size": 8, "warmup_steps": 0, "weight_decay": 0.01, "save_total_limit": 2,
 }  # fmt: skip
 BY_TUNING = {
@@ -79,30 +81,7 @@ BY_TUNING = {
     "qlora": {"learning_rate": 2e-4},
     "head": {"learning_rate": 1e-3, "objective": "classify"},
 }
-_REFERENCE = {  # the earlier classification system's: SST-2 and R8
-    "full": {
-        "objective": "classify", "head": "linear", "learning_rate": 2e-5, "batch_size": 4, "num_epochs": 5.0,
-        "eval_steps": 50, "save_steps": 100,
-    },
-    "lora": {
-        "objective": "classify", "head": "mlp", "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.1,
-        "learning_rate": 5e-4, "batch_size": 8, "num_epochs": 8.0, "eval_steps": 100, "save_steps": 200,
-    },
-}  # fmt: skip
-_CHINESE = {  # the Chinese sentiment system's
-    "objective": "score", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 1e-4, "batch_size": 8,
-    "num_epochs": 3.0, "eval_steps": 100, "save_steps": 100, "save_total_limit": 3,
-}  # fmt: skip
-_EMOTION = {  # the six-emotion system's
-    "objective": "classify", "head": "linear", "prompt": "text_only", "lora_r": 8, "lora_alpha": 16,
-    "learning_rate": 2e-4, "batch_size": 8, "num_epochs": 3.0, "warmup_steps": 500, "weight_decay": 0.01,
-}  # fmt: skip
-BY_TASK = {
-    ("sst2", "full"): _REFERENCE["full"], ("sst2", "lora"): _REFERENCE["lora"], ("sst2", "qlora"): _REFERENCE["lora"],
-    ("r8", "full"): _REFERENCE["full"], ("r8", "lora"): _REFERENCE["lora"], ("r8", "qlora"): _REFERENCE["lora"],
-    ("chnsenticorp", "lora"): _CHINESE, ("chnsenticorp", "qlora"): _CHINESE,
-    ("emotion", "lora"): _EMOTION, ("emotion", "qlora"): _EMOTION,
-}  # fmt: skip
+OF_ENCODERS = {"objective": "classify", "prompt": "text_only"}
 
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
@@ -223,23 +202,31 @@ def check_objective(args: Args) -> None:
 
 
 def with_defaults(args: Args, task: Task) -> Args:
-    """`args` with what no flag gave, from the table above.
+    """`args` with what no flag gave, from the tables above and the one of data sets.
 
     Raises:
         UserError: flags that contradict each other or the model.
     """
     encoder = is_encoder(args.model_path)
-    own = BY_TASK.get((task.name, args.tuning), {})
-    if encoder:
-        own = own | {"objective": "classify", "prompt": "text_only"}
-    if (args.objective or own.get("objective")) != own.get("objective"):
-        own = {name: value for name, value in own.items() if name != "prompt"}  # worded for the other objective
-    table = GENERAL | BY_TUNING[args.tuning] | own
-    if args.eval_steps is not None or args.save_steps is not None:
-        table = {name: value for name, value in table.items() if name not in ("eval_steps", "save_steps")}
-    objective = args.objective or table["objective"]
-    table["head"] = table.get("head", "linear") if objective == "classify" else None
-    filled = {name: value for name, value in table.items() if getattr(args, name) is None}
+    layers = (
+        OF_ENCODERS if encoder else {},
+        recommended_settings(task.name, args.tuning),
+        BY_TUNING[args.tuning],
+        GENERAL,
+    )
+    objective = args.objective or next((layer["objective"] for layer in layers if "objective" in layer), "generate")
+    steps_are_given = args.eval_steps is not None or args.save_steps is not None
+    filled: dict[str, Any] = {"objective": objective}
+    for layer in layers:
+        for name, value in layer.items():
+            if name == "head" and objective != "classify":
+                continue
+            if name == "prompt" and layer.get("objective", objective) != objective:
+                continue  # worded for another objective
+            if name in ("eval_steps", "save_steps") and steps_are_given:
+                continue  # a save interval is a multiple of the other: both, or neither
+            if getattr(args, name) is None:
+                filled.setdefault(name, value)
     args = replace(args, **filled)
     if encoder and args.objective != "classify":
         raise UserError(f"--objective {args.objective}: {args.model_path} is an encoder, which has to use classify")
@@ -376,7 +363,7 @@ def training_arguments(args: Args, task: Task, has_dev: bool):
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
     strategy = "steps" if args.eval_steps or args.save_steps else "epoch"
-    best = args.metric_for_best or DEFAULT_BEST[task.kind]
+    best = args.metric_for_best or task.default_metric
     settings = dict(
         output_dir=args.output_dir,
         num_train_epochs=args.num_epochs,
@@ -489,7 +476,7 @@ def main(args: Args) -> None:
     if args.search is not None:
         if not data.dev:
             raise UserError("--search: there are no validation rows to choose by")
-        search(args, data.task.kind, lambda trial: train_and_score(trial, replace(data, test=[])))
+        search(args, data.task.default_metric, lambda trial: train_and_score(trial, replace(data, test=[])))
         train_and_score(args, data)  # trained already: calibrated and scored
     elif not train_and_score(args, data):
         return

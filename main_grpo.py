@@ -92,7 +92,7 @@ from data.report.model_card import write_run_report
 from data.tasks import Task
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
-DEFAULT_BEST = {"multi_label": "jaccard", "single_label": "accuracy"}
+REWARDED_METRIC = {"multi_label": "jaccard", "single_label": "accuracy"}
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
@@ -543,7 +543,7 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool):
         save_steps=args.save_steps or args.eval_steps,
         save_total_limit=args.save_total_limit,
         load_best_model_at_end=has_dev,
-        metric_for_best_model=(args.metric_for_best or DEFAULT_BEST[task.kind]) if has_dev else None,
+        metric_for_best_model=(args.metric_for_best or REWARDED_METRIC[task.kind]) if has_dev else None,
         greater_is_better=True if has_dev else None,
         logging_steps=args.logging_steps,
         log_completions=True,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from data.arguments import UserError, spelled
 from data.encoding import Encoder, Objective
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
-from data.tasks import Task, check_same_labels, resolve_task
+from data.tasks import Task, check_same_labels, resolve_task, stored_task
 
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
@@ -70,7 +70,7 @@ class Contract:
     def save(self, directory: str | Path) -> None:
         """Write `task.json` into `directory`."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        content["task"]["template_hash"] = self.task.template_hash
+        content["task"] = {**self.task.stored(), "template_hash": self.task.template_hash}
         write_json(Path(directory) / TASK_FILE, content)
 
     @classmethod
@@ -86,9 +86,9 @@ class Contract:
             version = content.pop("format_version")
             if version != FORMAT_VERSION:
                 raise UserError(f"{path}: format version {version}; this EmoTune reads version {FORMAT_VERSION}")
-            fields = content.pop("task")
-            template_hash = fields.pop("template_hash")
-            task = Task(**{**fields, "labels": tuple(fields["labels"])})
+            stored = content.pop("task")
+            template_hash = stored.pop("template_hash")
+            task = stored_task(stored)
             contract = cls(task=task, **content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: not a task.json that EmoTune wrote ({error})") from error

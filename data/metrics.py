@@ -16,7 +16,6 @@ LABEL_METRICS = (
 )
 # where there are probabilities: keys of `data.calibration.calibration_scores`, as a summary shows them
 PROBABILITY_METRICS = {"auc": "AUC", "ece": "ECE", "brier": "Brier score"}
-DEFAULT_BEST = {"multi_label": "f1_macro", "single_label": "accuracy"}
 
 
 def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Prediction], task: Task) -> dict[str, Any]:
