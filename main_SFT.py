@@ -33,7 +33,7 @@ import gc
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
@@ -66,6 +66,12 @@ from data.metrics import LABEL_METRICS
 from data.published import recommended_settings
 from data.report.model_card import write_run_report
 from data.tasks import Task, resolve_task, with_prompt
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+    from data.learning.objectives import LossSettings
 
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 
@@ -236,7 +242,7 @@ def with_defaults(args: Args, task: Task) -> Args:
 # --- model and trainer ----------------------------------------------------------------------------------------------
 
 
-def load_trainable_model(args: Args, contract: Contract):
+def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
     """The model to train: whole in fp32 for `full` (autocast lowers it), in `--precision` under an adapter."""
     from data.engine.classifier import head_names
 
@@ -282,7 +288,7 @@ def share_batches(args: Args, model, dataset) -> bool:
     return shares
 
 
-def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
+def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "Trainer":
     """TRL's SFTTrainer, or Transformers' own for a head, with our loss and label metrics, on tokenised data."""
     from transformers import Trainer
     from trl import SFTTrainer
@@ -331,7 +337,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     )
 
 
-def loss_settings(args: Args, data: Data, contract: Contract):
+def loss_settings(args: Args, data: Data, contract: Contract) -> "LossSettings":
     """Our flags as `LossSettings`."""
     from data.learning.objectives import LossSettings, balanced_weights
 
@@ -341,7 +347,7 @@ def loss_settings(args: Args, data: Data, contract: Contract):
     return LossSettings(weights, args.focal_gamma if args.loss == "focal" else 0.0, args.label_smoothing)
 
 
-def with_adapter(args: Args, model, adapter):
+def with_adapter(args: Args, model, adapter) -> "PreTrainedModel | PeftModel":
     """`model` with a new adapter on it, as TRL does for the models it trains."""
     if adapter is None:
         return model
@@ -354,7 +360,7 @@ def with_adapter(args: Args, model, adapter):
     return get_peft_model(model, adapter)
 
 
-def training_arguments(args: Args, task: Task, has_dev: bool):
+def training_arguments(args: Args, task: Task, has_dev: bool) -> "TrainingArguments":
     """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends."""
     import torch
     from transformers import TrainingArguments

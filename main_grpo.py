@@ -56,7 +56,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract, contract_for
@@ -90,6 +90,12 @@ from data.loading import Example
 from data.metrics import LABEL_METRICS, jaccard
 from data.report.model_card import write_run_report
 from data.tasks import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
 REWARDED_METRIC = {"multi_label": "jaccard", "single_label": "accuracy"}
@@ -352,7 +358,7 @@ def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tu
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-def load_policy(args: Args, longest: int):
+def load_policy(args: Args, longest: int) -> "PreTrainedModel | PeftModel":
     """The model to train, set up for packed rows where it takes them.
 
     An adapter (a LoRA run of main_SFT.py) learns on; any other start gets a new one, unless `--tuning full`.
@@ -433,19 +439,19 @@ def write_rewards(path: Path, history: Sequence[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def reward_writer():
+def reward_writer() -> "TrainerCallback":
     """A callback that keeps `rewards.csv` up to date."""
     from transformers import TrainerCallback
 
     class RewardWriter(TrainerCallback):
-        def on_log(self, arguments, state, control, **kwargs):
+        def on_log(self, arguments, state, control, **kwargs) -> None:
             if state.is_world_process_zero:
                 write_rewards(Path(arguments.output_dir) / REWARDS_FILE, state.log_history)
 
     return RewardWriter()
 
 
-def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
+def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "GRPOTrainer":
     """TRL's GRPOTrainer with our rewards and label metrics."""
     from trl import GRPOTrainer
 
@@ -484,14 +490,14 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     return trainer
 
 
-def prompts(examples: Sequence[Example]):
+def prompts(examples: Sequence[Example]) -> "Dataset":
     """Examples -> a data set of texts (`prompt`; the trainer makes token ids of them) and `gold` labels."""
     from datasets import Dataset
 
     return Dataset.from_list([{"prompt": e.text, "gold": list(e.labels), "id": e.id} for e in examples])
 
 
-def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool):
+def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) -> "GRPOConfig":
     """Our flags as TRL's GRPOConfig."""
     import torch
     from trl import GRPOConfig

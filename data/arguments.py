@@ -45,13 +45,13 @@ def _switch(text: str) -> bool:
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """One spelling a flag, no "(default: None)", and the script's docstring as it was written."""
 
-    def _format_action_invocation(self, action):
+    def _format_action_invocation(self, action) -> str:
         if not action.option_strings or len(action.option_strings) == 1 or "-h" in action.option_strings:
             return super()._format_action_invocation(action)
         shown = action.option_strings[0]
         return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
 
-    def _get_help_string(self, action):
+    def _get_help_string(self, action) -> str | None:
         if action.default is None:
             return action.help
         if action.type is _switch:

@@ -39,7 +39,7 @@ class Calibration:
     thresholds: dict[str, float] | None
 
 
-def probabilities(scores, activation: Activation, temperature: float = 1.0):
+def probabilities(scores, activation: Activation, temperature: float = 1.0) -> numpy.ndarray:
     """Scores (n, K) -> probabilities (n, K).
 
     Args:
@@ -228,14 +228,14 @@ def _expected_calibration_error(confidence, truth) -> float:
     return abs(numpy.bincount(bins, weights=confidence - truth)).sum() / len(confidence)
 
 
-def _finite(scores):
+def _finite(scores) -> numpy.ndarray:
     scores = numpy.asarray(scores, dtype=float)
     if not numpy.isfinite(scores).all():
         raise ValueError("a score is not finite")
     return scores
 
 
-def _checked(scores, gold: Gold, task: Task):
+def _checked(scores, gold: Gold, task: Task) -> tuple[numpy.ndarray, numpy.ndarray]:
     """`scores` as an array, and `gold` as a 0/1 matrix, both (n, K)."""
     scores = _finite(scores)
     if not len(gold) or scores.shape != (len(gold), len(task.labels)):

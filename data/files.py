@@ -3,10 +3,10 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data.arguments import UserError
 
@@ -48,7 +48,7 @@ def read_json(path: str | os.PathLike, missing_ok: bool = False) -> dict[str, An
 
 
 @contextmanager
-def atomic_writer(path: str | os.PathLike):
+def atomic_writer(path: str | os.PathLike) -> Iterator[TextIO]:
     """Open a text file for writing that takes its place under `path` only when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def jaccard(predicted: Sequence[str], gold: Sequence[str]) -> float:
     return len(set(predicted) & set(gold)) / len(union) if union else 1.0
 
 
-def _indicators(label_sets: Sequence[Sequence[str]], task: Task):
+def _indicators(label_sets: Sequence[Sequence[str]], task: Task) -> numpy.ndarray:
     """Label sets -> 0/1 matrix, (texts, labels)."""
     matrix = numpy.zeros((len(label_sets), len(task.labels)), dtype=numpy.uint8)
     for row, labels in enumerate(label_sets):

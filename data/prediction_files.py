@@ -138,7 +138,7 @@ def remove_results(directory: str | Path) -> None:
         (Path(directory) / name).unlink(missing_ok=True)
 
 
-def _scores(calibrated, contract: Contract):
+def _scores(calibrated, contract: Contract) -> numpy.ndarray:
     """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
     from scipy.special import logit
 

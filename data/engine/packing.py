@@ -25,9 +25,13 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,7 @@ def mask_mod(subtree_end: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
     return lambda batch, head, query, key: (key <= query) & (query < subtree_end[key])
 
 
-def block_mask(subtree_end: Tensor):
+def block_mask(subtree_end: Tensor) -> "BlockMask":
     """The mask as FlexAttention's `BlockMask`: blocks of 128 x 128 without a single pair are skipped on a GPU."""
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -42,7 +42,7 @@ class GrpoArgs(TrainingRaceArgs):
         check_at_least(self, texts=1, num_generations=2)
 
 
-def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any):
+def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any) -> main_grpo.Args:
     """The benchmark's settings as main_grpo.py's."""
     trained = (Path(args.model_path) / ADAPTER_FILE).is_file()
     return main_grpo.Args(
@@ -60,7 +60,7 @@ def _take_turns(trainer, turns: Turns) -> None:
     seconds = {"drawing": 0.0}
     draw = trainer._generate_single_turn
 
-    def timed(*args, **kwargs):
+    def timed(*args, **kwargs) -> Any:
         begin = time.perf_counter()
         drawn = draw(*args, **kwargs)
         synchronize()
@@ -68,10 +68,10 @@ def _take_turns(trainer, turns: Turns) -> None:
         return drawn
 
     class StepIsTurn(TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
+        def on_train_begin(self, *args, **kwargs) -> None:
             turns.wait()
 
-        def on_step_end(self, *args, **kwargs):
+        def on_step_end(self, *args, **kwargs) -> None:
             length = trainer._metrics["train"]["completions/mean_length"][-1]
             turns.done(drawing_seconds=seconds["drawing"], answer_tokens=length)
             seconds["drawing"] = 0.0

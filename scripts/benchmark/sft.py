@@ -44,7 +44,7 @@ class SftArgs(TrainingRaceArgs):
         check_at_least(self, max_length=1)
 
 
-def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any):
+def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any) -> main_SFT.Args:
     """The benchmark's settings as main_SFT.py's."""
     chosen = main_SFT.Args(
         model_path=args.model_path, task=case.task, train_data_path=str(train_file(args.data_dir, case)),
@@ -62,16 +62,16 @@ def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
     tokens: list[int] = []
     collate = trainer.data_collator
 
-    def counted(examples):
+    def counted(examples) -> Any:
         batch = collate(examples)
         tokens.append(tokens_of(batch))
         return batch
 
     class StepIsTurn(TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
+        def on_train_begin(self, *args, **kwargs) -> None:
             turns.wait()
 
-        def on_step_end(self, training_arguments, state, *args, **kwargs):
+        def on_step_end(self, training_arguments, state, *args, **kwargs) -> None:
             turns.done(tokens=tokens[state.global_step - 1])
             turns.wait()
 
