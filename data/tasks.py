@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from data.arguments import UserError
 from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, SEPARATORS, TEXT_ONLY, LabelTask
-from data.published import DATA_SETS, EMOTION_TEMPLATE
+from data.published import DATA_SETS
 
 Task = LabelTask  # what stages say where the kind of task makes no difference
 BUILT_IN_TASKS: dict[str, Task] = {
@@ -74,12 +74,7 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     own_name = Path(label_path).resolve().parent.name or "custom"
     if own_name in BUILT_IN_TASKS:
         own_name = f"own-{own_name}"
-    # what a folder is called is all that is known of the user's labels: runs of one named for emotions asked for them
-    emotions = own_name.startswith(("emotion", "goemotions"))
-    return LabelTask(
-        own_name, name or "multi_label", labels, CUSTOM_TEMPLATE,
-        instruction_first=EMOTION_TEMPLATE if emotions else CUSTOM_TEMPLATE,
-    )  # fmt: skip
+    return LabelTask(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
 
 
 def stored_task(stored: dict[str, Any]) -> Task:

@@ -70,8 +70,7 @@ def test_wordings(name):
     assert not alone.use_chat_template
 
 
-def test_own_labels_in_a_folder_named_for_emotions_are_asked_as_such(tmp_path):
-    for folder, template in (("emotions-of-birds", EMOTION_TEMPLATE), ("birds", CUSTOM_TEMPLATE)):
+def test_what_a_folder_is_called_makes_no_difference(tmp_path):
+    for folder in ("emotions-of-birds", "birds"):
         own = resolve_task(None, write_labels(tmp_path / folder / "labels.txt", "calm", "tense"))
-        assert own.template == CUSTOM_TEMPLATE
-        assert with_prompt(own, "instruction_first").template == template
+        assert own.template == with_prompt(own, "instruction_first").template == CUSTOM_TEMPLATE
