@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
 from data.encoding import Encoder, Objective
-from data.engine.evaluation import CALIBRATION_FILE, calibrate_run, score_run
+from data.engine.evaluation import calibrate_run, score_run
 from data.engine.models import (
     base_model_path,
     check_model_path,
@@ -49,6 +49,7 @@ from data.engine.models import (
     load_tokenizer,
     pick_device,
 )
+from data.files import CALIBRATION_FILE
 from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
 from data.learning.search import search
 from data.learning.trainers import (

@@ -17,6 +17,7 @@ REJECTED_FILE = "rejected.jsonl"  # rows that --skip_bad_rows left out
 STATE_FILE = "trainer_state.json"  # Transformers' log of a run, and of each checkpoint
 REWARDS_FILE = "rewards.csv"  # rewards of each logged step of main_grpo.py
 TRAIN_RESULTS_FILE = "train_results.json"  # the last that training writes
+CALIBRATION_FILE = "calibration.json"  # temperature, thresholds, and what they changed on the validation rows
 PREDICTIONS_FILE = "predictions.jsonl"
 RESULTS_FILE = "test_results.json"  # scores of the predictions
 SUMMARY_FILE = "test_summary.txt"  # the same for people

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from data.arguments import UserError
 from data.contract import Contract
-from data.engine.evaluation import CALIBRATION_FILE
+from data.files import CALIBRATION_FILE
 from data.labels import TEXT_ONLY
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor

@@ -15,6 +15,7 @@ from data.answers import AnswerTrie
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder, Objective
+from data.engine.models import compile_layers, load_model
 from data.labels import THINK, Prediction, rationale_in
 
 if TYPE_CHECKING:
@@ -170,7 +171,6 @@ class TransformersBackend:
         Raises:
             UserError: a model that does not load, or cannot be compiled.
         """
-        from data.engine.models import compile_layers, load_model
         from data.engine.tree_attention import computes_spans, enable_packing
 
         model = load_model(
