@@ -114,6 +114,15 @@ def pack(
     return [_packed_row(order[a:b], shared[a:b], sequences, read, targets) for a, b in pairwise([*begins, len(order)])]
 
 
+def last_token_row(sequences: Sequence[Sequence[int]]) -> PackedRow:
+    """One packed row of the sequences, whose targets stand for each sequence's last token.
+
+    `pack` computes what stands before a target: behind each sequence comes one that is never read.
+    """
+    (row,) = pack([[*ids, 0] for ids in sequences], [[False] * len(ids) + [True] for ids in sequences])
+    return row
+
+
 def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     """With how many equal tokens two sequences begin.
 
