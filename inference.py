@@ -67,7 +67,7 @@ class Args:
         None, "how an untuned model answers: generate = it writes, score = labels are compared (default: generate)"
     )
     cot: bool | None = flag(None, "ask for reasoning before the answer (default: as trained)")
-    constrained: Literal["on", "off"] = flag("on", "a model that writes its answers may write valid ones only")
+    constrained: bool = flag(True, "a model that writes its answers may write valid ones only")
     probabilities: bool = flag(
         False, "also of a model that writes its answers: how probable each label is, compared as answers (--text, "
         "--interactive and --demo always say)",
@@ -162,7 +162,7 @@ def main(args: Args) -> None:
 def open_predictor(args: Args, probabilities: bool) -> Predictor:
     """The model the flags name."""
     settings = {field.name: getattr(args, field.name) for field in fields(PredictionSettings)}
-    return Predictor(**settings | {"constrained": args.constrained == "on", "probabilities": probabilities})
+    return Predictor(**settings | {"probabilities": probabilities})
 
 
 def predict_file(args: Args, contract: Contract) -> None:

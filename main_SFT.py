@@ -33,12 +33,12 @@ import gc
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
 from data.encoding import Encoder, Objective
-from data.engine.evaluation import CALIBRATION_FILE, calibrate_run, score_run
+from data.engine.evaluation import calibrate_run, score_run
 from data.engine.models import (
     base_model_path,
     check_model_path,
@@ -49,6 +49,7 @@ from data.engine.models import (
     load_tokenizer,
     pick_device,
 )
+from data.files import CALIBRATION_FILE
 from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
 from data.learning.search import search
 from data.learning.trainers import (
@@ -62,15 +63,23 @@ from data.learning.trainers import (
     train,
     write_run_facts,
 )
-from data.metrics import DEFAULT_BEST, LABEL_METRICS
+from data.metrics import LABEL_METRICS
+from data.published import recommended_settings
 from data.report.model_card import write_run_report
 from data.tasks import Task, resolve_task, with_prompt
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+    from data.learning.objectives import LossSettings
+
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 
-# What a flag that is not given is, by task and tuning: a task's own row first, then its tuning's, then `GENERAL`.
+# What a flag that is not given is, in layers: what every encoder needs, what data/published.py recommends for the data
+# set of the task, what goes with the tuning, and what is general. The first that has the flag gives it.
 GENERAL = {
-    "objective": "generate", "prompt": "task", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "num_epochs": 3.0,
+    "prompt": "task", "head": "linear", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "num_epochs": 3.0,
     "batch_size": 8, "warmup_steps": 0, "weight_decay": 0.01, "save_total_limit": 2,
 }  # fmt: skip
 BY_TUNING = {
@@ -79,30 +88,7 @@ BY_TUNING = {
     "qlora": {"learning_rate": 2e-4},
     "head": {"learning_rate": 1e-3, "objective": "classify"},
 }
-_REFERENCE = {  # the earlier classification system's: SST-2 and R8
-    "full": {
-        "objective": "classify", "head": "linear", "learning_rate": 2e-5, "batch_size": 4, "num_epochs": 5.0,
-        "eval_steps": 50, "save_steps": 100,
-    },
-    "lora": {
-        "objective": "classify", "head": "mlp", "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.1,
-        "learning_rate": 5e-4, "batch_size": 8, "num_epochs": 8.0, "eval_steps": 100, "save_steps": 200,
-    },
-}  # fmt: skip
-_CHINESE = {  # the Chinese sentiment system's
-    "objective": "score", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 1e-4, "batch_size": 8,
-    "num_epochs": 3.0, "eval_steps": 100, "save_steps": 100, "save_total_limit": 3,
-}  # fmt: skip
-_EMOTION = {  # the six-emotion system's
-    "objective": "classify", "head": "linear", "prompt": "text_only", "lora_r": 8, "lora_alpha": 16,
-    "learning_rate": 2e-4, "batch_size": 8, "num_epochs": 3.0, "warmup_steps": 500, "weight_decay": 0.01,
-}  # fmt: skip
-BY_TASK = {
-    ("sst2", "full"): _REFERENCE["full"], ("sst2", "lora"): _REFERENCE["lora"], ("sst2", "qlora"): _REFERENCE["lora"],
-    ("r8", "full"): _REFERENCE["full"], ("r8", "lora"): _REFERENCE["lora"], ("r8", "qlora"): _REFERENCE["lora"],
-    ("chnsenticorp", "lora"): _CHINESE, ("chnsenticorp", "qlora"): _CHINESE,
-    ("emotion", "lora"): _EMOTION, ("emotion", "qlora"): _EMOTION,
-}  # fmt: skip
+OF_ENCODERS = {"objective": "classify", "prompt": "text_only"}
 
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
@@ -183,9 +169,7 @@ class Args:
         None, "checkpoint every N steps (default: with each scoring); the best is always kept"
     )
     save_total_limit: int | None = flag(None, "checkpoints kept, the best among them (default: by task, else 2)")
-    calibration: Literal["on", "off"] = flag(
-        "on", "after classify and score: fit temperature and thresholds on all validation rows"
-    )
+    calibration: bool = flag(True, "after classify and score: fit temperature and thresholds on all validation rows")
     logging_steps: int = flag(10, "report the loss every N steps")
     predict_batch_size: int = flag(32, "texts a batch in prediction")
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
@@ -225,23 +209,31 @@ def check_objective(args: Args) -> None:
 
 
 def with_defaults(args: Args, task: Task) -> Args:
-    """`args` with what no flag gave, from the table above.
+    """`args` with what no flag gave, from the tables above and the one of data sets.
 
     Raises:
         UserError: flags that contradict each other or the model.
     """
     encoder = is_encoder(args.model_path)
-    own = BY_TASK.get((task.name, args.tuning), {})
-    if encoder:
-        own = own | {"objective": "classify", "prompt": "text_only"}
-    if (args.objective or own.get("objective")) != own.get("objective"):
-        own = {name: value for name, value in own.items() if name != "prompt"}  # worded for the other objective
-    table = GENERAL | BY_TUNING[args.tuning] | own
-    if args.eval_steps is not None or args.save_steps is not None:
-        table = {name: value for name, value in table.items() if name not in ("eval_steps", "save_steps")}
-    objective = args.objective or table["objective"]
-    table["head"] = table.get("head", "linear") if objective == "classify" else None
-    filled = {name: value for name, value in table.items() if getattr(args, name) is None}
+    layers = (
+        OF_ENCODERS if encoder else {},
+        recommended_settings(task.name, args.tuning),
+        BY_TUNING[args.tuning],
+        GENERAL,
+    )
+    objective = args.objective or next((layer["objective"] for layer in layers if "objective" in layer), "generate")
+    steps_are_given = args.eval_steps is not None or args.save_steps is not None
+    filled: dict[str, Any] = {"objective": objective}
+    for layer in layers:
+        for name, value in layer.items():
+            if name == "head" and objective != "classify":
+                continue
+            if name == "prompt" and layer.get("objective", objective) != objective:
+                continue  # worded for another objective
+            if name in ("eval_steps", "save_steps") and steps_are_given:
+                continue  # a save interval is a multiple of the other: both, or neither
+            if getattr(args, name) is None:
+                filled.setdefault(name, value)
     args = replace(args, **filled)
     if encoder and args.objective != "classify":
         raise UserError(f"--objective {args.objective}: {args.model_path} is an encoder, which has to use classify")
@@ -251,7 +243,7 @@ def with_defaults(args: Args, task: Task) -> Args:
 # --- model and trainer ----------------------------------------------------------------------------------------------
 
 
-def load_trainable_model(args: Args, contract: Contract):
+def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
     """The model to train: whole in fp32 for `full` (autocast lowers it), in `--precision` under an adapter."""
     from data.engine.classifier import head_names
 
@@ -297,7 +289,7 @@ def share_batches(args: Args, model, dataset) -> bool:
     return shares
 
 
-def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
+def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "Trainer":
     """TRL's SFTTrainer, or Transformers' own for a head, with our loss and label metrics, on tokenised data."""
     from transformers import Trainer
     from trl import SFTTrainer
@@ -346,7 +338,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     )
 
 
-def loss_settings(args: Args, data: Data, contract: Contract):
+def loss_settings(args: Args, data: Data, contract: Contract) -> "LossSettings":
     """Our flags as `LossSettings`."""
     from data.learning.objectives import LossSettings, balanced_weights
 
@@ -356,7 +348,7 @@ def loss_settings(args: Args, data: Data, contract: Contract):
     return LossSettings(weights, args.focal_gamma if args.loss == "focal" else 0.0, args.label_smoothing)
 
 
-def with_adapter(args: Args, model, adapter):
+def with_adapter(args: Args, model, adapter) -> "PreTrainedModel | PeftModel":
     """`model` with a new adapter on it, as TRL does for the models it trains."""
     if adapter is None:
         return model
@@ -369,7 +361,7 @@ def with_adapter(args: Args, model, adapter):
     return get_peft_model(model, adapter)
 
 
-def training_arguments(args: Args, task: Task, has_dev: bool):
+def training_arguments(args: Args, task: Task, has_dev: bool) -> "TrainingArguments":
     """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends."""
     import torch
     from transformers import TrainingArguments
@@ -378,7 +370,7 @@ def training_arguments(args: Args, task: Task, has_dev: bool):
     if args.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
     strategy = "steps" if args.eval_steps or args.save_steps else "epoch"
-    best = args.metric_for_best or DEFAULT_BEST[task.kind]
+    best = args.metric_for_best or task.default_metric
     settings = dict(
         output_dir=args.output_dir,
         num_train_epochs=args.num_epochs,
@@ -452,7 +444,7 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
 def calibrate(args: Args, data: Data) -> None:
     """Temperature and thresholds of a finished run, if they are wanted and not there yet."""
     done = (Path(args.output_dir) / CALIBRATION_FILE).is_file()
-    if args.objective == "generate" or args.calibration == "off" or not data.dev or done:
+    if args.objective == "generate" or not args.calibration or not data.dev or done:
         return
     gc.collect()
     metrics = calibrate_run(args.output_dir, data.dev, args.predict_batch_size, args.precision)
@@ -491,7 +483,7 @@ def main(args: Args) -> None:
     if args.search is not None:
         if not data.dev:
             raise UserError("--search: there are no validation rows to choose by")
-        search(args, data.task.kind, lambda trial: train_and_score(trial, replace(data, test=[])))
+        search(args, data.task.default_metric, lambda trial: train_and_score(trial, replace(data, test=[])))
         train_and_score(args, data)  # trained already: calibrated and scored
     elif not train_and_score(args, data):
         return

@@ -15,15 +15,34 @@ are drawn, by branching the cache of keys and values; when they are scored, by p
 
     # from an untuned model, with reasoning before the answer
     python main_grpo.py --model_path models/Qwen2.5-7B-Instruct --label_path data/goemotions/group/labels.txt \\
-        --train_data_path data/goemotions/group/train.tsv --cot True --max_completion_length 300 ...
+        --train_data_path data/goemotions/group/train.tsv --cot --max_completion_length 300 ...
 
     # eight GPUs (without a launcher, the first one is used)
     accelerate launch --num_processes 8 main_grpo.py ...
 
+The loss (`--loss_type dapo`, `--scale_rewards group`, `--importance_sampling_level token`, the defaults), of B answers
+with up to C tokens, G to a text; m (B, C) is 1 where an answer has a token, n the number of tokens in the whole step:
+
+    A (B,)     advantage        (r - mean of r over its group) / (standard deviation over its group + 1e-4)
+    w (B, C)   ratio            exp(logp - old_logp), the policy's and that of the policy that wrote the answers
+    KL (B, C)                   exp(ref_logp - logp) - (ref_logp - logp) - 1, from the start; not computed for --beta 0
+    loss       sum over m of    [-min(w A, clip(w, 1 - epsilon, 1 + epsilon_high) A) + beta KL] / n
+
+What of it is TRL's, and what is not:
+
+    TRL's method                             ours (data/learning/group_training.py)
+    _tokenize_prompts                        our token ids, the same in every stage
+    _generate_single_turn                    answers by branching the cache of keys and values; vLLM's are TRL's own
+    _generate_and_score_completions          TRL's; with --dynamic_sampling other texts take the place of flat groups
+    _prepare_inputs                          TRL's, but the answers to a text stay together in a batch
+    _get_per_token_logps_and_entropies       logp and entropy (B, C) from one prefix tree; TRL's own where none is taken
+    compute_loss                             TRL's
+    evaluate                                 label metrics of greedy answers instead of a loss
+
 GRPO: Shao et al., "DeepSeekMath", 2024; dynamic sampling, token-mean loss and the higher upper clip: Yu et al., "DAPO",
-2025. As in DAPO there is by default no reference model (`--beta 0`): labels are checked, not guessed at by
-a reward model, so little can be exploited. A killed run goes on from its newest whole checkpoint when the same
-command is given again.
+2025. As in DAPO there is by default no reference model (`--beta 0`): labels are checked, not guessed at by a reward
+model, so little can be exploited. A killed run goes on from its newest whole checkpoint when the same command is given
+again.
 """
 
 import csv
@@ -35,8 +54,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract, contract_for
@@ -71,8 +91,14 @@ from data.metrics import LABEL_METRICS, jaccard
 from data.report.model_card import write_run_report
 from data.tasks import Task
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedModel, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
-DEFAULT_BEST = {"multi_label": "jaccard", "single_label": "accuracy"}
+REWARDED_METRIC = {"multi_label": "jaccard", "single_label": "accuracy"}
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
@@ -114,7 +140,7 @@ class Args:
     dynamic_sampling: bool = flag(False, "draw other texts for those whose answers all have the same reward (DAPO)")
     dynamic_sampling_rounds: int = flag(3, "how often at most, in a step")
     use_vllm: Literal["off", "colocate", "server"] = flag(
-        "off", "draw answers with vLLM: on the training GPUs, or on a server started by `trl vllm-serve`"
+        "off", "draw answers with vLLM: on the training GPUs, or on a server started by scripts/serve_vllm.sh"
     )
     vllm_server_host: str = flag("127.0.0.1", "where the vLLM server is")
     vllm_server_port: int = flag(8000, "its port")
@@ -247,9 +273,12 @@ def length_reward(length: int, budget: int, limit: int, finished: bool) -> float
     return -(length - budget) / (limit - budget) if length > budget else 0.0
 
 
+Completions = Sequence[Sequence[int]]  # B answers as token ids
+
+
 @dataclass(frozen=True)
 class Rewards:
-    """The rewards of drawn answers, as TRL calls them: lists of token ids in, a list of numbers out.
+    """The rewards of drawn answers, as TRL calls them: B lists of token ids in, B numbers out.
 
     Attributes:
         encoder: reads token ids as text, and knows the task.
@@ -264,32 +293,48 @@ class Rewards:
     limit: int
     weights: dict[str, float]
 
-    def jaccard(self, completion_ids: Sequence[Sequence[int]], gold: Sequence[Sequence[str]], **_) -> list[float]:
+    def jaccard(self, completion_ids: Completions, gold: Sequence[Sequence[str]], **_) -> list[float]:
+        """`jaccard_reward` of each of B answers; `gold` has the labels of its text."""
         return [jaccard_reward(self._read(ids)[0], labels) for ids, labels in zip(completion_ids, gold, strict=True)]
 
-    def format(self, completion_ids: Sequence[Sequence[int]], **_) -> list[float]:
+    def format(self, completion_ids: Completions, **_) -> list[float]:
+        """`format_reward` of each of B answers."""
         return [format_reward(*self._read(ids)) for ids in completion_ids]
 
-    def length(self, completion_ids: Sequence[Sequence[int]], **_) -> list[float]:
-        return [length_reward(len(ids), self.budget, self.limit, ids[-1] in self.stop_ids) for ids in completion_ids]
+    def length(self, completion_ids: Completions, **_) -> list[float]:
+        """`length_reward` of each of B answers."""
+        return [length_reward(len(ids), self.budget, self.limit, self._is_finished(ids)) for ids in completion_ids]
 
     def functions(self) -> list[Callable[..., list[float]]]:
         """Those with a weight."""
         return [getattr(self, name) for name, weight in self.weights.items() if weight]
 
-    def totals(self, completion_ids: Sequence[Sequence[int]], gold: Sequence[Sequence[str]]) -> list[float]:
-        """The weighted sum for each answer."""
+    def totals(self, completion_ids: Completions, gold: Sequence[Sequence[str]]) -> list[float]:
+        """The weighted sum for each of B answers."""
         parts = [
             [self.weights[function.__name__] * value for value in function(completion_ids=completion_ids, gold=gold)]
             for function in self.functions()
         ]
         return [sum(values) for values in zip(*parts, strict=True)]
 
+    def _is_finished(self, ids: Sequence[int]) -> bool:
+        return ids[-1] in self.stop_ids
+
     def _read(self, ids: Sequence[int]) -> tuple[Prediction, bool]:
         """What an answer says, and whether it came to its end."""
-        finished = ids[-1] in self.stop_ids
-        text = self.encoder.decode(ids[:-1] if finished else ids)
-        return self.encoder.task.parse(text, self.encoder.cot), finished
+        return self._parsed(tuple(ids))
+
+    @cached_property
+    def _parsed(self) -> Callable[[tuple[int, ...]], tuple[Prediction, bool]]:
+        """Parses an answer once, however many rewards ask, and however many samples are the same."""
+
+        @lru_cache(maxsize=4096)
+        def parsed(ids: tuple[int, ...]) -> tuple[Prediction, bool]:
+            finished = self._is_finished(ids)
+            text = self.encoder.decode(ids[:-1] if finished else ids)
+            return self.encoder.task.parse(text, self.encoder.cot), finished
+
+        return parsed
 
 
 def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tuple[int, int]:
@@ -313,7 +358,7 @@ def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tu
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
-def load_policy(args: Args, longest: int):
+def load_policy(args: Args, longest: int) -> "PreTrainedModel | PeftModel":
     """The model to train, set up for packed rows where it takes them.
 
     An adapter (a LoRA run of main_SFT.py) learns on; any other start gets a new one, unless `--tuning full`.
@@ -394,19 +439,19 @@ def write_rewards(path: Path, history: Sequence[dict[str, Any]]) -> None:
     write_text(path, text.getvalue())
 
 
-def reward_writer():
+def reward_writer() -> "TrainerCallback":
     """A callback that keeps `rewards.csv` up to date."""
     from transformers import TrainerCallback
 
     class RewardWriter(TrainerCallback):
-        def on_log(self, arguments, state, control, **kwargs):
+        def on_log(self, arguments, state, control, **kwargs) -> None:
             if state.is_world_process_zero:
                 write_rewards(Path(arguments.output_dir) / REWARDS_FILE, state.log_history)
 
     return RewardWriter()
 
 
-def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract):
+def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "GRPOTrainer":
     """TRL's GRPOTrainer with our rewards and label metrics."""
     from trl import GRPOTrainer
 
@@ -445,14 +490,14 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     return trainer
 
 
-def prompts(examples: Sequence[Example]):
+def prompts(examples: Sequence[Example]) -> "Dataset":
     """Examples -> a data set of texts (`prompt`; the trainer makes token ids of them) and `gold` labels."""
     from datasets import Dataset
 
     return Dataset.from_list([{"prompt": e.text, "gold": list(e.labels), "id": e.id} for e in examples])
 
 
-def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool):
+def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) -> "GRPOConfig":
     """Our flags as TRL's GRPOConfig."""
     import torch
     from trl import GRPOConfig
@@ -504,7 +549,7 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool):
         save_steps=args.save_steps or args.eval_steps,
         save_total_limit=args.save_total_limit,
         load_best_model_at_end=has_dev,
-        metric_for_best_model=(args.metric_for_best or DEFAULT_BEST[task.kind]) if has_dev else None,
+        metric_for_best_model=(args.metric_for_best or REWARDED_METRIC[task.kind]) if has_dev else None,
         greater_is_better=True if has_dev else None,
         logging_steps=args.logging_steps,
         log_completions=True,

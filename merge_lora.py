@@ -18,11 +18,13 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy
 
 from data.arguments import UserError, check_output_dir, flag, run
 from data.contract import Contract, contract_for
@@ -37,6 +39,9 @@ from data.engine.models import (
 from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import ADAPTER_FILE, write_json
 from data.loading import load_examples
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 REPORT = "merge_report.json"
 SAMPLES = 32  # rows of --test_data_path that are compared
@@ -105,7 +110,7 @@ def number_format(args: Args, base: str) -> str:
     return names.get(AutoConfig.from_pretrained(base).dtype, "bf16")
 
 
-def load_stack(args: Args, contract: Contract, precision: str):
+def load_stack(args: Args, contract: Contract, precision: str) -> "PeftModel":
     """The base model with the adapters over it, the last one not folded in yet."""
     base, *adapters = model_stack(args)
     model = load_model(base, precision, args.device, contract=contract, load_in_4bit=args.from_quantized)
@@ -122,7 +127,9 @@ def sample_texts(args: Args, contract: Contract) -> list[str]:
     return [example.text for example in examples[:SAMPLES]]
 
 
-def read_samples(model, encoder: Encoder, contract: Contract, texts: Sequence[str]):
+def read_samples(
+    model, encoder: Encoder, contract: Contract, texts: Sequence[str]
+) -> tuple[numpy.ndarray, list[tuple[str, ...]]]:
     """Scores of every label (texts, labels), and the labels predicted."""
     from data.engine.tree_attention import enable_packing
 
@@ -159,7 +166,7 @@ def compare(before, after, precision: str) -> dict[str, Any]:
 
 
 @contextmanager
-def folder_in_the_making(target: Path):
+def folder_in_the_making(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the block ends without an error, else vanishes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True) as made:

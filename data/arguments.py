@@ -5,15 +5,19 @@ import difflib
 import os
 import re
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from transformers.hf_argparser import HfArgumentParser, string_to_bool
+from transformers.hf_argparser import HfArgumentParser
 
 T = TypeVar("T")
-SWITCH_VALUES = ("on", "off", "true", "false", "yes", "no", "1", "0")
+# how a switch, a field of type bool, may be spelled; shown are the first two
+SWITCH = {
+    "on": True, "off": False, "true": True, "false": False, "yes": True, "no": False, "t": True, "f": False,
+    "y": True, "n": False, "1": True, "0": False,
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -27,20 +31,46 @@ def flag(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+def spelled(value: Any) -> str:
+    """A setting as the command line spells it: `True` is "on"."""
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in SWITCH:
+        raise ArgumentTypeError(f"expected on or off, found {text!r}")
+    return SWITCH[text.lower()]
+
+
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """One spelling a flag, no "(default: None)", and the script's docstring as it was written."""
 
-    def _format_action_invocation(self, action):
+    def _format_action_invocation(self, action) -> str:
         if not action.option_strings or len(action.option_strings) == 1 or "-h" in action.option_strings:
             return super()._format_action_invocation(action)
         shown = action.option_strings[0]
         return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
 
-    def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+    def _get_help_string(self, action) -> str | None:
+        if action.default is None:
+            return action.help
+        if action.type is _switch:
+            return f"{action.help} (default: {spelled(action.default)})"
+        return super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
+    @staticmethod
+    def _parse_dataclass_field(parser, field):
+        """Add a field's flag. A switch is `--name`, `--name on` or `--name off`, with no twin `--no_name`."""
+        if field.type not in (bool, bool | None):
+            HfArgumentParser._parse_dataclass_field(parser, field)
+            return
+        names = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
+        parser.add_argument(
+            *names, type=_switch, nargs="?", const=True, default=field.default, metavar="on|off", **field.metadata
+        )
+
     def error(self, message: str) -> NoReturn:
         # argparse names every spelling of a flag (`--batch_size/--batch-size`): one is enough
         raise UserError(re.sub(r"^argument (--\w+)(?:/--[\w-]+)*:", r"\1:", message))
@@ -68,7 +98,7 @@ def _with_flag(argv: Sequence[str], name: str, switches: Sequence[str]) -> list[
     if f"--{name}" in argv:
         return list(argv)
     for place, token in enumerate(argv):
-        begins = place == 0 or (argv[place - 1] in switches and token.lower() not in SWITCH_VALUES)
+        begins = place == 0 or (argv[place - 1] in switches and token.lower() not in SWITCH)
         if begins and not token.startswith("-"):
             return [*argv[:place], f"--{name}", *argv[place:]]
     return list(argv)
@@ -101,12 +131,9 @@ def parse_args(
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    switches = [action for action in parser._actions if action.type is string_to_bool]
-    for action in switches:
-        if action.nargs is None:
-            action.nargs, action.const = "?", True  # `--cot` is short for `--cot true` also where the default is None
     if positional is not None:
-        argv = _with_flag(argv, positional, [name for a in switches for name in a.option_strings])
+        switches = [action for action in parser._actions if action.type is _switch]
+        argv = _with_flag(argv, positional, [name for action in switches for name in action.option_strings])
     tokens = _as_flags(settings, names) + list(argv)
     _, unknown = parser.parse_known_args(tokens)  # before the class finds fault with what is missing because of a typo
     if unknown:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy
+
 from data.labels import Prediction
 from data.metrics import label_metrics
 from data.tasks import Task
@@ -37,7 +39,7 @@ class Calibration:
     thresholds: dict[str, float] | None
 
 
-def probabilities(scores, activation: Activation, temperature: float = 1.0):
+def probabilities(scores, activation: Activation, temperature: float = 1.0) -> numpy.ndarray:
     """Scores (n, K) -> probabilities (n, K).
 
     Args:
@@ -65,13 +67,11 @@ def decide(probabilities, task: Task, thresholds: dict[str, float] | None) -> li
             its threshold, or the most probable one where none is: each text has at least one label.
         thresholds: label -> threshold; a label that is not in it, and with None every label, has `DEFAULT_THRESHOLD`.
     """
-    import numpy
-
-    shares = numpy.asarray(probabilities, dtype=float)
-    chosen = shares.argmax(axis=1)[:, None] == numpy.arange(len(task.labels))  # (n, K), one True a row
+    probabilities = numpy.asarray(probabilities, dtype=float)
+    chosen = probabilities.argmax(axis=1)[:, None] == numpy.arange(len(task.labels))  # (n, K), one True a row
     if task.kind == "multi_label":
         least = numpy.array([(thresholds or {}).get(label, DEFAULT_THRESHOLD) for label in task.labels])
-        reached = shares >= least
+        reached = probabilities >= least
         chosen = numpy.where(reached.any(axis=1, keepdims=True), reached, chosen)
     return [tuple(task.labels[i] for i in row.nonzero()[0]) for row in chosen]
 
@@ -86,8 +86,6 @@ def set_probability(probabilities, labels: Sequence[str], task: Task, activation
         activation: with "softmax" one of the labels is right, and it is one of these; with "sigmoid" each label by
             itself is as decided.
     """
-    import numpy
-
     chosen = numpy.isin(numpy.array(task.labels), labels)
     if activation == "softmax":
         return float(probabilities[chosen].sum())
@@ -105,7 +103,6 @@ def fit_temperature(scores, gold: Gold, task: Task, activation: Activation) -> f
     Raises:
         ValueError: nothing to fit on, lengths that differ, scores that are not finite, or gold labels of another task.
     """
-    import numpy
     from scipy.optimize import minimize_scalar
 
     scores, truth = _checked(scores, gold, task)
@@ -129,13 +126,15 @@ def fit_thresholds(probabilities, gold: Gold, task: Task, min_positives: int = M
     Raises:
         ValueError: see `fit_temperature`.
     """
-    shares, truth = _checked(probabilities, gold, task)
-    common = _best_threshold(truth.ravel(), shares.ravel())
+    probabilities, truth = _checked(probabilities, gold, task)
+    common = _best_threshold(truth.ravel(), probabilities.ravel())
     thresholds = {}
     for column, label in enumerate(task.labels):
         positives = truth[:, column].sum()
-        own = _best_threshold(truth[:, column], shares[:, column]) if positives >= max(min_positives, 1) else common
-        thresholds[label] = own if positives else DEFAULT_THRESHOLD
+        threshold = common if positives else DEFAULT_THRESHOLD
+        if positives >= max(min_positives, 1):
+            threshold = _best_threshold(truth[:, column], probabilities[:, column])
+        thresholds[label] = threshold
     return thresholds
 
 
@@ -159,19 +158,18 @@ def calibration_scores(probabilities, gold: Gold, task: Task) -> dict[str, float
     Raises:
         ValueError: see `fit_temperature`.
     """
-    import numpy
     from sklearn.metrics import roc_auc_score
 
-    shares, truth = _checked(probabilities, gold, task)
+    probabilities, truth = _checked(probabilities, gold, task)
     if task.kind == "single_label":
-        top = shares.argmax(axis=1)
-        ece = _expected_calibration_error(shares.max(axis=1), truth[numpy.arange(len(truth)), top])
-        brier = ((shares - truth) ** 2).sum(axis=1).mean()
+        top = probabilities.argmax(axis=1)
+        ece = _expected_calibration_error(probabilities.max(axis=1), truth[numpy.arange(len(truth)), top])
+        brier = ((probabilities - truth) ** 2).sum(axis=1).mean()
     else:
-        ece = _expected_calibration_error(shares.ravel(), truth.ravel())
-        brier = ((shares - truth) ** 2).mean()
+        ece = _expected_calibration_error(probabilities.ravel(), truth.ravel())
+        brier = ((probabilities - truth) ** 2).mean()
     columns = [1] if task.kind == "single_label" and len(task.labels) == 2 else range(len(task.labels))
-    areas = [roc_auc_score(truth[:, k], shares[:, k]) for k in columns if 0 < truth[:, k].sum() < len(truth)]
+    areas = [roc_auc_score(truth[:, k], probabilities[:, k]) for k in columns if 0 < truth[:, k].sum() < len(truth)]
     measured = {"ece": float(ece), "brier": float(brier)}
     return measured | {"auc": float(numpy.mean(areas))} if areas else measured
 
@@ -190,22 +188,21 @@ def calibrate(
         ValueError: see `fit_temperature`.
     """
     temperature = fit_temperature(scores, gold, task, activation)
-    shares = probabilities(scores, activation, temperature)
-    thresholds = fit_thresholds(shares, gold, task) if task.kind == "multi_label" else None
+    calibrated = probabilities(scores, activation, temperature)
+    thresholds = fit_thresholds(calibrated, gold, task) if task.kind == "multi_label" else None
     before = _metrics(probabilities(scores, activation), gold, task, None)
-    after = _metrics(shares, gold, task, thresholds)
+    after = _metrics(calibrated, gold, task, thresholds)
     return Calibration(temperature, thresholds), {"before": before, "after": after}
 
 
-def _metrics(shares, gold: Gold, task: Task, thresholds: dict[str, float] | None) -> dict[str, float]:
-    predictions = [Prediction(labels, valid=True) for labels in decide(shares, task, thresholds)]
+def _metrics(probabilities, gold: Gold, task: Task, thresholds: dict[str, float] | None) -> dict[str, float]:
+    predictions = [Prediction(labels, valid=True) for labels in decide(probabilities, task, thresholds)]
     scores = label_metrics(gold, predictions, task)
-    return calibration_scores(shares, gold, task) | {n: scores[n] for n in ("f1_macro", "f1_micro", "accuracy")}
+    return calibration_scores(probabilities, gold, task) | {n: scores[n] for n in ("f1_macro", "f1_micro", "accuracy")}
 
 
 def _negative_log_likelihood(scaled, truth, activation: Activation) -> float:
     """Mean over texts; `scaled` scores and 0/1 `truth`, both (n, K)."""
-    import numpy
     from scipy.special import log_softmax
 
     if activation == "softmax":
@@ -213,13 +210,12 @@ def _negative_log_likelihood(scaled, truth, activation: Activation) -> float:
     return (numpy.logaddexp(0, scaled) - truth * scaled).sum(axis=1).mean()
 
 
-def _best_threshold(truth, shares) -> float:
-    """The threshold of probabilities `shares` (m,) with the best F1 against 0/1 `truth` (m,), some of it 1."""
-    import numpy
+def _best_threshold(truth, predicted) -> float:
+    """The threshold of `predicted` probabilities (m,) with the best F1 against 0/1 `truth` (m,), some of it 1."""
     from sklearn.metrics import precision_recall_curve
 
-    shares = shares.round(12)  # equal scores added up in another order differ in the last digits
-    precision, recall, least = precision_recall_curve(truth, shares)  # `least`: each probability there is, ascending
+    predicted = predicted.round(12)  # equal scores added up in another order differ in the last digits
+    precision, recall, least = precision_recall_curve(truth, predicted)  # `least`: each probability there is, ascending
     f1 = 2 * precision * recall / numpy.maximum(precision + recall, numpy.finfo(float).tiny)
     midway = (numpy.append(0.0, least[:-1]) + least) / 2
     best = midway[f1[:-1] >= f1.max() - 1e-12]
@@ -228,25 +224,19 @@ def _best_threshold(truth, shares) -> float:
 
 def _expected_calibration_error(confidence, truth) -> float:
     """See `calibration_scores`; both (m,)."""
-    import numpy
-
     bins = numpy.clip(numpy.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
     return abs(numpy.bincount(bins, weights=confidence - truth)).sum() / len(confidence)
 
 
-def _finite(scores):
-    import numpy
-
+def _finite(scores) -> numpy.ndarray:
     scores = numpy.asarray(scores, dtype=float)
     if not numpy.isfinite(scores).all():
         raise ValueError("a score is not finite")
     return scores
 
 
-def _checked(scores, gold: Gold, task: Task):
+def _checked(scores, gold: Gold, task: Task) -> tuple[numpy.ndarray, numpy.ndarray]:
     """`scores` as an array, and `gold` as a 0/1 matrix, both (n, K)."""
-    import numpy
-
     scores = _finite(scores)
     if not len(gold) or scores.shape != (len(gold), len(task.labels)):
         raise ValueError(f"scores {scores.shape} do not fit {len(gold)} texts with {len(task.labels)} labels")

@@ -6,10 +6,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from data.arguments import UserError
+from data.arguments import UserError, spelled
 from data.encoding import Encoder, Objective
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
-from data.tasks import Task, check_same_labels, resolve_task
+from data.tasks import Task, check_same_labels, resolve_task, stored_task
 
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
@@ -70,7 +70,7 @@ class Contract:
     def save(self, directory: str | Path) -> None:
         """Write `task.json` into `directory`."""
         content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        content["task"]["template_hash"] = self.task.template_hash
+        content["task"] = {**self.task.stored(), "template_hash": self.task.template_hash}
         write_json(Path(directory) / TASK_FILE, content)
 
     @classmethod
@@ -86,9 +86,9 @@ class Contract:
             version = content.pop("format_version")
             if version != FORMAT_VERSION:
                 raise UserError(f"{path}: format version {version}; this EmoTune reads version {FORMAT_VERSION}")
-            fields = content.pop("task")
-            template_hash = fields.pop("template_hash")
-            task = Task(**{**fields, "labels": tuple(fields["labels"])})
+            stored = content.pop("task")
+            template_hash = stored.pop("template_hash")
+            task = stored_task(stored)
             contract = cls(task=task, **content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{path}: not a task.json that EmoTune wrote ({error})") from error
@@ -156,7 +156,12 @@ def _check_flags(
 
 def _check_equal(flag: str, asked: Any, trained: Any, path: Path) -> None:
     if asked is not None and asked != trained:
-        raise UserError(f"{flag} {asked} contradicts {path}: trained with {trained}")
+        raise UserError(f"{flag} {spelled(asked)} contradicts {path}: trained with {spelled(trained)}")
+
+
+def same_setting(before: Any, now: Any) -> bool:
+    """Whether a setting is what it was in the JSON of a run; some switches were "on" or "off" there."""
+    return before == now or (isinstance(now, bool) and before == spelled(now))
 
 
 def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequence[str]) -> None:
@@ -173,8 +178,8 @@ def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequen
     except UserError as error:
         raise UserError(f"{error}, so the run there cannot be continued; choose another --output_dir") from error
     for name, value in now.items():
-        if name not in may_change and name in before and before[name] != value:
+        if name not in may_change and name in before and not same_setting(before[name], value):
             raise UserError(
-                f"--{name} {value}: the run in {path.parent} began with {before[name]}; give that to continue it, "
-                "or choose another --output_dir"
+                f"--{name} {spelled(value)}: the run in {path.parent} began with {spelled(before[name])}; give that to "
+                "continue it, or choose another --output_dir"
             )

@@ -3,10 +3,10 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data.arguments import UserError
 
@@ -17,6 +17,7 @@ REJECTED_FILE = "rejected.jsonl"  # rows that --skip_bad_rows left out
 STATE_FILE = "trainer_state.json"  # Transformers' log of a run, and of each checkpoint
 REWARDS_FILE = "rewards.csv"  # rewards of each logged step of main_grpo.py
 TRAIN_RESULTS_FILE = "train_results.json"  # the last that training writes
+CALIBRATION_FILE = "calibration.json"  # temperature, thresholds, and what they changed on the validation rows
 PREDICTIONS_FILE = "predictions.jsonl"
 RESULTS_FILE = "test_results.json"  # scores of the predictions
 SUMMARY_FILE = "test_summary.txt"  # the same for people
@@ -48,7 +49,7 @@ def read_json(path: str | os.PathLike, missing_ok: bool = False) -> dict[str, An
 
 
 @contextmanager
-def atomic_writer(path: str | os.PathLike):
+def atomic_writer(path: str | os.PathLike) -> Iterator[TextIO]:
     """Open a text file for writing that takes its place under `path` only when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def _json_rows(path: Path, lines: _Lines, labels_required: bool) -> Iterator[Row
 
 
 def _json_lines_rows(path: Path, lines: _Lines, labels_required: bool) -> Iterator[Row]:
-    def records():
+    def records() -> Iterator[tuple[int, Any]]:
         for number, line in lines:
             try:
                 yield number, json.loads(line)

@@ -7,9 +7,9 @@ A text walks down once: `LabelTask.messages` (or `.plain_prompt`) -> `data/encod
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 SEPARATOR = ", "  # between the labels of an answer, and of the list in the prompt
 SEPARATORS = re.compile(r"[,，、]")  # what is taken for one in an answer that was read
@@ -64,7 +64,12 @@ class LabelTask:
         kind: "multi_label" (one or more labels a text) or "single_label" (exactly one).
         labels: the label set; a label's place in it is its id.
         template: the prompt; `{labels}`, `{text}` and (optionally) `{answer_form}` are filled in.
-        use_chat_template: wrap the prompt in the tokenizer's chat template where it has one.
+        use_chat_template: wrap the prompt in the tokenizer's chat template where it has one. False: the template is
+            all there is, and nothing is put around it or behind it.
+        instruction_first: the template of `--prompt instruction_first`.
+        header_allowed: False where the published files have no header, so that one is a mistake.
+
+    The last two belong to the name: they are not in task.json, and tasks that differ in them only are equal.
 
     Raises:
         ValueError: fewer than two labels, an empty or repeated one (upper and lower case are one), a separator in a
@@ -76,6 +81,8 @@ class LabelTask:
     labels: tuple[str, ...]
     template: str
     use_chat_template: bool = True
+    instruction_first: str = field(default=CUSTOM_TEMPLATE, compare=False, kw_only=True)
+    header_allowed: bool = field(default=True, compare=False, kw_only=True)
 
     def __post_init__(self):
         if self.kind not in ANSWER_FORM:
@@ -107,9 +114,18 @@ class LabelTask:
         return re.compile("|".join(guarded))
 
     @property
+    def default_metric(self) -> str:
+        """The label metric that says best how good a model is at this task."""
+        return "f1_macro" if self.kind == "multi_label" else "accuracy"
+
+    @property
     def template_hash(self) -> str:
         """First 16 hex digits of the template's SHA-256: two runs with the same hash asked the same question."""
         return hashlib.sha256(self.template.encode()).hexdigest()[:16]
+
+    def stored(self) -> dict[str, Any]:
+        """What task.json says of the task: the fields that make two tasks differ."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
 
     def prompt(self, text: str, cot: bool = False) -> str:
         """The question about one text, without any chat markup."""
@@ -128,7 +144,8 @@ class LabelTask:
     def plain_prompt(self, text: str, cot: bool = False) -> str:
         """The question for a model without a chat template: the prompt, ending where the answer begins."""
         prompt = self.prompt(text, cot)
-        return prompt if self.template == TEXT_ONLY or prompt.endswith((":", "：")) else prompt + "\n\nAnswer:"
+        complete = not self.use_chat_template or prompt.endswith((":", "："))
+        return prompt if complete else prompt + "\n\nAnswer:"
 
     def target(self, gold: Iterable[str], rationale: str | None = None) -> str:
         """The answer to train on: gold labels in the task's order, inside tags after the reasoning if there is one.

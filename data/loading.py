@@ -12,8 +12,6 @@ from data.arguments import UserError
 from data.formats import Row, read_rows
 from data.tasks import Task
 
-_HEADERLESS = ("goemotions-",)  # tasks whose published layout has no header: one there is a mistake
-
 
 @dataclass(frozen=True)
 class Example:
@@ -65,10 +63,9 @@ def read_examples(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file")
-    header_allowed = not task.name.startswith(_HEADERLESS)
     labelled: bool | None = None  # as the first row is
     first_line, bad = 0, 0
-    for row in read_rows(path, lambda cell: _is_gold(cell, task), labels_required, header_allowed):
+    for row in read_rows(path, lambda cell: _is_gold(cell, task), labels_required, task.header_allowed):
         try:
             example = _example(row, task, labels_required, cot)
         except _RowError as error:

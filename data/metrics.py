@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy
+
 from data.labels import Prediction
 from data.tasks import Task
 
@@ -14,7 +16,6 @@ LABEL_METRICS = (
 )
 # where there are probabilities: keys of `data.calibration.calibration_scores`, as a summary shows them
 PROBABILITY_METRICS = {"auc": "AUC", "ece": "ECE", "brier": "Brier score"}
-DEFAULT_BEST = {"multi_label": "f1_macro", "single_label": "accuracy"}
 
 
 def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Prediction], task: Task) -> dict[str, Any]:
@@ -67,10 +68,8 @@ def jaccard(predicted: Sequence[str], gold: Sequence[str]) -> float:
     return len(set(predicted) & set(gold)) / len(union) if union else 1.0
 
 
-def _indicators(label_sets: Sequence[Sequence[str]], task: Task):
+def _indicators(label_sets: Sequence[Sequence[str]], task: Task) -> numpy.ndarray:
     """Label sets -> 0/1 matrix, (texts, labels)."""
-    import numpy
-
     matrix = numpy.zeros((len(label_sets), len(task.labels)), dtype=numpy.uint8)
     for row, labels in enumerate(label_sets):
         for label in labels:

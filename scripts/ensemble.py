@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy
+
 from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.contract import Contract
@@ -36,7 +38,7 @@ TABLE = {
     "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard", "auc": "AUC",
     "ece": "ECE",
 }  # fmt: skip
-_ROUNDING = 1e-9  # shares of votes that differ by less are equal
+_ROUNDING = 1e-9  # sums of weights that differ by less are equal
 
 
 @dataclass
@@ -96,10 +98,8 @@ class Member:
         """What the run answered, as far as it is scored."""
         return [Prediction(tuple(row["labels"]), bool(row["valid"])) for row in self.rows]
 
-    def probabilities(self, task: Task):
+    def probabilities(self, task: Task) -> numpy.ndarray | None:
         """Its probabilities as an array (n, K), labels in the task's order; None where a row has none."""
-        import numpy
-
         if not self.has_probabilities:
             return None
         return numpy.array([[row["probabilities"][label] for label in task.labels] for row in self.rows], dtype=float)
@@ -213,12 +213,12 @@ def check_labels(member: Member, task: Task) -> None:
 # --- combining ------------------------------------------------------------------------------------------------------
 
 
-def voted(answers: Sequence[Sequence[str]], shares: Sequence[float], task: Task) -> tuple[str, ...]:
+def voted(answers: Sequence[Sequence[str]], weights: Sequence[float], task: Task) -> tuple[str, ...]:
     """What the runs' answers to one text come to by vote.
 
     Args:
         answers: labels that each run gave; a run that gave none does not vote.
-        shares: how much each run counts; together 1.
+        weights: how much each run counts; together 1.
         task: the labels.
 
     Returns:
@@ -227,7 +227,8 @@ def voted(answers: Sequence[Sequence[str]], shares: Sequence[float], task: Task)
     single = task.kind == "single_label"
     ballots = [answer[:1] if single else answer for answer in answers]
     votes = {
-        label: sum(s for ballot, s in zip(ballots, shares, strict=True) if label in ballot) for label in task.labels
+        label: sum(weight for ballot, weight in zip(ballots, weights, strict=True) if label in ballot)
+        for label in task.labels
     }
     most = max(votes.values())
     favourites = [label for label in task.labels if votes[label] > 0 and votes[label] >= most - _ROUNDING]
@@ -236,15 +237,19 @@ def voted(answers: Sequence[Sequence[str]], shares: Sequence[float], task: Task)
     return tuple(label for label in task.labels if votes[label] >= 0.5 - _ROUNDING) or tuple(favourites)
 
 
-def mean_thresholds(members: Sequence[Member], shares: Sequence[float]) -> dict[str, float] | None:
+def mean_thresholds(members: Sequence[Member], weights: Sequence[float]) -> dict[str, float] | None:
     """The mean of the members' thresholds, label by label, or None unless all of them have some."""
     if any(member.contract is None or member.contract.thresholds is None for member in members):
         return None
     tables = [member.contract.thresholds for member in members]
-    return {label: sum(s * table[label] for table, s in zip(tables, shares, strict=True)) for label in tables[0]}
+    return {
+        label: sum(weight * table[label] for table, weight in zip(tables, weights, strict=True)) for label in tables[0]
+    }
 
 
-def combine(members: Sequence[Member], shares: Sequence[float], task: Task, how: str):
+def combine(
+    members: Sequence[Member], weights: Sequence[float], task: Task, how: str
+) -> tuple[list[Prediction], numpy.ndarray | None]:
     """The ensemble's predictions, and its probabilities (n, K) or None.
 
     Raises:
@@ -256,9 +261,9 @@ def combine(members: Sequence[Member], shares: Sequence[float], task: Task, how:
             raise UserError(f"--how mean: {member.path}: id {row['id']!r} has no probabilities; use vote")
     if how == "vote" or not all(member.has_probabilities for member in members):
         answers = zip(*([row["labels"] for row in member.rows] for member in members), strict=True)
-        return [Prediction(given, valid=bool(given)) for given in (voted(a, shares, task) for a in answers)], None
-    probabilities = sum(share * member.probabilities(task) for member, share in zip(members, shares, strict=True))
-    decided = decide(probabilities, task, mean_thresholds(members, shares))
+        return [Prediction(given, valid=bool(given)) for given in (voted(a, weights, task) for a in answers)], None
+    probabilities = sum(weight * member.probabilities(task) for member, weight in zip(members, weights, strict=True))
+    decided = decide(probabilities, task, mean_thresholds(members, weights))
     compete = any(member.contract is None or member.contract.activation == "softmax" for member in members)
     activation = "softmax" if compete else "sigmoid"
     return [

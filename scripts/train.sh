@@ -17,10 +17,15 @@ MODEL="${MODEL:-models/Qwen2.5-7B-Instruct}"
 DATA_DIR="${DATA_DIR:-data}"
 OUTPUT_DIR="${OUTPUT_DIR:-outputs/train}"
 
+# One run: `fine_tune sst2 OUTPUT --flags of main_SFT.py`.
+fine_tune() {
+  find_data --own --name="$1" --model="$MODEL" --folder="$DATA_DIR/$1" --output_dir="$2"
+  launch main_SFT.py "${data_flags[@]}" "${@:3}"
+}
+
 trap 'exit 130' INT # Ctrl-C ends all of it, not just the run that is on
-check_model "$MODEL"
-for dataset in $DATASETS; do
-  find_data "$dataset" "$DATA_DIR/$dataset" # before hours of training: is everything there?
+for dataset in $DATASETS; do # before hours of training: is everything there?
+  find_data --own --name="$dataset" --model="$MODEL" --folder="$DATA_DIR/$dataset" --output_dir="$OUTPUT_DIR"
 done
 
 finished=()
@@ -35,7 +40,7 @@ for dataset in $DATASETS; do
         continue
       fi
       echo "== $output"
-      if fine_tune "$dataset" "$MODEL" "$DATA_DIR/$dataset" "$output" --tuning "$tuning" --seed "$seed" "$@"; then
+      if fine_tune "$dataset" "$output" --tuning "$tuning" --seed "$seed" "$@"; then
         finished+=("$output")
       else
         failed+=("$output")

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from data.arguments import UserError, check_at_least, flag, run
 from data.engine.models import check_model_path
@@ -22,6 +22,9 @@ from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.labels import Prediction
 from data.loading import load_examples
 from data.tasks import Task
+
+if TYPE_CHECKING:
+    from gradio import Blocks
 
 MOST_ROWS = 10_000  # of a file: more are for inference.py, which goes on where it was stopped
 HEADER = ["text", "labels", "confidence"]
@@ -84,8 +87,8 @@ def table(predictor: Predictor, texts: Sequence[str]) -> tuple[list[list[str]], 
         writer = csv.writer(file)
         writer.writerow([*HEADER, *predictor.task.labels])
         for (text, labels, _), p in zip(rows, predictions, strict=True):
-            shares = (p.probabilities or {}).values()
-            writer.writerow([text, labels, f"{p.confidence:.6f}", *(f"{share:.6f}" for share in shares)])
+            probabilities = (p.probabilities or {}).values()
+            writer.writerow([text, labels, f"{p.confidence:.6f}", *(f"{value:.6f}" for value in probabilities)])
     return rows, str(path)
 
 
@@ -101,11 +104,11 @@ def _labels(prediction: Prediction) -> str:
     return ", ".join(prediction.labels) or "–"
 
 
-def build(predictor: Predictor, title: str):
+def build(predictor: Predictor, title: str) -> "Blocks":
     """The page."""
     import gradio
 
-    def read_file(path: str | None):
+    def read_file(path: str | None) -> tuple[list, str | None]:
         if path is None:
             return [], None
         try:

@@ -7,8 +7,10 @@ import pytest
 from data.arguments import UserError
 from scripts.benchmark.grpo import GrpoArgs
 from scripts.benchmark.grpo import table as grpo_table
+from scripts.benchmark.predict import InferenceArgs
 from scripts.benchmark.predict import table as inference_table
 from scripts.benchmark.race import CASES, Contestant, train_file
+from scripts.benchmark.score import ScoreArgs
 from scripts.benchmark.score import table as score_table
 from scripts.benchmark.sft import SftArgs, table
 from tests.conftest import ROOT, SAMPLE
@@ -38,31 +40,34 @@ def test_contestants_take_turns():
         racer.stop()
 
 
+@pytest.mark.parametrize("args_class", [SftArgs, GrpoArgs, ScoreArgs, InferenceArgs])
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ({"model_path": None}, "--model_path is needed"),
-        ({"cases": ["28-labels", "27"]}, "--cases 27: must be of 28-labels, 4-labels"),
-        ({"contestants": ["me"]}, "--contestants me: must be of trl, plain"),
+        ({"contestants": ["ours", "me"]}, "--contestants me: must be of "),
         ({"rounds": 0}, "--rounds 0: must be at least 1"),
+        ({"warmup": 0}, "--warmup 0: must be at least 1"),
+        ({"output_dir": ""}, "--output_dir: is empty"),
     ],
 )
-def test_wrong_flags(flags, message):
+def test_wrong_flags(args_class, flags, message):
     with pytest.raises(UserError, match=message):
-        SftArgs(**{"model_path": "somewhere"} | flags)
+        args_class(**{"model_path": "somewhere"} | flags)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("args_class", "flags", "message"),
     [
-        ({"model_path": None}, "--model_path is needed"),
-        ({"contestants": ["me"]}, "--contestants me: must be of trl, plain, ours"),
-        ({"num_generations": 1}, "--num_generations 1: must be at least 2"),
+        (SftArgs, {"cases": ["28-labels", "27"]}, "--cases 27: must be of 28-labels, 4-labels"),
+        (SftArgs, {"lora_r": 0}, "--lora_r 0: must be at least 1"),
+        (GrpoArgs, {"num_generations": 1}, "--num_generations 1: must be at least 2"),
+        (InferenceArgs, {"rows": 3, "rounds": 4}, "--rows 3: must be at least 4"),
     ],
 )
-def test_wrong_flags_of_grpo(flags, message):
+def test_wrong_flags_of_one(args_class, flags, message):
     with pytest.raises(UserError, match=message):
-        GrpoArgs(**{"model_path": "somewhere"} | flags)
+        args_class(**{"model_path": "somewhere"} | flags)
 
 
 def test_data_that_is_not_there(tmp_path):

@@ -5,7 +5,10 @@ import pytest
 
 from data.arguments import UserError
 from data.contract import Contract, check_run_settings, contract_for
-from data.tasks import BUILT_IN_TASKS
+from data.encoding import Encoder
+from data.learning.checkpoints import check_same_task
+from data.loading import load_examples
+from data.tasks import BUILT_IN_TASKS, resolve_task, with_prompt
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 LABELS = "ambiguous\nnegative\nneutral\npositive\n"
@@ -48,7 +51,7 @@ def test_flags_that_agree_are_taken(run_dir):
             r"--label_path .*other.txt contradicts .*task.json: id 2 is 'mixed' .* 'neutral'",
         ),
         ({"max_length": 512}, r"--max_length 512 contradicts .*trained with 300"),
-        ({"cot": True}, r"--cot True contradicts .*trained with False"),
+        ({"cot": True}, r"--cot on contradicts .*trained with off"),
     ],
 )
 def test_flags_that_contradict_name_both_values(run_dir, flags, message):
@@ -90,9 +93,190 @@ def test_a_run_cannot_be_continued_as_another(tmp_path):
     check_run_settings(path, {"learning_rate": 1e-4, "max_steps": 20, "new_flag": 1}, may_change=("max_steps",))
     with pytest.raises(UserError, match=r"--learning_rate 0.001: .* began with 0.0001"):
         check_run_settings(path, {"learning_rate": 1e-3}, may_change=())
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"args.json: not a JSON object .*, so the run there cannot be continued"):
+        check_run_settings(path, {"learning_rate": 1e-4}, may_change=())
+
+
+def test_switches_of_a_run_that_an_earlier_version_began(tmp_path):
+    """They were "on" and "off" where they are true and false now."""
+    path = tmp_path / "args.json"
+    path.write_text(json.dumps({"constrained": "off", "calibration": "on", "cot": False, "prefix_sharing": "on"}))
+    check_run_settings(path, {"constrained": False, "calibration": True, "cot": False, "prefix_sharing": "on"}, ())
+    with pytest.raises(UserError, match=r"--constrained on: .* began with off"):
+        check_run_settings(path, {"constrained": True}, ())
+    with pytest.raises(UserError, match=r"--cot on: .* began with off"):
+        check_run_settings(path, {"cot": True}, ())
 
 
 def test_a_task_of_the_users_own_survives(tmp_path):
     own = dataclasses.replace(GROUP, name="birds", kind="single_label", labels=("owl", "wren"))
     Contract(own).save(tmp_path)
     assert contract_for(str(tmp_path)).task == own
+
+
+# --- what stands in run directories ---------------------------------------------------------------------------------
+
+LIBRARIES = {"torch": "2.13.0+cpu", "transformers": "5.17.0", "trl": "1.16.0", "peft": "0.21.2"}
+OF_A_GROUP_RUN = """{
+  "format_version": 1,
+  "task": {
+    "name": "goemotions-group",
+    "kind": "multi_label",
+    "labels": [
+      "ambiguous",
+      "negative",
+      "neutral",
+      "positive"
+    ],
+    "template": "Emotions: {labels}\\nWhich does the writer of the comment feel? {answer_form}\\n\\nComment:\\n{text}",
+    "use_chat_template": true,
+    "template_hash": "aa4d35202b299b32"
+  },
+  "cot": false,
+  "objective": "generate",
+  "head": null,
+  "thresholds": null,
+  "temperature": 1.0,
+  "max_length": 300,
+  "base_model": "models/base",
+  "base_revision": null,
+  "base_fingerprint": "0123abcd",
+  "seed": 7,
+  "library_versions": {
+    "torch": "2.13.0+cpu",
+    "transformers": "5.17.0",
+    "trl": "1.16.0",
+    "peft": "0.21.2"
+  }
+}
+"""
+OF_A_HEAD_ON_EMOTION = """{
+  "format_version": 1,
+  "task": {
+    "name": "emotion",
+    "kind": "single_label",
+    "labels": [
+      "anger",
+      "fear",
+      "joy",
+      "love",
+      "sadness",
+      "surprise"
+    ],
+    "template": "{text}",
+    "use_chat_template": false,
+    "template_hash": "ada0db1bcc3bb7d1"
+  },
+  "cot": false,
+  "objective": "classify",
+  "head": "linear",
+  "thresholds": null,
+  "temperature": 1.5,
+  "max_length": 300,
+  "base_model": "models/base",
+  "base_revision": null,
+  "base_fingerprint": null,
+  "seed": 7,
+  "library_versions": {
+    "torch": "2.13.0+cpu",
+    "transformers": "5.17.0",
+    "trl": "1.16.0",
+    "peft": "0.21.2"
+  }
+}
+"""
+OF_OWN_LABELS = """{
+  "format_version": 1,
+  "task": {
+    "name": "birds",
+    "kind": "multi_label",
+    "labels": [
+      "owl",
+      "wren"
+    ],
+    "template": "Labels: {labels}\\nWhich fits the text? {answer_form}\\n\\nText:\\n{text}",
+    "use_chat_template": true,
+    "template_hash": "bdd470108e8da38e"
+  },
+  "cot": false,
+  "objective": "generate",
+  "head": null,
+  "thresholds": null,
+  "temperature": 1.0,
+  "max_length": 300,
+  "base_model": "models/base",
+  "base_revision": null,
+  "base_fingerprint": null,
+  "seed": 7,
+  "library_versions": {
+    "torch": "2.13.0+cpu",
+    "transformers": "5.17.0",
+    "trl": "1.16.0",
+    "peft": "0.21.2"
+  }
+}
+"""
+
+
+def own_task(folder):
+    (folder / "birds").mkdir()
+    (folder / "birds" / "labels.txt").write_text("owl\nwren\n")
+    return resolve_task(None, str(folder / "birds" / "labels.txt"))
+
+
+@pytest.mark.parametrize(
+    ("written", "asked", "prompt"),
+    [
+        (
+            OF_A_GROUP_RUN,
+            lambda folder: with_prompt(BUILT_IN_TASKS["goemotions-group"], "instruction_first"),
+            "Emotions: ambiguous, negative, neutral, positive\nWhich does the writer of the comment feel? Answer with "
+            "all that apply, separated by commas.\n\nComment:\nhow nice\n\nAnswer:",
+        ),
+        (
+            OF_A_HEAD_ON_EMOTION,
+            lambda folder: with_prompt(BUILT_IN_TASKS["emotion"], "text_only"),
+            "how nice",
+        ),
+        (
+            OF_OWN_LABELS,
+            own_task,
+            "Labels: owl, wren\nWhich fits the text? Answer with all that apply, separated by commas.\n\nText:\n"
+            "how nice\n\nAnswer:",
+        ),
+    ],
+)
+def test_a_task_json_of_version_1(tmp_path, plain_tokenizer, written, asked, prompt):
+    """As EmoTune has written it: it loads, a run on the same flags goes on, and the model is asked the same."""
+    checkpoint = tmp_path / "checkpoint-6"
+    checkpoint.mkdir()
+    (checkpoint / "task.json").write_text(written, encoding="utf-8")
+    contract, task = Contract.load(checkpoint), asked(tmp_path)
+    assert contract.task == task
+    assert (contract.task.instruction_first, contract.task.header_allowed) == (
+        task.instruction_first,
+        task.header_allowed,
+    )
+    check_same_task(str(checkpoint), task)
+    encoder = Encoder(contract.task, plain_tokenizer, objective=contract.objective)
+    assert plain_tokenizer.decode(encoder.prompt_ids(["how nice"])[0]) == prompt
+    assert contract.library_versions == LIBRARIES
+    contract.save(tmp_path)
+    assert json.loads((tmp_path / "task.json").read_text(encoding="utf-8"))["task"] == json.loads(written)["task"]
+
+
+def test_headers_are_refused_as_the_name_says(tmp_path):
+    (tmp_path / "task.json").write_text(OF_A_GROUP_RUN)
+    (tmp_path / "dev.tsv").write_text("text\tlabels\tid\nfine\t3\tc1\n")
+    with pytest.raises(UserError, match=r"dev.tsv:1: a header .*GoEmotions layout has none"):
+        load_examples(tmp_path / "dev.tsv", Contract.load(tmp_path).task)
+
+
+@pytest.mark.parametrize("missing", ["kind", "labels", "template", "name"])
+def test_a_task_that_is_not_whole_is_not_filled_in(tmp_path, missing):
+    content = json.loads(OF_A_GROUP_RUN)
+    del content["task"][missing]
+    (tmp_path / "task.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"not a task.json that EmoTune wrote .*{missing}"):
+        Contract.load(tmp_path)

@@ -18,10 +18,10 @@ import pytest
 from filelock import FileLock
 
 import download
-from data import published
 from data.arguments import UserError, parse_args
-from data.tasks import BUILT_IN_TASKS
-from download import KNOWN, Archive, Args, Item, main
+from data.conversion import convert
+from data.published import DATA_SETS, Archive, DataSet, Files
+from download import KNOWN, ROOT, Args, Item, main
 from tests.hub_server import COMMIT, Hub
 
 SCRIPT = Path(download.__file__)
@@ -85,7 +85,7 @@ def test_help_is_quick():
         (["--model", "a/b", "--dataset", "sst2"], "found both"),
         (["--modle", "a/b"], "did you mean --model?"),
         (["--model", "a/b", "--source", "ftp"], "--source: invalid choice: 'ftp'"),
-        (["--dataset", "goemotion"], "--dataset goemotion: neither a hub id (org/name) nor one of chn-reviews,"),
+        (["--dataset", "goemotion"], "--dataset goemotion: neither a hub id (org/name) nor one of goemotions, sst2,"),
         (["--dataset", "minilm-l6"], "use --model minilm-l6"),
         (["--model", "../../etc"], "neither a hub id"),
         (["--model", "a/.."], "neither a hub id"),
@@ -116,6 +116,33 @@ def test_default_folders(tmp_path, monkeypatch):
     assert download.target_folder(Args(dataset="sst2"), KNOWN["sst2"]) == tmp_path / "data/sst2"
     assert download.target_folder(Args(), Item("model", "org/name")) == tmp_path / "models/name"
     assert download.target_folder(Args(target_dir="x/y"), Item("model", "org/name")) == tmp_path / "x/y"
+
+
+@pytest.mark.parametrize(
+    "folder", [".", "data", "data/engine", "data/learning/deep", "data/report", "data/sample", "scripts", "tests/x"]
+)
+def test_nothing_goes_into_the_projects_own_folders(monkeypatch, tmp_path, folder):
+    before = {path: path.stat().st_mtime_ns for path in (ROOT, ROOT / "data", ROOT / "data/engine", ROOT / "tests")}
+    own = str(ROOT / folder)
+    with pytest.raises(UserError, match="is a place of the project's own; choose another --target_dir") as error:
+        main(Args(dataset="sst2", target_dir=own))
+    assert str(error.value).startswith(f"--target_dir {own}: ")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"^--target_dir \S+: .* is a place of the project's own"):
+        main(Args(dataset="sst2", target_dir=f"models/../{folder}"))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_default_folder_that_is_the_projects_own(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert "--dataset org/engine: " in last_line(run_script("--dataset", "org/engine"))
+    for name in ("sst2", "engine-data"):  # beside the rooms there is place
+        assert download.target_folder(Args(), Item("dataset", name)) == ROOT / "data" / name
+
+
+def test_every_room_of_data_is_guarded():
+    own = {f"data/{path.parent.name}" for path in (ROOT / "data").glob("*/__init__.py")}
+    assert own <= set(download.ROOMS)
 
 
 # --- a hub ----------------------------------------------------------------------------------------------------------
@@ -319,10 +346,16 @@ def parquet(rows: list[dict]) -> bytes:
     return buffer.getvalue()
 
 
+def with_rows(name: str, **counts: int) -> DataSet:
+    """A data set of the table as if its splits had other numbers of rows."""
+    data_set = DATA_SETS[name]
+    splits = {split: dataclasses.replace(data_set.splits[split], rows=count) for split, count in counts.items()}
+    return dataclasses.replace(data_set, splits=splits)
+
+
 def expect_rows(monkeypatch, name: str, **counts: int) -> None:
-    """Let the table of expected rows say other numbers."""
-    splits = {split: (published.SPLITS[name][split][0], count) for split, count in counts.items()}
-    monkeypatch.setitem(published.SPLITS, name, splits)
+    """Let download.py know that data set."""
+    monkeypatch.setitem(KNOWN, name, download.data_set_item(with_rows(name, **counts)))
 
 
 GOEMOTIONS_ROWS = {
@@ -368,7 +401,7 @@ def test_a_wrong_number_of_rows(goemotions, tmp_path):
 
 
 @pytest.mark.skipif("EMOTUNE_DATASETS" not in os.environ, reason="EMOTUNE_DATASETS: folder of the original files")
-def test_goemotions_taxonomies_are_the_published_ones(monkeypatch, tmp_path):
+def test_goemotions_taxonomies_are_the_published_ones(tmp_path):
     source = Path(os.environ["EMOTUNE_DATASETS"], "goemotions")
     (tmp_path / "raw/simplified").mkdir(parents=True)
     for split, on_hub in (("train", "train"), ("dev", "validation")):
@@ -376,8 +409,7 @@ def test_goemotions_taxonomies_are_the_published_ones(monkeypatch, tmp_path):
             cells = [line.rstrip("\n").split("\t") for line in file]
         rows = [{"text": text, "labels": [int(i) for i in ids.split(",")], "id": own} for text, ids, own in cells]
         (tmp_path / f"raw/simplified/{on_hub}-0.parquet").write_bytes(parquet(rows))
-    expect_rows(monkeypatch, "goemotions", train=43_410, dev=5_426)
-    published.convert_goemotions(tmp_path / "raw", tmp_path)
+    convert(with_rows("goemotions", train=43_410, dev=5_426), tmp_path / "raw", tmp_path)
     for path in (*tmp_path.glob("*/train.tsv"), *tmp_path.glob("*/dev.tsv")):
         assert path.read_bytes() == (source / path.parent.name / path.name).read_bytes()
 
@@ -416,15 +448,9 @@ PAIR = [{"text": "not\tgood", "label": 0}, {"text": "好", "label": 1}]
 )
 def test_single_label_data_sets(hub, monkeypatch, tmp_path, name, files, expected):
     hub.files["dataset", KNOWN[name].hf] = files
-    expect_rows(monkeypatch, name, **dict.fromkeys(published.SPLITS[name], 2))
+    expect_rows(monkeypatch, name, **dict.fromkeys(DATA_SETS[name].splits, 2))
     main(Args(dataset=name))
     assert {file: (tmp_path / "data" / name / file).read_text() for file in expected} == expected
-
-
-def test_hub_ids_are_the_ids_of_the_tasks():
-    for name in ("sst2", "r8", "chnsenticorp"):  # `emotion` is written by name
-        assert published.LAYOUTS[name][3] == BUILT_IN_TASKS[name].labels
-    assert sorted(published.LAYOUTS["emotion"][3]) == sorted(BUILT_IN_TASKS["emotion"].labels)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +458,12 @@ def test_hub_ids_are_the_ids_of_the_tasks():
     [
         ([{"text": "x", "label": 2}], "sst2: a row has label 2, expected 0 to 1"),
         ([{"text": "x", "label": -1}], "sst2: a row has label -1"),
-        ([{"sentence": "x", "label": 1}], "train.jsonl: found columns sentence, label, expected label, text"),
+        ([{"text": "x", "label": None}], "sst2: a row has label None"),
+        ([{"text": "x", "label": [1]}], r"sst2: a row has label \[1\]"),
+        ([{"text": None, "label": 1}], "sst2: train.jsonl: row 1: its text is None"),
+        ([{"words": "x", "label": 1}], "train.jsonl:1: no text column among 'words', 'label'; known names are text,"),
+        ([{"text": "x"}], "train.jsonl:1: no label column among 'text'"),
+        ([["x"]], "sst2: train.jsonl: row 1: not an object with named values"),
     ],
 )
 def test_rows_that_cannot_be_right(hub, monkeypatch, tmp_path, rows, message):
@@ -441,6 +472,14 @@ def test_rows_that_cannot_be_right(hub, monkeypatch, tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
         main(Args(dataset="sst2"))
     assert left_over(tmp_path / "data") == []
+
+
+def test_comments_need_their_ids(goemotions, hub, monkeypatch):
+    rows = [{"text": "fine", "labels": [17]}]
+    hub.files["dataset", DATA_SETS["goemotions"].hub]["simplified/train-00000-of-00001.parquet"] = parquet(rows)
+    expect_rows(monkeypatch, "goemotions", train=1)
+    with pytest.raises(UserError, match=r"train-00000-of-00001.parquet: row 1 has no id"):
+        main(Args(dataset="goemotions"))
 
 
 def test_a_repository_without_the_files(hub):
@@ -457,10 +496,11 @@ def write_reviews(folder: Path) -> None:
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def test_chn_reviews(monkeypatch, tmp_path, capsys):
+def test_chn_reviews(tmp_path, capsys):
     write_reviews(tmp_path / "raw")
-    monkeypatch.setattr(published, "CHN_REVIEWS_LINES", {"neg.txt": 34, "pos.txt": 41})
-    published.convert_chn_reviews(tmp_path / "raw", tmp_path)
+    few = dataclasses.replace(DATA_SETS["chn-reviews"], reviews=(Files("neg.txt", 34), Files("pos.txt", 41)))
+    convert(few, tmp_path / "raw", tmp_path)
+    assert (tmp_path / "labels.txt").read_text() == "负面\n正面\n"
     rows = {
         split: [json.loads(line) for line in (tmp_path / f"{split}.jsonl").open()] for split in ("train", "dev", "test")
     }
@@ -475,7 +515,7 @@ def test_chn_reviews(monkeypatch, tmp_path, capsys):
 def test_chn_reviews_counts(tmp_path):
     write_reviews(tmp_path / "raw")
     with pytest.raises(UserError, match=r"neg\.txt: found 34 lines, expected 18,576"):
-        published.convert_chn_reviews(tmp_path / "raw", tmp_path)
+        convert(DATA_SETS["chn-reviews"], tmp_path / "raw", tmp_path)
 
 
 # --- archives of a package index, by a real pip ---------------------------------------------------------------------

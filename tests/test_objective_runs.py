@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from data.arguments import UserError
 from data.contract import Contract
-from data.engine.evaluation import CALIBRATION_FILE
+from data.files import CALIBRATION_FILE
 from data.labels import TEXT_ONLY
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
-from main_SFT import Args, main, with_defaults
+from main_SFT import Args, main
 from tests.test_classifier import SIZES
 
 TEXTS = {
@@ -216,42 +216,3 @@ def test_an_encoder_writes_nothing(args, tiny_bert_dir):
             main(dataclasses.replace(args, model_path=str(tiny_bert_dir), objective=objective))
     with pytest.raises(UserError, match=r"--objective score: .* is an encoder"):
         Predictor(str(tiny_bert_dir), "emotion", objective="score")
-
-
-def test_defaults_of_a_task(tiny_model_dir):
-    def filled(task, **flags):
-        given = Args(model_path=str(tiny_model_dir), task=task, train_data_path="x", **flags)
-        return with_defaults(given, BUILT_IN_TASKS[task])
-
-    sst2 = filled("sst2")
-    assert (sst2.objective, sst2.head, sst2.lora_r, sst2.lora_alpha, sst2.lora_dropout) == (
-        "classify",
-        "mlp",
-        64,
-        16,
-        0.1,
-    )
-    assert (sst2.learning_rate, sst2.batch_size, sst2.num_epochs, sst2.eval_steps, sst2.save_steps) == (
-        5e-4,
-        8,
-        8,
-        100,
-        200,
-    )
-    r8 = filled("r8", tuning="full")
-    assert (r8.learning_rate, r8.batch_size, r8.num_epochs, r8.eval_steps, r8.save_steps) == (2e-5, 4, 5, 50, 100)
-    chinese = filled("chnsenticorp", tuning="qlora")
-    assert (chinese.objective, chinese.head, chinese.lora_r, chinese.lora_dropout) == ("score", None, 8, 0.05)
-    assert (chinese.save_steps, chinese.save_total_limit) == (100, 3)
-    emotion = filled("emotion")
-    assert (emotion.objective, emotion.prompt, emotion.warmup_steps, emotion.lora_r) == (
-        "classify",
-        "text_only",
-        500,
-        8,
-    )
-    assert filled("emotion", objective="generate").prompt == "task"
-    plain = filled("goemotions-group", tuning="full")
-    assert (plain.objective, plain.head, plain.learning_rate, plain.eval_steps) == ("generate", None, 2e-5, None)
-    assert filled("sst2", batch_size=3, eval_steps=7).batch_size == 3
-    assert filled("sst2", eval_steps=7).save_steps is None  # 200 would be no multiple of it

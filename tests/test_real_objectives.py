@@ -64,7 +64,7 @@ def test_four_bits_but_for_the_output(smollm2, objective):
 
 
 def test_qlora_learns_over_four_bits(args):
-    args = dataclasses.replace(args, tuning="qlora", objective="classify", max_steps=8, calibration="off")
+    args = dataclasses.replace(args, tuning="qlora", objective="classify", max_steps=8, calibration=False)
     main(args)
     history = json.loads((Path(args.output_dir) / "trainer_state.json").read_text())["log_history"]
     losses = [entry["loss"] for entry in history if "loss" in entry]

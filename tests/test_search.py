@@ -48,7 +48,7 @@ def outcome(args) -> dict:
 
 def test_the_best_trial_becomes_the_run(args):
     trainings = Trainings()
-    search(args, "single_label", trainings)
+    search(args, "accuracy", trainings)
     assert len(trainings.seen) == 6
     first = trainings.seen[0]
     assert (first.learning_rate, first.lora_r, first.num_epochs, first.search) == (1e-3, 8, 3.0, None)  # as given
@@ -70,37 +70,37 @@ def test_a_stopped_search_goes_on(args):
     """The interrupted trial with its own settings and folder, the finished ones not again."""
     before = Trainings(stop_at=3)
     with pytest.raises(KeyboardInterrupt):
-        search(args, "single_label", before)
+        search(args, "accuracy", before)
     after = Trainings()
-    search(args, "single_label", after)
+    search(args, "accuracy", after)
     assert after.seen[0] == before.seen[2]
     assert len(after.seen) == 4
     folders = [trial.output_dir for trial in [*before.seen[:2], *after.seen]]
     assert len(set(folders)) == 6
     again = Trainings()
-    search(args, "single_label", again)
+    search(args, "accuracy", again)
     assert not again.seen
-    search(dataclasses.replace(args, search=8), "single_label", again)  # more of the same
+    search(dataclasses.replace(args, search=8), "accuracy", again)  # more of the same
     assert len(again.seen) == 2
 
 
 def test_another_search_in_the_same_folder(args):
-    search(dataclasses.replace(args, search=1), "single_label", Trainings())
+    search(dataclasses.replace(args, search=1), "accuracy", Trainings())
     with pytest.raises(UserError, match=r"--learning_rate 0.005: the search in .* began with 0.001"):
-        search(dataclasses.replace(args, learning_rate=5e-3), "single_label", Trainings())
+        search(dataclasses.replace(args, learning_rate=5e-3), "accuracy", Trainings())
 
 
 def test_a_folder_with_a_run(args):
     Path(args.output_dir).mkdir()
     (Path(args.output_dir) / "args.json").write_text("{}")
     with pytest.raises(UserError, match="holds a run, not a search"):
-        search(args, "single_label", Trainings())
+        search(args, "accuracy", Trainings())
 
 
 def test_several_processes(args, monkeypatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--search: runs its trials one after the other"):
-        search(args, "single_label", Trainings())
+        search(args, "accuracy", Trainings())
 
 
 def test_a_search_of_real_runs(tiny_model_dir, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""scripts/train*.sh as they are called: what they find, what they miss, and a small grid that is really trained."""
+"""train_task.sh and train.sh as they are called: what they find, what they miss, a small grid that is really trained."""
 
 import json
 import os
@@ -8,24 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from data.published import LAYOUTS, SPLITS, write_labels
+from data.arguments import UserError
+from data.conversion import write_labels
+from data.published import DATA_SETS
 from data.tasks import BUILT_IN_TASKS
+from scripts import find_data
 from tests.conftest import ROOT
 
 MODELS = {
     "sst2": "Qwen2.5-7B-Instruct", "r8": "Qwen2.5-7B-Instruct", "chnsenticorp": "Qwen2.5-1.5B", "emotion": "Qwen3-0.6B",
+    "goemotions/group": "Qwen2.5-7B-Instruct", "chn-reviews": "Qwen2.5-1.5B",
 }  # fmt: skip
 
 
 def write_data(folder: Path, name: str, rows: int = 8, splits=None) -> Path:
     """A small data set of our own in the layout of download.py."""
-    ending, header, layout, labels = LAYOUTS[name]
+    data_set = DATA_SETS[name]
+    task, layout = data_set.tasks[""], data_set.layout
     folder.mkdir(parents=True)
-    for split in splits or SPLITS[name]:
-        texts = [f"{split} text number {i}" for i in range(rows)]
-        lines = [layout.format(text=t, id=i % 2, label=labels[i % 2]) + "\n" for i, t in enumerate(texts)]
-        (folder / f"{split}.{ending}").write_text(header + "".join(lines), encoding="utf-8")
-    write_labels(folder, name)
+    for split in splits or data_set.splits:
+        lines = [layout.header] if layout.header else []
+        lines += [
+            layout.line.format(text=f"{split} text number {i}", label_id=i % 2, label=task.labels[i % 2])
+            for i in range(rows)
+        ]
+        (folder / f"{split}.{layout.ending}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_labels(folder, task)
     return folder
 
 
@@ -47,14 +55,27 @@ def launch(script: str, environment: dict[str, str], *flags: str) -> subprocess.
     )
 
 
-def found(name: str, folder: Path) -> subprocess.CompletedProcess:
-    """The flags that the launchers give main_SFT.py for a data set, one a line."""
-    script = (
-        'source scripts/_launch.sh; source scripts/_train.sh; find_data "$0" "$1"; printf "%s\n" "${data_flags[@]}"'
-    )
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script, name, str(folder)], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.fixture
+def find(capsys):
+    """What the launchers give main_SFT.py for a data set."""
+
+    def flags_of(name: str, **flags: str) -> list[str]:
+        find_data.main(find_data.Args(name, **flags))
+        return capsys.readouterr().out.splitlines()
+
+    return flags_of
+
+
+@pytest.fixture
+def found(find):
+    """The flags in between, that name task and files, where the model is one of the hub."""
+
+    def data_flags(name: str, folder: Path) -> list[str]:
+        flags = find(name, folder=str(folder), model="some-org/some-model", output_dir="out", own=True)
+        assert (flags[:2], flags[-2:]) == (["--model_path", "some-org/some-model"], ["--output_dir", "out"])
+        return flags[2:-2]
+
+    return data_flags
 
 
 @pytest.mark.parametrize(
@@ -66,57 +87,117 @@ def found(name: str, folder: Path) -> subprocess.CompletedProcess:
         ("emotion", "train.txt", "val.txt", "test.txt"),
     ],
 )
-def test_the_files_of_each_data_set(tmp_path, name, train, dev, test):
+def test_the_files_of_each_data_set(found, tmp_path, name, train, dev, test):
     folder = write_data(tmp_path / name, name)
     expected = ["--task", name, "--train_data_path", f"{folder}/{train}", "--test_data_path", f"{folder}/{test}"]
     expected += ["--dev_data_path", f"{folder}/{dev}"] if dev else []
-    assert found(name, folder).stdout.splitlines() == expected
+    assert found(name, folder) == expected
 
 
-def test_labels_name_the_task_of_other_data_sets(tmp_path):
+def test_labels_name_the_task_of_other_data_sets(found, tmp_path):
     folder = tmp_path / "goemotions" / "group"
     folder.mkdir(parents=True)
     for split in ("train", "dev", "test"):
         (folder / f"{split}.tsv").write_text("fine\t3\tc1\n")
-    assert "no labels.txt there; get it with: python download.py --dataset goemotions --target_dir" in (
-        found("goemotions/group", folder).stderr
-    )
-    write_labels(folder, "goemotions-group")
-    assert found("goemotions/group", folder).stdout.splitlines() == [
+    with pytest.raises(UserError, match=r"no labels.txt there; .* --dataset goemotions --target_dir .*/goemotions$"):
+        found("goemotions/group", folder)
+    write_labels(folder, BUILT_IN_TASKS["goemotions-group"])
+    assert found("goemotions/group", folder) == [
         "--label_path", f"{folder}/labels.txt", "--train_data_path", f"{folder}/train.tsv", "--test_data_path",
         f"{folder}/test.tsv", "--dev_data_path", f"{folder}/dev.tsv",
     ]  # fmt: skip
 
 
-def test_rows_that_are_scored_do_not_choose_the_checkpoint(tmp_path):
+def test_rows_that_are_scored_do_not_choose_the_checkpoint(found, tmp_path):
     folder = write_data(tmp_path / "emotion", "emotion", splits=("train", "val"))
-    assert found("emotion", folder).stdout.splitlines()[4:] == ["--test_data_path", f"{folder}/val.txt"]
+    assert found("emotion", folder)[4:] == ["--test_data_path", f"{folder}/val.txt"]
     only_train = write_data(tmp_path / "r8", "r8", splits=("train",))
-    assert f"{only_train}: neither a test nor a dev file there" in found("r8", only_train).stderr
+    with pytest.raises(UserError, match=f"^{only_train}: neither a test nor a dev file there"):
+        found("r8", only_train)
+
+
+def test_a_data_set_of_ones_own(found, find, tmp_path):
+    folder = write_data(tmp_path / "mine", "sst2")
+    assert found("mine", folder)[:2] == ["--label_path", f"{folder}/labels.txt"]
+    (folder / "labels.txt").unlink()
+    with pytest.raises(UserError, match=f"^{folder}: no labels.txt there$"):
+        found("mine", folder)
+    with pytest.raises(UserError, match="--model is needed"):
+        find("mine", folder=str(folder), own=True)
+
+
+def test_defaults_of_a_task(find, tmp_path, monkeypatch):
+    """Model and files as download.py names them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "Qwen3-0.6B").mkdir(parents=True)
+    write_data(tmp_path / "data" / "emotion", "emotion")
+    assert find("emotion") == [
+        "--model_path", "models/Qwen3-0.6B", "--task", "emotion", "--train_data_path", "data/emotion/train.txt",
+        "--test_data_path", "data/emotion/test.txt", "--dev_data_path", "data/emotion/val.txt",
+        "--output_dir", "outputs/emotion",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_missing_and_how_to_get_it(tmp_path, environment, name):
-    def error(**settings: str) -> str:
-        done = launch(f"train_{name}.sh", environment | {"OUTPUT": str(tmp_path / "out")} | settings)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert done.stderr.startswith(f"train_{name}.sh: error: ")
-        assert done.stderr.count("\n") == 1
-        assert not (tmp_path / "out").exists()
-        return done.stderr
+def test_what_is_missing_and_how_to_get_it(find, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
 
-    model = MODELS[name]
-    line = error(MODEL=f"models/nowhere/{model}")
-    assert f"MODEL=models/nowhere/{model}: no such folder; get it with: python download.py --model Qwen/{model}" in line
-    assert f"--target_dir models/nowhere/{model}" in line
-    line = error(MODEL="Qwen/some-hub-id", DATA=str(tmp_path))
-    assert f"{tmp_path}: no train file" in line
-    assert f"get it with: python download.py --dataset {name} --target_dir {tmp_path}" in line
-    if not (ROOT / "data" / name / "train.tsv").exists() and not (ROOT / "data" / name / "train.txt").exists():
-        assert error(MODEL="Qwen/some-hub-id").endswith(f"get it with: python download.py --dataset {name}\n")
-    if not (ROOT / "models" / model).exists():
-        assert error().endswith(f"get it with: python download.py --model Qwen/{model}\n")
+    def error(**flags: str) -> str:
+        with pytest.raises(UserError) as caught:
+            find(name, **flags)
+        return str(caught.value)
+
+    model, data_set = MODELS[name], name.partition("/")[0]
+    missing = f"no such folder; get it with: python download.py --model Qwen/{model}"
+    assert error() == f"MODEL=models/{model}: {missing}"
+    assert error(model=f"models/x/{model}/") == f"MODEL=models/x/{model}: {missing} --target_dir models/x/{model}"
+    (tmp_path / "models" / model).mkdir(parents=True)
+    missing = (
+        "no train file (train.tsv, .txt, .csv, .json, .jsonl or .parquet) there; "
+        f"get it with: python download.py --dataset {data_set}"
+    )
+    assert error() == f"data/{name}: {missing}"
+    assert error(folder=f"x/{name}") == f"x/{name}: {missing} --target_dir x/{data_set}"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("models/x", "MODEL=models/x: no such folder"),
+        ("./minilm-l6", "get it with: python download.py --model minilm-l6 --target_dir ./minilm-l6"),
+        ("models/Qwen3-9B", "get it with: python download.py --model Qwen/Qwen3-9B"),
+        ("models/sst2", "MODEL=models/sst2: no such folder"),  # a data set
+        ("some-org/some-model", "python download.py --dataset sst2"),  # a hub id, which main_SFT.py knows how to get
+    ],
+)
+def test_models_that_are_no_folders(find, tmp_path, monkeypatch, model, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        find("sst2", model=model)
+    assert str(caught.value).endswith(message)
+
+
+@pytest.mark.parametrize("name", ["sst", "", "--tuning"])
+def test_an_unknown_task_names_the_known_ones(environment, name):
+    settings = {"MODEL": "some-org/some-model", "DATA": "nowhere", "OUTPUT": "outputs/nothing"}
+    done = launch("train_task.sh", environment | settings, *([name] if name else []))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"find_data.py: error: {name or 'no data set'}: unknown; known data sets are goemotions/original, "
+        "goemotions/ekman, goemotions/group, sst2, r8, chnsenticorp, emotion, chn-reviews\n"
+    )
+
+
+def test_a_task_is_started_with_what_was_found(tmp_path, environment, tiny_model_dir):
+    """main_SFT.py gets the flags and stops at one of its own, before anything is trained."""
+    settings = {
+        "MODEL": str(tiny_model_dir), "DATA": str(write_data(tmp_path / "a folder", "r8")), "OUTPUT": str(tmp_path / "out"),
+    }  # fmt: skip
+    done = launch("train_task.sh", environment | settings, "r8", "--batch_size", "0")
+    assert "main_SFT.py: error: --batch_size 0: must be at least 1\n" in done.stderr
+    done = launch("train_task.sh", environment | settings, "r8", "--train_data_path", "an other.tsv")
+    assert "main_SFT.py: error: --train_data_path an other.tsv: no such file\n" in done.stderr  # the later flag wins
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_grid_looks_for_everything_first(tmp_path, environment, tiny_model_dir):
@@ -127,7 +208,7 @@ def test_the_grid_looks_for_everything_first(tmp_path, environment, tiny_model_d
     }  # fmt: skip
     done = launch("train.sh", settings)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"train.sh: error: {tmp_path}/data/goemotions/ekman: no train file")
+    assert done.stderr.startswith(f"find_data.py: error: {tmp_path}/data/goemotions/ekman: no train file")
     assert done.stderr.endswith(f"python download.py --dataset goemotions --target_dir {tmp_path}/data/goemotions\n")
     assert not (tmp_path / "out").exists()
 

@@ -48,9 +48,9 @@ def _listens(address: str) -> bool:
 def test_one_text_several_and_a_file(page, tmp_path):
     client = Client(page, verbose=False)
     labels, bars = client.predict("so happy today", api_name="/read")
-    shares = {entry["label"]: entry["confidence"] for entry in bars["confidences"]}
+    probabilities = {entry["label"]: entry["confidence"] for entry in bars["confidences"]}
     assert labels == f"### {bars['label']}"
-    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-3)
 
     found, saved = client.predict("so happy today\n\nhow dare they", api_name="/read_all")
     assert [row[0] for row in found["data"]] == ["so happy today", "how dare they"]
@@ -58,7 +58,7 @@ def test_one_text_several_and_a_file(page, tmp_path):
     with open(saved["value"] if isinstance(saved, dict) else saved, encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["labels"] == bars["label"]
-    assert float(rows[0]["anger"]) == pytest.approx(shares["anger"], abs=1e-2)
+    assert float(rows[0]["anger"]) == pytest.approx(probabilities["anger"], abs=1e-2)
 
     (tmp_path / "mine.tsv").write_text("what a day\tjoy\nno way\tanger\n", encoding="utf-8")
     found, _ = client.predict(handle_file(tmp_path / "mine.tsv"), api_name="/read_file")

@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from data.answers import AnswerTrie
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder, Objective
+from data.engine.models import compile_layers, load_model
 from data.labels import THINK, Prediction, rationale_in
+
+if TYPE_CHECKING:
+    from data.engine.constrained import ConstrainedWriter
 
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
 BackendName = Literal["hf", "vllm", "bert"]
@@ -167,7 +171,6 @@ class TransformersBackend:
         Raises:
             UserError: a model that does not load, or cannot be compiled.
         """
-        from data.engine.models import compile_layers, load_model
         from data.engine.tree_attention import computes_spans, enable_packing
 
         model = load_model(
@@ -184,7 +187,7 @@ class TransformersBackend:
         return cls(model, encoder, contract, settings.batch_size, settings.constrained, settings.backend)
 
     @cached_property
-    def _writer(self):
+    def _writer(self) -> "ConstrainedWriter":
         from data.engine.constrained import ConstrainedWriter
 
         # behind reasoning, prompts differ from the text on

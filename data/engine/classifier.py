@@ -39,7 +39,7 @@ class MLPHead(nn.Module):
         classes: number of labels.
     """
 
-    def __init__(self, width: int, classes: int):
+    def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.hidden = nn.ModuleList(HeadLayer(a, b) for a, b in pairwise((width, *MLP_WIDTHS)))
         self.out = HeadLayer(MLP_WIDTHS[-1], classes)
@@ -112,7 +112,7 @@ def classifier_class(config, head: str) -> type:
         raise UserError(f"--objective classify: Transformers has no sequence classifier for {config.model_type} models")
 
     class WithHead(stock):
-        def __init__(self, config):
+        def __init__(self, config) -> None:
             super().__init__(config)
             if head == "mlp":
                 name = head_name(self)
@@ -121,7 +121,7 @@ def classifier_class(config, head: str) -> type:
                 setattr(self, name, MLPHead(getattr(self, name).in_features, config.num_labels))
                 self.post_init()
 
-        def _init_weights(self, module):
+        def _init_weights(self, module) -> None:
             if isinstance(module, HeadLayer):
                 module.initialize()
             else:

@@ -35,9 +35,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from data.answers import AnswerTrie, Node
 from data.engine.generation import generate, keeps_whole_cache, prefix_cache, repeated
-from data.engine.packing import further_spans, paths, spans
+from data.engine.packing import further_spans, last_token_row, paths, spans
 from data.engine.padding import padded
-from data.engine.scoring import last_token_row
 from data.engine.tree_attention import KeptRow, computes_spans, ordinary_attention, read_on
 
 LONGEST_ANSWER = 4096  # tokens; a trie ends every answer long before

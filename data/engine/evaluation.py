@@ -11,7 +11,7 @@ from typing import Any
 
 from data.calibration import calibrate
 from data.engine.predictor import Predictor
-from data.files import PREDICTIONS_FILE, SUMMARY_FILE, write_json
+from data.files import CALIBRATION_FILE, PREDICTIONS_FILE, SUMMARY_FILE, write_json
 from data.loading import Example, ExampleFile
 from data.prediction_files import (
     PredictionFile,
@@ -20,8 +20,6 @@ from data.prediction_files import (
     rows_of,
     write_results,
 )
-
-CALIBRATION_FILE = "calibration.json"
 
 
 def evaluate(

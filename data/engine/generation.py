@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    Cache,
     GenerationConfig,
     LogitsProcessorList,
     StoppingCriteriaList,
@@ -86,7 +87,7 @@ def sample_answers(
     if top_p < 1:
         warpers.append(TopPLogitsWarper(top_p))
 
-    def draw(input_ids, scores):
+    def draw(input_ids, scores) -> Tensor:
         """Scores (B, V) -> the same shape, in which the drawn token is the greatest.
 
         By the inverse of the cumulative distribution: one random number a row, where torch.multinomial takes one for
@@ -158,12 +159,12 @@ def keeps_whole_cache(model) -> bool:
     return set(layers) == {"full_attention"} if layers else getattr(config, "sliding_window", None) is None
 
 
-def prefix_cache(model, prefix: Tensor):
+def prefix_cache(model, prefix: Tensor) -> Cache:
     """Keys and values of `prefix` (1, S)."""
     return model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
 
 
-def repeated(cache, rows: int):
+def repeated(cache, rows: int) -> Cache:
     """The cache of one row for `rows` rows, which share its memory; `cache` itself stays as it is."""
     cache = copy(cache)
     cache.layers = [copy(layer) for layer in cache.layers]
@@ -173,7 +174,7 @@ def repeated(cache, rows: int):
     return cache
 
 
-def _prompt_cache(model, input_ids, mask, shared: int, cache):
+def _prompt_cache(model, input_ids, mask, shared: int, cache) -> Cache:
     """Keys and values of all but the last token of prompts (B, T), of which `cache` holds the first `shared`."""
     if shared == input_ids.shape[1] - 1:
         return cache

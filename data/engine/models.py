@@ -5,11 +5,16 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import is_bidirectional
 from data.files import ADAPTER_FILE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # PEFT imports bitsandbytes, which then warns of a slow path; only 4-bit weights take it, and they have the warning back
 _of_four_bits = logging.getLogger("bitsandbytes.backends.cpu.ops")
@@ -100,7 +105,7 @@ def worker_devices(workers: int, device: str | None = None) -> list[str]:
     return [device or pick_device()] * workers  # each looks for itself whether it can have it
 
 
-def load_tokenizer(model_path: str):
+def load_tokenizer(model_path: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a directory or hub id, with a padding token (a run keeps its own copy beside the adapter)."""
     from transformers import AutoTokenizer
 
@@ -120,7 +125,7 @@ def load_model(
     attention: str | None = None,
     contract: Contract | None = None,
     load_in_4bit: bool = False,
-):
+) -> "PreTrainedModel | PeftModel":
     """Load a model for prediction or further training.
 
     Args:
@@ -177,7 +182,7 @@ def load_model(
     return (model if load_in_4bit else model.to(pick_device(device))).eval()
 
 
-def with_adapters(model, base: str, adapters: Sequence[str], contract: Contract | None = None):
+def with_adapters(model, base: str, adapters: Sequence[str], contract: Contract | None = None) -> "PeftModel":
     """The adapters over `model`: the last on top of it, those below folded into its weights.
 
     Args:
@@ -224,7 +229,7 @@ def fingerprint(model) -> str:
     return digest.hexdigest()[:16]
 
 
-def _four_bits():
+def _four_bits() -> "BitsAndBytesConfig":
     """QLoRA's number format (Dettmers et al., 2023): NF4 with quantised constants, computed in bf16."""
     import torch
 

@@ -25,9 +25,13 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,15 @@ def pack(
     shared = [0, *(common_prefix_length(read[a], read[b]) for a, b in pairwise(order))]
     begins = _row_begins([len(read[i]) for i in order], shared, max_tokens)
     return [_packed_row(order[a:b], shared[a:b], sequences, read, targets) for a, b in pairwise([*begins, len(order)])]
+
+
+def last_token_row(sequences: Sequence[Sequence[int]]) -> PackedRow:
+    """One packed row of the sequences, whose targets stand for each sequence's last token.
+
+    `pack` computes what stands before a target: behind each sequence comes one that is never read.
+    """
+    (row,) = pack([[*ids, 0] for ids in sequences], [[False] * len(ids) + [True] for ids in sequences])
+    return row
 
 
 def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -232,7 +245,7 @@ def mask_mod(subtree_end: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
     return lambda batch, head, query, key: (key <= query) & (query < subtree_end[key])
 
 
-def block_mask(subtree_end: Tensor):
+def block_mask(subtree_end: Tensor) -> "BlockMask":
     """The mask as FlexAttention's `BlockMask`: blocks of 128 x 128 without a single pair are skipped on a GPU."""
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.engine.packing import PackedRow, pack
+from data.engine.packing import last_token_row, pack
 from data.engine.padding import padded, padded_rows
 from data.engine.tree_attention import target_log_probs, target_logits
 
@@ -78,15 +78,6 @@ def _padded_scores(model, input_ids: Tensor, attention_mask: Tensor, is_target: 
 def text_batch(sequences: Sequence[Sequence[int]], packed: bool, pad_id: int) -> dict[str, Any]:
     """A batch for `text_logits`: one packed row, or (B, T) tensors padded on the right."""
     return {"row": last_token_row(sequences)} if packed else padded(sequences, pad_id, "right")
-
-
-def last_token_row(sequences: Sequence[Sequence[int]]) -> PackedRow:
-    """One packed row of the sequences, whose targets stand for each sequence's last token.
-
-    `pack` computes what stands before a target: behind each sequence comes one that is never read.
-    """
-    (row,) = pack([[*ids, 0] for ids in sequences], [[False] * len(ids) + [True] for ids in sequences])
-    return row
 
 
 def text_logits(model, batch: dict[str, Any]) -> Tensor:

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 from data.arguments import UserError
 from data.engine.backends import Backend, Prompts
@@ -98,7 +99,7 @@ class Workers:
             raise
         return values
 
-    def _received(self, connection: Connection):
+    def _received(self, connection: Connection) -> Any:
         try:
             result = connection.recv()
         except (EOFError, OSError) as error:
@@ -139,7 +140,7 @@ def _work(connection: Connection, load: Callable[[str], Backend], device: str, w
             connection.send(_attempt(getattr(backend, method), prompts))
 
 
-def _attempt(compute: Callable, argument):
+def _attempt(compute: Callable, argument) -> Any:
     """What `compute` gives, or the error it ends with, which is to be raised where it was asked for."""
     try:
         return compute(argument)

@@ -1,7 +1,10 @@
 """GRPO over groups: what the answers to a text share, and what all texts share, is computed once.
 
 `GroupTraining` is a mixin over TRL's GRPOTrainer. The methods it overrides are TRL's own seams: how prompts become
-token ids, how answers are drawn, how log-probabilities are computed.
+token ids, how answers are drawn, how log-probabilities are computed. main_grpo.py's docstring has the loss, and a table
+of what is TRL's and what is ours.
+
+Shapes: G answers to a text, B answers in all, P tokens of the longest prompt, C of the longest answer.
 """
 
 import os
@@ -45,10 +48,17 @@ class GroupTraining(LabelEvaluationMixin):
 
     # -- drawing answers
 
-    def _tokenize_prompts(self, prompts: list[str]):
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
+        """B texts -> B prompts as the Encoder spells them for every stage; no images, no fields of such."""
         return self.encoder.prompt_ids(prompts), None, {}
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+    def _generate_single_turn(
+        self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
+    ) -> tuple[list[list[int]], list | None]:
+        """B answers as token ids, one for each of B prompts, and their log-probabilities where vLLM gives them.
+
+        Those that `_with_signal` has sampled ahead, else TRL's own with vLLM, else ours.
+        """
         if self._ready is not None:
             prompts, answers, log_probs = self._ready
             assert prompts == prompt_ids, "answers were drawn for other prompts"
@@ -92,6 +102,7 @@ class GroupTraining(LabelEvaluationMixin):
         return answers
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's, on texts whose answers do not all earn the same, as far as `--dynamic_sampling` finds such."""
         if self.dynamic_sampling_rounds:
             inputs = self._with_signal(inputs)
         return super()._generate_and_score_completions(inputs)
@@ -139,12 +150,12 @@ class GroupTraining(LabelEvaluationMixin):
         totals = self.totals(answers, [row["gold"] for row in group])
         return max(totals) - min(totals) < 1e-6
 
-    def _count(self, number: int):
+    def _count(self, number: int) -> Tensor:
         return torch.tensor([number], device=self.accelerator.device)
 
     # -- learning from them
 
-    def _prepare_inputs(self, generation_batch):
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """TRL's, but groups stay together: it shuffles single answers, which then share fewer prefixes in a batch."""
         from trl.trainer.utils import split_tensor_dict
 
@@ -155,7 +166,7 @@ class GroupTraining(LabelEvaluationMixin):
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **other
-    ):
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities and entropies of the answers' tokens, (B, C) each, 0 where there is none.
 
         Args:
@@ -166,6 +177,10 @@ class GroupTraining(LabelEvaluationMixin):
             batch_size: sequences computed at once.
             compute_entropy: whether entropies are wanted.
             other: what models that see pictures need.
+
+        Returns:
+            Log-probabilities, entropies in nats (None unless wanted), and the loss of experts' balance (None of packed
+            rows), as TRL's does.
         """
         if not computes_packed_rows(self.model):
             return super()._get_per_token_logps_and_entropies(
@@ -179,8 +194,8 @@ class GroupTraining(LabelEvaluationMixin):
         log_probs, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         return log_probs, entropies if compute_entropy else None, None
 
-    def _packed_log_probs(self, model, input_ids, mask, answer_length: int):
-        """The same for sequences that are packed into one row."""
+    def _packed_log_probs(self, model, input_ids: Tensor, mask: Tensor, answer_length: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (B, C) of sequences that are packed into one row."""
         is_answer = mask.clone()
         is_answer[:, :-answer_length] = False  # (B, P + C)
         learnt = is_answer[:, -answer_length:]  # (B, C)
@@ -198,7 +213,8 @@ class GroupTraining(LabelEvaluationMixin):
 
     # -- watching
 
-    def log(self, logs, start_time=None) -> None:
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with two of the answers on the console."""
         self.log_completions = "loss" in logs  # not the same answers once more with the summary at the end
         super().log(logs, start_time)
         if self.log_completions and self.accelerator.is_main_process:
@@ -212,6 +228,7 @@ class GroupTraining(LabelEvaluationMixin):
             yield f"  {text!r} -> {answer!r}  ({rewards})"
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Label metrics of greedy answers to the validation rows: TRL's would sample, and score with the rewards."""
         from transformers import Trainer
 
         scores = self.label_scores()

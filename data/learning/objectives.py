@@ -9,7 +9,7 @@ score, contrastive  the same comparison is what is learnt: cross-entropy over th
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from data.engine.scoring import candidate_batch, candidate_scores, text_batch, t
 from data.engine.tree_attention import target_log_probs
 from data.learning.trainers import LabelEvaluationMixin
 from data.loading import Example
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MAX_POSITIVE_WEIGHT = 10.0  # of a rare label in a multi-label task: more makes every text have it
 
@@ -126,7 +129,7 @@ def yes_or_no_losses(logits: Tensor, gold: Tensor, settings: LossSettings) -> Te
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None):
+def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None) -> "Dataset":
     """Examples -> a data set of `input_ids` (prompt + answer + end), `labels` (-100 on the prompt) and `weight`.
 
     Under the `score` objective a row with several labels becomes one row for each of them.
@@ -155,7 +158,7 @@ def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence
     )
 
 
-def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None):
+def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None) -> "Dataset":
     """Examples -> a data set of `input_ids` (the prompt), `labels` (id of the first one), `gold` (K,) and `weight`."""
     from datasets import Dataset
 
@@ -272,7 +275,9 @@ class LabelTraining(LabelEvaluationMixin):
         self.loss_settings = loss_settings
         super().__init__(**arguments)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ) -> Tensor | tuple[Tensor, dict]:
         """Mean loss over the whole (accumulated, distributed) batch: over answer tokens, or over texts."""
         with self.accelerator.autocast():  # by which `row_inputs` sees the number format
             losses = self.losses(model, inputs)

@@ -12,21 +12,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, check_output_dir
+from data.arguments import UserError, check_output_dir, spelled
+from data.contract import same_setting
 from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, read_json, write_json
-from data.metrics import DEFAULT_BEST
 
 LEARNING_RATE_SPAN = 4.0  # tried: from a quarter of --learning_rate to four times as much
 RANKS = (4, 8, 16, 32, 64)
 NOT_OF_THE_RESULT = ("checkpoint-*", "runs", ARGS_FILE, ".*")  # a trial's files that are not copied
 
 
-def search(args, kind: str, train: Callable[[Any], Any]) -> None:
+def search(args, default_metric: str, train: Callable[[Any], Any]) -> None:
     """Train `args.search` runs and copy the best one's model into `args.output_dir`.
 
     Args:
-        args: the stage's flags; `metric_for_best` (or the task kind's own) on the validation rows is what counts.
-        kind: the task's kind.
+        args: the stage's flags; `metric_for_best` on the validation rows is what counts.
+        default_metric: what counts where that is not given: the task's own.
         train: trains one run, with the flags it is given, in their `output_dir`.
 
     Raises:
@@ -38,7 +38,7 @@ def search(args, kind: str, train: Callable[[Any], Any]) -> None:
         raise UserError("--search: needs Optuna (pip install -r requirements.txt)") from error
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--search: runs its trials one after the other in one process; start it without a launcher")
-    metric = args.metric_for_best or DEFAULT_BEST[kind]
+    metric = args.metric_for_best or default_metric
     output_dir = Path(args.output_dir)
     check_output_dir(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -127,8 +127,8 @@ def _check_same_search(study, args) -> None:
         study.set_user_attr("args", same)
         return
     for name, value in same.items():
-        if before.get(name) != value:
+        if not same_setting(before.get(name), value):
             raise UserError(
-                f"--{name} {value}: the search in {args.output_dir} began with {before.get(name)}; give that to "
-                "continue it, or choose another --output_dir"
+                f"--{name} {spelled(value)}: the search in {args.output_dir} began with {spelled(before.get(name))}; "
+                "give that to continue it, or choose another --output_dir"
             )

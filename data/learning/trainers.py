@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, is_first_process
 from data.contract import Contract
@@ -20,6 +20,9 @@ from data.files import ARGS_FILE, DATA_REPORT_FILE, REJECTED_FILE, TRAIN_RESULTS
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import label_metrics
 from data.tasks import BUILT_IN_TASKS, Task
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 # --- flags ----------------------------------------------------------------------------------------------------------
 
@@ -117,7 +120,7 @@ def check_positions(model, longest: int, model_path: str) -> None:
         raise UserError(f"--max_length: prompt and answer may take {longest} tokens, {model_path} reads {positions}")
 
 
-def lora_config(args, model):
+def lora_config(args, model) -> "LoraConfig | None":
     """PEFT's configuration of the adapter, or None where there is none (`--tuning full` and `head`).
 
     Raises:

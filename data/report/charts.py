@@ -7,11 +7,15 @@ matplotlib and pandas are imported when something is drawn.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.arguments import UserError
 from data.files import REWARDS_FILE, STATE_FILE, read_json
 from data.report.tables import SCORES, is_number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
 
 TRAINING_CURVES = "training_curves.png"
 METRICS = ("f1_macro", "f1_micro", "accuracy", "jaccard")  # of the validation rows, among the training curves
@@ -48,7 +52,7 @@ def draw_training_curves(output_dir: str | Path) -> None:
         save(figure, Path(output_dir) / TRAINING_CURVES)
 
 
-def training_figure(state: dict[str, Any]):
+def training_figure(state: dict[str, Any]) -> "Figure | None":
     """Loss, label metrics of the validation rows and learning rate over the steps, as far as they were logged.
 
     Args:
@@ -102,7 +106,7 @@ def _together(curves: dict[str, dict[int, float]]) -> dict[str, dict[int, float]
 # --- rewards --------------------------------------------------------------------------------------------------------
 
 
-def read_rewards(folder: str):
+def read_rewards(folder: str) -> "DataFrame":
     """`rewards.csv` of a GRPO run as a pandas table, one row a logged step.
 
     Raises:
@@ -117,7 +121,7 @@ def read_rewards(folder: str):
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def reward_figure(rewards: Sequence, validation: Sequence[dict[int, float]], metric: str, window: int):
+def reward_figure(rewards: Sequence, validation: Sequence[dict[int, float]], metric: str, window: int) -> "Figure":
     """Rewards of drawn answers, and beside them a label metric of the validation rows, over the steps.
 
     Several runs become one curve: their mean, and a band of one standard deviation (n - 1) around it.

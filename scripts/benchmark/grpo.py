@@ -7,41 +7,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag
-from data.engine.models import check_model_path
+import main_grpo
+from data.arguments import check_at_least, flag
+from data.contract import contract_for
+from data.encoding import Encoder
+from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
 from data.files import ADAPTER_FILE, write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.report.tables import markdown_table
-from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, synchronize, train_file
+from scripts.benchmark.race import (
+    CASES,
+    Contestant,
+    TrainingRaceArgs,
+    Turns,
+    check_known,
+    race,
+    synchronize,
+    train_file,
+)
 
 CASE = CASES["28-labels"]
 
 
 @dataclass
-class GrpoArgs:
+class GrpoArgs(TrainingRaceArgs):
     model_path: str | None = flag(None, "start: hub id or directory, untuned or an SFT run")
-    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
-    output_dir: str = flag("outputs/benchmark", "where the figures go")
     contestants: list[str] = flag(["trl", "ours"], "which of trl, plain, ours")
     texts: int = flag(4, "texts a step")
     num_generations: int = flag(8, "answers drawn for each")
-    rounds: int = flag(5, "timed steps of each contestant")
-    warmup: int = flag(2, "steps before them that are not timed")
-    lora_r: int = flag(16, "rank of the adapter, where the start brings none")
-    seed: int = flag(42, "seed of order, adapter and drawing")
 
     def __post_init__(self):
-        if self.model_path is None:
-            raise UserError("--model_path is needed")
+        super().__post_init__()
         check_known(self, contestants=CONTESTANTS)
-        check_at_least(self, texts=1, num_generations=2, rounds=1, warmup=1, lora_r=1, seed=0)
-        check_output_dir(self.output_dir)
+        check_at_least(self, texts=1, num_generations=2)
 
 
-def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any):
+def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any) -> main_grpo.Args:
     """The benchmark's settings as main_grpo.py's."""
-    import main_grpo
-
     trained = (Path(args.model_path) / ADAPTER_FILE).is_file()
     return main_grpo.Args(
         model_path=args.model_path, task=CASE.task, train_data_path=str(train_file(args.data_dir, CASE)),
@@ -58,7 +60,7 @@ def _take_turns(trainer, turns: Turns) -> None:
     seconds = {"drawing": 0.0}
     draw = trainer._generate_single_turn
 
-    def timed(*args, **kwargs):
+    def timed(*args, **kwargs) -> Any:
         begin = time.perf_counter()
         drawn = draw(*args, **kwargs)
         synchronize()
@@ -66,10 +68,10 @@ def _take_turns(trainer, turns: Turns) -> None:
         return drawn
 
     class StepIsTurn(TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
+        def on_train_begin(self, *args, **kwargs) -> None:
             turns.wait()
 
-        def on_step_end(self, *args, **kwargs):
+        def on_step_end(self, *args, **kwargs) -> None:
             length = trainer._metrics["train"]["completions/mean_length"][-1]
             turns.done(drawing_seconds=seconds["drawing"], answer_tokens=length)
             seconds["drawing"] = 0.0
@@ -81,11 +83,6 @@ def _take_turns(trainer, turns: Turns) -> None:
 
 def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
     """main_grpo.py, from its own pieces."""
-    import main_grpo
-    from data.contract import contract_for
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder, **flags)
         contract = contract_for(args.model_path, settings.task)
@@ -110,11 +107,7 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    import main_grpo
-    from data.contract import contract_for
-    from data.encoding import Encoder
     from data.engine.generation import stop_token_ids
-    from data.engine.models import base_model_path, load_tokenizer, pick_device
 
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder)
@@ -128,7 +121,9 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
         if start is not None:
             model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
         budget, limit = main_grpo.answer_lengths(settings, encoder, data.train)
-        weights = {"jaccard": settings.accuracy_weight, "format": settings.format_weight, "length": 0.5}
+        weights = {
+            "jaccard": settings.accuracy_weight, "format": settings.format_weight, "length": settings.length_weight,
+        }  # fmt: skip
         rewards = main_grpo.Rewards(encoder, stop_token_ids(model, encoder.end_id), budget, limit, weights)
         trainer = GRPOTrainer(
             model=model,

@@ -5,43 +5,38 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.arguments import UserError, check_at_least, flag
 from data.contract import Contract, contract_for
-from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer
+from data.encoding import Encoder
+from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer, pick_device
 from data.engine.predictor import Predictor
 from data.files import TASK_FILE, write_json
 from data.loading import load_examples
 from data.report.tables import markdown_table
-from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
+from scripts.benchmark.race import CASES, Case, Contestant, RaceArgs, Turns, check_known, race, synchronize, train_file
 
 SINGLES, WARM_UP = 100, 10  # texts predicted one by one, for the latency, and before them
 
 
 @dataclass
-class InferenceArgs:
+class InferenceArgs(RaceArgs):
     model_path: str | None = flag(None, "a whole model that writes its answers: merged, fully tuned, or untuned")
-    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
-    output_dir: str = flag("outputs/benchmark", "where the figures go")
-    case: str = flag("28-labels", "28-labels or 4-labels: the prompt, and the texts")
     contestants: list[str] = flag(
         ["generate", "mended", "free", "ours", "workers", "compiled"],
         "which of generate, mended, vllm, free, ours, workers, compiled",
     )
+    rounds: int = flag(8, "timed turns of each contestant, which share the texts")
+    case: Literal["28-labels", "4-labels"] = flag("28-labels", "the prompt, and the texts")
     rows: int = flag(1000, "texts in all")
     batch_size: int = flag(64, "texts a batch, but for vLLM")
     workers: int = flag(2, "processes of the contestants workers and compiled")
-    rounds: int = flag(8, "timed turns of each contestant, which share the texts")
 
     def __post_init__(self):
-        if self.model_path is None:
-            raise UserError("--model_path is needed")
+        super().__post_init__()
         check_known(self, contestants=CONTESTANTS)
-        if self.case not in ("28-labels", "4-labels"):
-            raise UserError(f"--case {self.case}: must be 28-labels or 4-labels")
-        check_at_least(self, batch_size=1, workers=2, rounds=1, rows=self.rounds)
-        check_output_dir(self.output_dir)
+        check_at_least(self, batch_size=1, workers=2, rows=self.rounds)
 
 
 def _contract(args: InferenceArgs) -> Contract:
@@ -58,21 +53,19 @@ def _texts(args: InferenceArgs, case: Case, contract: Contract) -> list[str]:
 
 
 def _take_turns(turns: Turns, args: InferenceArgs, predict: Callable[[Sequence[str]], list[str]]) -> None:
-    """A first turn of a batch to warm up, then a share of the texts each."""
+    """Turns of a batch to warm up, then a part of the texts each."""
     texts = _texts(args, CASES[args.case], _contract(args))
-    shares = [texts[: args.batch_size]] + [texts[i :: args.rounds] for i in range(args.rounds)]
-    for share in shares:
+    parts = [texts[: args.batch_size]] * args.warmup + [texts[i :: args.rounds] for i in range(args.rounds)]
+    for part in parts:
         turns.wait()
-        answers = predict(share)
-        turns.done(answers=answers, texts=len(share))
+        answers = predict(part)
+        turns.done(answers=answers, texts=len(part))
 
 
 def generate(turns: Turns, args: InferenceArgs) -> None:
     """`model.generate` on batches padded on the left, as it comes."""
     import torch
     from transformers import AutoModelForCausalLM
-
-    from data.engine.models import pick_device
 
     model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16).to(pick_device()).eval()
     _generate(turns, args, model)
@@ -86,7 +79,6 @@ def mended(turns: Turns, args: InferenceArgs) -> None:
 def _generate(turns: Turns, args: InferenceArgs, model) -> None:
     import torch
 
-    from data.encoding import Encoder
     from data.engine.generation import stop_token_ids
 
     contract, tokenizer = _contract(args), load_tokenizer(args.model_path)
@@ -177,11 +169,12 @@ def inference(args: InferenceArgs) -> None:
     _contract(args)
     train_file(args.data_dir, CASES[args.case])
     turns = race(
-        {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants}, 1 + args.rounds, "inference"
-    )
+        {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants},
+        args.warmup + args.rounds, "inference",
+    )  # fmt: skip
     results: dict[str, Any] = {"what": f"{args.rows} texts, {CASES[args.case].what}", "contestants": {}}
     for which, entries in turns.items():
-        timed = entries[1:]
+        timed = entries[args.warmup :]
         rates = [entry["texts"] / entry["seconds"] for entry in timed]
         results["contestants"][which] = {
             "texts_per_second": statistics.median(rates),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError
+from data.arguments import UserError, check_at_least, check_output_dir, flag
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,37 @@ CASES = {
     "text-first": Case("SST-2, text first: nothing to share", "sst2", "sst2", 32),
     "long-texts": Case("R8, long texts, text first", "r8", "r8", 8),
 }
+
+
+@dataclass
+class RaceArgs:
+    """What all benchmarks are told."""
+
+    model_path: str | None = flag(None, "the model: hub id or directory")
+    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
+    output_dir: str = flag("outputs/benchmark", "where the figures go")
+    contestants: list[str] = flag([], "who takes part")
+    rounds: int = flag(5, "timed turns of each contestant")
+    warmup: int = flag(1, "turns before them that are not timed")
+
+    def __post_init__(self):
+        if self.model_path is None:
+            raise UserError("--model_path is needed")
+        check_at_least(self, rounds=1, warmup=1)
+        check_output_dir(self.output_dir)
+
+
+@dataclass
+class TrainingRaceArgs(RaceArgs):
+    """What the benchmarks of a training step are told, too."""
+
+    warmup: int = flag(2, "steps before them that are not timed")
+    lora_r: int = flag(16, "rank of the adapter, where the model brings none")
+    seed: int = flag(42, "seed of order, adapter and drawing")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_at_least(self, lora_r=1, seed=0)
 
 
 def train_file(data_dir: str, case: Case) -> Path:

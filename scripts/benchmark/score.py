@@ -3,39 +3,31 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.arguments import check_at_least, flag
 from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
 from data.files import write_json
 from data.loading import load_examples
 from data.report.tables import markdown_table
 from data.tasks import BUILT_IN_TASKS
-from scripts.benchmark.race import CASES, Contestant, Turns, check_known, race, train_file
+from scripts.benchmark.race import CASES, Contestant, RaceArgs, Turns, check_known, race, train_file
 
 CASE = CASES["28-labels"]
 
 
 @dataclass
-class ScoreArgs:
+class ScoreArgs(RaceArgs):
     model_path: str | None = flag(None, "model to score with: hub id or directory, untuned or trained to score")
-    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
-    output_dir: str = flag("outputs/benchmark", "where the figures go")
     contestants: list[str] = flag(["each", "ours"], "which of each, ours")
     texts: int = flag(8, "texts a turn")
-    rounds: int = flag(5, "timed turns of each contestant")
-    warmup: int = flag(1, "turns before them that are not timed")
-    precision: str = flag("bf16", "bf16 or fp32")
+    precision: Literal["bf16", "fp32"] = flag("bf16", "number format of the weights")
 
     def __post_init__(self):
-        if self.model_path is None:
-            raise UserError("--model_path is needed")
+        super().__post_init__()
         check_known(self, contestants=CONTESTANTS)
-        if self.precision not in ("bf16", "fp32"):
-            raise UserError(f"--precision {self.precision}: must be bf16 or fp32")
-        check_at_least(self, texts=1, rounds=1, warmup=1)
-        check_output_dir(self.output_dir)
+        check_at_least(self, texts=1)
 
 
 def _take_turns(turns: Turns, args: ScoreArgs, packed: bool) -> None:

@@ -1,5 +1,6 @@
 """One training step: TRL's SFTTrainer against main_SFT.py."""
 
+import random
 import statistics
 import tempfile
 import time
@@ -8,41 +9,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag
-from data.engine.models import check_model_path
+import main_SFT
+from data.arguments import check_at_least, flag
+from data.contract import Contract
+from data.encoding import Encoder
+from data.engine.models import check_model_path, load_tokenizer, pick_device
 from data.files import write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.loading import load_examples
 from data.report.tables import markdown_table
 from data.tasks import BUILT_IN_TASKS
-from scripts.benchmark.race import CASES, Case, Contestant, Turns, check_known, race, synchronize, train_file
+from scripts.benchmark.race import (
+    CASES,
+    Case,
+    Contestant,
+    TrainingRaceArgs,
+    Turns,
+    check_known,
+    race,
+    synchronize,
+    train_file,
+)
 
 
 @dataclass
-class SftArgs:
-    model_path: str | None = flag(None, "model to train: hub id or directory")
-    data_dir: str = flag("data", "folder of the data sets, as download.py fills it")
-    output_dir: str = flag("outputs/benchmark", "where the figures go")
-    cases: list[str] = flag(list(CASES), f"which of {', '.join(CASES)}")
+class SftArgs(TrainingRaceArgs):
     contestants: list[str] = flag(["trl", "ours", "compiled"], "which of trl, plain, ours, compiled")
-    rounds: int = flag(5, "timed steps of each contestant")
-    warmup: int = flag(2, "steps before them that are not timed")
+    cases: list[str] = flag(list(CASES), f"which of {', '.join(CASES)}")
     max_length: int = flag(512, "tokens of prompt and answer together")
-    lora_r: int = flag(16, "rank of the adapter")
-    seed: int = flag(42, "seed of order and adapter")
 
     def __post_init__(self):
-        if self.model_path is None:
-            raise UserError("--model_path is needed")
+        super().__post_init__()
         check_known(self, cases=CASES, contestants=CONTESTANTS)
-        check_at_least(self, rounds=1, warmup=1, max_length=1, lora_r=1, seed=0)
-        check_output_dir(self.output_dir)
+        check_at_least(self, max_length=1)
 
 
-def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any):
+def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any) -> main_SFT.Args:
     """The benchmark's settings as main_SFT.py's."""
-    import main_SFT
-
     chosen = main_SFT.Args(
         model_path=args.model_path, task=case.task, train_data_path=str(train_file(args.data_dir, case)),
         output_dir=output_dir, objective="generate", max_length=args.max_length, batch_size=case.batch_size,
@@ -59,16 +62,16 @@ def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
     tokens: list[int] = []
     collate = trainer.data_collator
 
-    def counted(examples):
+    def counted(examples) -> Any:
         batch = collate(examples)
         tokens.append(tokens_of(batch))
         return batch
 
     class StepIsTurn(TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
+        def on_train_begin(self, *args, **kwargs) -> None:
             turns.wait()
 
-        def on_step_end(self, training_arguments, state, *args, **kwargs):
+        def on_step_end(self, training_arguments, state, *args, **kwargs) -> None:
             turns.done(tokens=tokens[state.global_step - 1])
             turns.wait()
 
@@ -78,11 +81,6 @@ def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
 
 def ours(turns: Turns, args: SftArgs, case: Case, **flags: Any) -> None:
     """main_SFT.py, from its own pieces."""
-    import main_SFT
-    from data.contract import Contract
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_args(args, case, folder, **flags)
         data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
@@ -110,8 +108,6 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer, pick_device
     from data.learning.objectives import answer_rows
 
     with tempfile.TemporaryDirectory() as folder:
@@ -138,8 +134,6 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
 def multiply(turns: Turns, hidden: int, intermediate: int, rows: int) -> None:
     """The machine itself: bf16 products of (rows, hidden) with (hidden, intermediate), as an MLP layer's."""
     import torch
-
-    from data.engine.models import pick_device
 
     kind = {"dtype": torch.bfloat16, "device": pick_device()}
     left, right = torch.randn(rows, hidden, **kind), torch.randn(intermediate, hidden, **kind)
@@ -182,10 +176,6 @@ def matrix_flops(args: SftArgs) -> dict[str, Any]:
 
 def unique_tokens(args: SftArgs, case: Case) -> tuple[float, float]:
     """Mean number of tokens and of projected positions in a packed batch, whatever the contestants compute."""
-    import random
-
-    from data.encoding import Encoder
-    from data.engine.models import load_tokenizer
     from data.engine.packing import pack
     from data.learning.objectives import answer_rows
 

@@ -1,0 +1,79 @@
+"""What main_SFT.py takes where no flag says: by model, data set, tuning and objective."""
+
+import json
+
+import pytest
+
+from data.arguments import UserError
+from data.labels import LabelTask
+from data.tasks import BUILT_IN_TASKS
+from main_SFT import Args, with_defaults
+
+OWN = LabelTask("own", "multi_label", ("owl", "wren"), "Which? {text}")
+NAMES = (
+    "objective", "head", "prompt", "learning_rate", "lora_r", "lora_alpha", "lora_dropout", "num_epochs", "batch_size",
+    "warmup_steps", "weight_decay", "eval_steps", "save_steps", "save_total_limit",
+)  # fmt: skip
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """Fill in the flags of a run on a decoder ("qwen2") or an encoder ("bert"); only its config.json is read."""
+
+    def fill(task: str, model: str = "qwen2", **flags) -> Args:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model}))
+        args = Args(model_path=str(tmp_path), task=task, train_data_path="x", **flags)
+        return with_defaults(args, BUILT_IN_TASKS.get(task, OWN))
+
+    return fill
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "flags", "expected"),
+    [
+        # the data set's own settings, by tuning
+        ("sst2", "qwen2", {}, ("classify", "mlp", "task", 5e-4, 64, 16, 0.1, 8, 8, 0, 0.01, 100, 200, 2)),
+        ("sst2", "qwen2", {"tuning": "full"}, ("classify", "linear", "task", 2e-5, 16, 32, 0.0, 5, 4, 0, 0.01, 50, 100, 2)),
+        ("chnsenticorp", "qwen2", {"tuning": "qlora"}, ("score", None, "task", 1e-4, 8, 16, 0.05, 3, 8, 0, 0.01, 100, 100, 3)),
+        ("emotion", "qwen2", {}, ("classify", "linear", "text_only", 2e-4, 8, 16, 0.0, 3, 8, 500, 0.01, None, None, 2)),
+        # no settings for this tuning, or this task
+        ("emotion", "qwen2", {"tuning": "full"}, ("generate", None, "task", 2e-5, 16, 32, 0.0, 3, 8, 0, 0.01, None, None, 2)),
+        ("emotion", "qwen2", {"tuning": "head"}, ("classify", "linear", "task", 1e-3, 16, 32, 0.0, 3, 8, 0, 0.01, None, None, 2)),
+        ("goemotions-group", "qwen2", {}, ("generate", None, "task", 2e-4, 16, 32, 0.0, 3, 8, 0, 0.01, None, None, 2)),
+        ("multi_label", "qwen2", {"tuning": "qlora"}, ("generate", None, "task", 2e-4, 16, 32, 0.0, 3, 8, 0, 0.01, None, None, 2)),
+        # another objective than the data set's: neither its wording nor its head
+        ("emotion", "qwen2", {"objective": "generate"}, ("generate", None, "task", 2e-4, 8, 16, 0.0, 3, 8, 500, 0.01, None, None, 2)),
+        ("sst2", "qwen2", {"objective": "score"}, ("score", None, "task", 5e-4, 64, 16, 0.1, 8, 8, 0, 0.01, 100, 200, 2)),
+        ("chnsenticorp", "qwen2", {"objective": "classify"}, ("classify", "linear", "task", 1e-4, 8, 16, 0.05, 3, 8, 0, 0.01, 100, 100, 3)),
+        # an encoder: a head that reads the text alone
+        ("sst2", "bert", {}, ("classify", "mlp", "text_only", 5e-4, 64, 16, 0.1, 8, 8, 0, 0.01, 100, 200, 2)),
+        ("chnsenticorp", "bert", {}, ("classify", "linear", "text_only", 1e-4, 8, 16, 0.05, 3, 8, 0, 0.01, 100, 100, 3)),
+        ("goemotions-group", "bert", {"tuning": "full"}, ("classify", "linear", "text_only", 2e-5, 16, 32, 0.0, 3, 8, 0, 0.01, None, None, 2)),
+        # what is given stays
+        ("sst2", "qwen2", {"batch_size": 3, "eval_steps": 7, "head": "linear"}, ("classify", "linear", "task", 5e-4, 64, 16, 0.1, 8, 3, 0, 0.01, 7, None, 2)),  # 200 would be no multiple of 7
+        ("emotion", "qwen2", {"warmup_steps": 0, "lora_dropout": 0.2, "prompt": "task"}, ("classify", "linear", "task", 2e-4, 8, 16, 0.2, 3, 8, 0, 0.01, None, None, 2)),
+    ],
+)  # fmt: skip
+def test_layers(filled, task, model, flags, expected):
+    args = filled(task, model, **flags)
+    assert dict(zip(NAMES, (getattr(args, name) for name in NAMES), strict=True)) == dict(
+        zip(NAMES, expected, strict=True)
+    )
+
+
+def test_nothing_else_is_filled_in(filled):
+    args = filled("sst2")
+    given = Args(model_path=args.model_path, task="sst2", train_data_path="x")
+    changed = {name for name, value in vars(args).items() if value != getattr(given, name)}
+    assert changed <= set(NAMES)
+
+
+@pytest.mark.parametrize("objective", ["generate", "score"])
+def test_an_encoder_has_to_classify(filled, objective):
+    with pytest.raises(UserError, match=f"--objective {objective}: .* is an encoder, which has to use classify"):
+        filled("chnsenticorp", "bert", objective=objective)
+
+
+def test_flags_are_checked_against_what_was_filled_in(filled):
+    with pytest.raises(UserError, match="--head mlp: needs --objective classify; score has no head"):
+        filled("chnsenticorp", head="mlp")

@@ -1,0 +1,153 @@
+"""The label task: parser, targets, prompts."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.labels import ANSWER_FORM, LabelTask
+from data.tasks import BUILT_IN_TASKS
+
+GROUP = BUILT_IN_TASKS["goemotions-group"]
+SST2 = BUILT_IN_TASKS["sst2"]
+R8 = BUILT_IN_TASKS["r8"]
+CHINESE = BUILT_IN_TASKS["chnsenticorp"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "labels", "valid"),
+    [
+        ("positive", ("positive",), True),
+        (" Positive. ", ("positive",), True),
+        ("POSITIVE,negative", ("negative", "positive"), True),
+        ("neutral ,  ambiguous。", ("ambiguous", "neutral"), True),
+        ("positive，negative", ("negative", "positive"), True),
+        ("positive!", ("positive",), True),
+        ("positive, positive", ("positive",), False),
+        ("positive, happy", ("positive",), False),
+        ("The comment is positive", ("positive",), False),
+        ("positively", (), False),
+        ('"positive"', ("positive",), False),
+        ("", (), False),
+        (",", (), False),
+        ("<answer>positive</answer>", ("positive",), False),
+        ("<think>why</think> positive", ("positive",), False),
+    ],
+)
+def test_parse(completion, labels, valid):
+    prediction = GROUP.parse(completion)
+    assert (prediction.labels, prediction.valid) == (labels, valid)
+    assert prediction.completion == completion
+
+
+@pytest.mark.parametrize(
+    ("completion", "labels", "valid", "rationale"),
+    [
+        ("<think>\nso glad\n</think>\n<answer>positive</answer>", ("positive",), True, "so glad"),
+        ("<think>negative, or so?</think><answer>Positive, neutral.</answer>\n", ("neutral", "positive"), True, None),
+        ("<answer>positive</answer><think>late</think>", (), False, None),
+        ("<think>a</think><answer>positive</answer> more", ("positive",), False, None),
+        ("<think>a</think><think>b</think><answer>positive</answer>", ("positive",), False, None),
+        ("<think>a</think>\n<answer>positive", ("positive",), False, None),
+        ("positive", ("positive",), False, None),
+        ("<think>positive", ("positive",), False, None),
+    ],
+)
+def test_parse_with_reasoning(completion, labels, valid, rationale):
+    prediction = GROUP.parse(completion, cot=True)
+    assert (prediction.labels, prediction.valid) == (labels, valid)
+    if rationale:
+        assert prediction.rationale == rationale
+
+
+def test_parse_single_label():
+    assert SST2.parse("positive.").label == "Positive"
+    two = SST2.parse("Positive, Negative")
+    assert two.labels == ("Positive",)
+    assert not two.valid
+    assert R8.parse("money-fx").labels == ("money-fx",)
+    assert R8.parse("it is Money-FX, I think").labels == ("money-fx",)
+    assert CHINESE.parse("正面。").label == "正面"
+    assert CHINESE.parse("我觉得是负面的").label == "负面"
+
+
+@given(st.data())
+def test_every_target_parses_to_itself(data):
+    task = data.draw(st.sampled_from(list(BUILT_IN_TASKS.values())))
+    size = 1 if task.kind == "single_label" else 5
+    gold = data.draw(st.lists(st.sampled_from(task.labels), min_size=1, max_size=size, unique=True))
+    in_order = tuple(label for label in task.labels if label in gold)
+    plain = task.parse(task.target(gold))
+    assert plain.valid
+    assert plain.labels == in_order
+    reasoned = task.parse(task.target(gold, "because, well, joy"), cot=True)
+    assert reasoned.valid
+    assert (reasoned.labels, reasoned.rationale) == (in_order, "because, well, joy")
+
+
+def test_labels_with_punctuation_and_spaces_of_their_own():
+    task = LabelTask("odd", "multi_label", ("No.", "why?", "U.S.", "very  good"), "{text}")
+    for label in task.labels:
+        prediction = task.parse(task.target([label]))
+        assert (prediction.labels, prediction.valid) == ((label,), True)
+    assert task.parse("why?, no., U.S.").labels == ("No.", "why?", "U.S.")
+
+
+@given(st.text())
+def test_parse_takes_any_text(text):
+    prediction = GROUP.parse(text)
+    assert set(prediction.labels) <= set(GROUP.labels)
+    assert not prediction.valid or prediction.labels
+
+
+def test_prompt_has_instruction_first_and_text_last():
+    prompt = GROUP.prompt("what {labels} a day")
+    assert prompt.endswith("what {labels} a day")  # braces of the text are left alone
+    assert "ambiguous, negative, neutral, positive" in prompt
+    assert ANSWER_FORM["multi_label"] in prompt
+    assert GROUP.messages("x") == [{"role": "user", "content": GROUP.prompt("x")}]
+    assert "<think>" in GROUP.prompt("x", cot=True)
+    assert "<think>" in SST2.prompt("x", cot=True)
+
+
+def test_where_no_chat_template_is_the_prompt_ends_where_the_answer_begins():
+    assert GROUP.plain_prompt("fine").endswith("Comment:\nfine\n\nAnswer:")
+    assert SST2.plain_prompt("fine") == SST2.prompt("fine")  # its colon says so already
+    whole = dataclasses.replace(GROUP, template="{text}", use_chat_template=False)
+    assert whole.plain_prompt("fine") == "fine"
+
+
+def test_what_counts_by_default():
+    assert (GROUP.default_metric, SST2.default_metric) == ("f1_macro", "accuracy")
+
+
+def test_what_belongs_to_the_name_makes_no_other_task():
+    other = dataclasses.replace(GROUP, instruction_first="{text}", header_allowed=True)
+    assert other == GROUP
+    assert set(GROUP.stored()) == {"name", "kind", "labels", "template", "use_chat_template"}
+    assert dataclasses.replace(GROUP, template="{text}") != GROUP
+
+
+def test_prompts_with_the_text_first():
+    assert SST2.prompt("fun") == (
+        'Please carefully read the following reference text:"fun", and determine which of the following categories '
+        'it belongs to:["Negative","Positive"],answer:'
+    )
+    assert CHINESE.plain_prompt("很好") == "评论：很好\n情感倾向："
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": ("one",)},
+        {"labels": ("joy", "Joy")},
+        {"labels": ("joy", "sad, mad")},
+        {"labels": ("joy", "")},
+        {"template": "no text here"},
+        {"kind": "ranking"},
+    ],
+)
+def test_a_task_that_cannot_work_is_refused(changes):
+    with pytest.raises(ValueError, match="task"):
+        dataclasses.replace(GROUP, **changes)
