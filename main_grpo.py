@@ -444,9 +444,9 @@ def reward_writer() -> "TrainerCallback":
     from transformers import TrainerCallback
 
     class RewardWriter(TrainerCallback):
-        def on_log(self, arguments, state, control, **kwargs) -> None:
+        def on_log(self, args, state, control, **kwargs) -> None:
             if state.is_world_process_zero:
-                write_rewards(Path(arguments.output_dir) / REWARDS_FILE, state.log_history)
+                write_rewards(Path(args.output_dir) / REWARDS_FILE, state.log_history)
 
     return RewardWriter()
 

@@ -64,6 +64,7 @@ class LastTokenClassifier:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        *,  # in their places, Transformers' own has others
         logits_to_keep: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: None = None,

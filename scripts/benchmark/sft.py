@@ -71,7 +71,7 @@ def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
         def on_train_begin(self, *args, **kwargs) -> None:
             turns.wait()
 
-        def on_step_end(self, training_arguments, state, *args, **kwargs) -> None:
+        def on_step_end(self, args, state, control, **kwargs) -> None:
             turns.done(tokens=tokens[state.global_step - 1])
             turns.wait()
 
