@@ -4,9 +4,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 if (($# == 0)); then
-  # a process for each core with one thread each: tiny models gain nothing from more; a file's tests stay together, so
-  # that what they share is set up once
-  OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist loadfile
+  # a process for each core; a file's tests stay together, so that what they share is set up once
+  python -m pytest -n auto --maxprocesses 8 --dist loadfile
 else
   python -m pytest "$@"
 fi

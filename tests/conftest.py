@@ -16,6 +16,12 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_configure(config) -> None:
+    """One thread for the fast tests: tiny models gain nothing from more, and lose much where cores are shared."""
+    if "not real" in config.option.markexpr:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch is not imported yet
+
+
 def make_tokenizer(chat: bool = True):
     """A byte-level BPE tokenizer trained on the sample's comments."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
