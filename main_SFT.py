@@ -65,7 +65,7 @@ from data.learning.trainers import (
 )
 from data.metrics import LABEL_METRICS
 from data.published import recommended_settings
-from data.report.model_card import write_run_report
+from data.report.model_card import write_model_card, write_run_report
 from data.tasks import Task, resolve_task, with_prompt
 
 if TYPE_CHECKING:
@@ -468,7 +468,7 @@ def train_and_score(args: Args, data: Data) -> bool:
     if data.test:
         gc.collect()  # the trainer and its model hold each other; two models may not fit
         score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
-        write_run_report(args.output_dir)  # once more, with the scores
+        write_model_card(args.output_dir)  # once more, with the scores
     return True
 
 

@@ -88,7 +88,7 @@ from data.learning.trainers import (
 )
 from data.loading import Example
 from data.metrics import LABEL_METRICS, jaccard
-from data.report.model_card import write_run_report
+from data.report.model_card import write_model_card, write_run_report
 from data.tasks import Task
 
 if TYPE_CHECKING:
@@ -606,7 +606,7 @@ def main(args: Args) -> None:
     if data.test:
         gc.collect()  # the trainer and its model hold each other; two models may not fit
         score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
-        write_run_report(args.output_dir)  # once more, with the scores
+        write_model_card(args.output_dir)  # once more, with the scores
     print(f"written to {args.output_dir}")
 
 
