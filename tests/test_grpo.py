@@ -19,17 +19,14 @@ from data.engine.generation import generate_greedy, sample_answers
 from data.engine.models import load_model, load_tokenizer
 from data.engine.tree_attention import SPAN_ATTENTION, computes_packed_rows, ordinary_attention
 from data.labels import Prediction
+from data.learning.rewards import Rewards, format_reward, jaccard_reward, length_reward
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from main_grpo import (
     Args,
-    Rewards,
     answer_lengths,
     build_trainer,
-    format_reward,
-    jaccard_reward,
-    length_reward,
     load_policy,
     main,
 )
@@ -428,7 +425,7 @@ def test_a_reward_that_raises_stops_the_run(args, monkeypatch):
     def broken(prediction, gold):
         raise ZeroDivisionError("a mistake in a reward")
 
-    monkeypatch.setattr(main_grpo, "jaccard_reward", broken)
+    monkeypatch.setattr("data.learning.rewards.jaccard_reward", broken)
     with pytest.raises(ZeroDivisionError, match="a mistake in a reward"):
         main(args)
 

@@ -13,6 +13,7 @@ from data.contract import contract_for
 from data.encoding import Encoder
 from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
 from data.files import ADAPTER_FILE, write_json
+from data.learning.rewards import Rewards
 from data.learning.trainers import load_data, lora_config, train
 from data.report.tables import markdown_table
 from scripts.benchmark.race import (
@@ -124,7 +125,7 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
         weights = {
             "jaccard": settings.accuracy_weight, "format": settings.format_weight, "length": settings.length_weight,
         }  # fmt: skip
-        rewards = main_grpo.Rewards(encoder, stop_token_ids(model, encoder.end_id), budget, limit, weights)
+        rewards = Rewards(encoder, stop_token_ids(model, encoder.end_id), budget, limit, weights)
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=rewards.functions(),
