@@ -82,7 +82,8 @@ class Encoder:
         self._spelling = Spelling(tokenizer)
         writes = objective != "classify"
         self.prompt = prompt or spelt_prompt(task, self._spelling, cot, writes)
-        if (self.prompt.end is not None) != writes or max(self.prompt.token_ids, default=0) >= len(tokenizer):
+        unknown = tokenizer.is_fast and None in tokenizer.convert_ids_to_tokens(self.prompt.token_ids)
+        if unknown or (self.prompt.end is not None) != writes:
             raise UserError(f"task {task.name}: its prompt was spelt by another tokenizer than that of --model_path")
         self.head_ids, self.tail_ids = list(self.prompt.head), list(self.prompt.tail)
         self.end_id = self.prompt.end

@@ -29,7 +29,7 @@ class PromptIds:
         end: id of the token that ends an answer; None where none is written.
 
     Raises:
-        ValueError: a token id below 0.
+        ValueError: a token id that no tokenizer gives.
     """
 
     __pydantic_config__ = {"strict": True, "extra": "forbid"}  # noqa: RUF012  (of `Contract.load`)
@@ -40,8 +40,8 @@ class PromptIds:
     end: int | None
 
     def __post_init__(self):
-        if any(token < 0 for token in self.token_ids):
-            raise ValueError("a token id is below 0")
+        if not all(0 <= token < 2**31 for token in self.token_ids):
+            raise ValueError("a token id is below 0 or over 31 bits")
 
     @property
     def token_ids(self) -> tuple[int, ...]:
