@@ -31,7 +31,6 @@ __all__ = ["Row", "read_rows"]
 _ROWS_LOOKED_AT = 200  # to tell the label column of a file without a header
 _TABLE_SUFFIXES = (".tsv", ".csv", ".txt")  # a comment may begin with "[" without being JSON
 _KNOWN_COLUMNS = {*TEXT_COLUMNS, *LABEL_COLUMNS, *NAME_COLUMNS, *ID_COLUMNS}
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')  # as CSV quotes a cell
 _Table = Iterator[tuple[int, list[str]]]  # line number and cells of each row
 _IsGold = Callable[[str], bool]  # whether a cell could be the gold of the task at hand
 
@@ -82,10 +81,10 @@ def _split(path: Path, looked_at: list[str], lines: Lines, is_gold: _IsGold, lab
         return _split_rows(lines, [line.split("\t") for line in looked_at], "\t")
     if path.suffix.lower() == ".csv":
         return _csv_rows(path, first)
-    if ";" in first:  # text;label: the last semicolon is the one that counts
-        gold = sum(is_gold(line.rpartition(";")[2]) for line in looked_at if ";" in line)
-        if labels_required or 2 * gold > len(looked_at):
-            return _split_rows(lines, [line.rsplit(";", 1) for line in looked_at], ";")
+    gold = sum(is_gold(line.rpartition(";")[2]) for line in looked_at if ";" in line)
+    if (labels_required and ";" in first) or 2 * gold > len(looked_at):
+        # text;label: the last semicolon is the one that counts
+        return _split_rows(lines, [line.rsplit(";", 1) for line in looked_at], ";")
     return _split_rows(lines, [[line] for line in looked_at], "")
 
 
@@ -101,7 +100,7 @@ def _split_rows(lines: Lines, looked_at: list[list[str]], separator: str) -> _Ta
             quoted = _are_quoted([cells], separator) if quoted is None else True
             cells = _unquoted(cells) if quoted else cells
         if "\r" in line:
-            cells = _NoCells("a carriage return inside the line; a line ends with a line feed")
+            cells = _NoCells("a carriage return inside the line; a line must end with a line feed")
         elif not separator and "\t" in line:
             cells = _NoCells("a tab in the line, while the first line has none")
         yield number, cells
@@ -115,22 +114,26 @@ def _are_quoted(rows: list[list[str]], separator: str) -> bool | None:
     with_quotes = [cell for cells in rows for cell in cells if '"' in cell]
     if not with_quotes:
         return None
-    if not all(map(_QUOTED.fullmatch, with_quotes)):
+    if not all(map(_is_quoted, with_quotes)):
         return False
     if any('"' in cell[1:-1] or (separator and separator in cell) for cell in with_quotes):
         return True
     return len(rows) > 1 and all('"' in "".join(cells) for cells in rows[1:])  # the first may be a header
 
 
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+
+
 def _unquoted(cells: list[str]) -> list[str]:
-    if not all(_QUOTED.fullmatch(cell) for cell in cells if '"' in cell):
+    if not all(_is_quoted(cell) for cell in cells if '"' in cell):
         return _NoCells("quotes that are not doubled, or a cell of several lines, where others are quoted as in CSV")
     return [cell[1:-1].replace('""', '"') if cell[:1] == '"' else cell for cell in cells]
 
 
 def _csv_rows(path: Path, first: str) -> _Table:
     csv.field_size_limit(2**31 - 1)  # a text may be long
-    unquoted = _QUOTED.sub("", first)
+    unquoted = re.sub('"[^"]*"', "", first)
     separator = ";" if unquoted.count(";") > unquoted.count(",") else ","
     lines = (line for _, line in lines_of(path, blank=True))
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
@@ -141,7 +144,8 @@ def _csv_rows(path: Path, first: str) -> _Table:
                 yield begin, cells
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+        reason = "a carriage return inside the line" if "new-line character" in str(error) else error
+        raise UserError(f"{path}:{reader.line_num}: not CSV: {reason}") from error
 
 
 # --- cells to rows --------------------------------------------------------------------------------------------------

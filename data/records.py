@@ -87,7 +87,7 @@ def check_columns(path: Path, line: int, names: dict[str, str], header: Sequence
     counts = Counter(name.strip().casefold() for name in header)
     for name in names.values():
         if counts[name.strip().casefold()] > 1:
-            raise UserError(f"{path}:{line}: the column {name!r} stands there twice; remove or rename one")
+            raise UserError(f"{path}:{line}: the column {name!r} stands there twice (upper and lower case are one)")
 
 
 class Numbering:
