@@ -74,7 +74,7 @@ def read_rows(path: Path, is_gold: _IsGold, labels_required: bool, header_allowe
 def _split(path: Path, looked_at: list[str], lines: Lines, is_gold: _IsGold, labels_required: bool) -> _Table:
     """Line number and cells of each row, by the separator the first line has: TAB, else `;` or `,`.
 
-    Where no labels are needed, `;` separates only if mostly gold stands behind it: the file may be plain sentences.
+    Where no labels are needed, `;` separates only if gold stands behind it in half of the lines: others are sentences.
     """
     first = looked_at[0]
     if "\t" in first:
@@ -82,7 +82,7 @@ def _split(path: Path, looked_at: list[str], lines: Lines, is_gold: _IsGold, lab
     if path.suffix.lower() == ".csv":
         return _csv_rows(path, first)
     gold = sum(is_gold(line.rpartition(";")[2]) for line in looked_at if ";" in line)
-    if (labels_required and ";" in first) or 2 * gold > len(looked_at):
+    if (labels_required and ";" in first) or 2 * gold >= len(looked_at):
         # text;label: the last semicolon is the one that counts
         return _split_rows(lines, [line.rsplit(";", 1) for line in looked_at], ";")
     return _split_rows(lines, [[line] for line in looked_at], "")
