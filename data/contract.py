@@ -176,6 +176,8 @@ def contract_for(
         contract = Contract.load(directory)
         _check_flags(contract, directory / TASK_FILE, task_name, label_path, cot, max_length)
         _check_equal("--objective", objective, contract.objective, directory / TASK_FILE)
+        if label_path is not None:  # ids in the user's files are then line numbers of that file
+            contract = replace(contract, task=replace(contract.task, published_order=()))
         return contract
     if (directory / ADAPTER_FILE).is_file():
         raise UserError(

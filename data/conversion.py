@@ -3,11 +3,10 @@
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError
+from data.arguments import UserError, one_line
 from data.files import write_json_lines, write_text
 from data.formats import Row, read_rows
 from data.labels import LabelTask
@@ -76,8 +75,10 @@ def cleaned_rows(data_set: DataSet, where: str, rows: list[Row]) -> Iterator[Row
         if row.id is None and "{id}" in data_set.layout.line:
             raise UserError(f"{where}: row {row.line} has no id")
         several = isinstance(row.label, list) and first_task(data_set).kind == "multi_label"
-        labels = tuple(label_of(data_set, number) for number in (row.label if several else [row.label]))
-        yield replace(row, text=re.sub(r"[\t\r\n]+", " ", row.text), label=labels)
+        numbers, names = (row.label, row.name) if several else ([row.label], [row.name])
+        names = names or [None] * len(numbers)
+        labels = tuple(label_of(data_set, number, name) for number, name in zip(numbers, names, strict=True))
+        yield row._replace(text=re.sub(r"[\t\r\n]+", " ", row.text), label=labels)
 
 
 def first_task(data_set: DataSet) -> LabelTask:
@@ -85,12 +86,22 @@ def first_task(data_set: DataSet) -> LabelTask:
     return next(iter(data_set.tasks.values()))
 
 
-def label_of(data_set: DataSet, number: Any) -> str:
-    """The label that has this id in the source."""
-    labels = data_set.source_labels or first_task(data_set).labels
-    if number not in range(len(labels)):
-        raise UserError(f"{data_set.name}: a row has label {number!r}, expected 0 to {len(labels) - 1}")
-    return labels[number]
+def label_of(data_set: DataSet, number: Any, name: str | None) -> str:
+    """The label that has this id in the source; `name` is what the source calls it, where it says so.
+
+    Raises:
+        UserError: there is no such id, or the source gives it to another label.
+    """
+    task = first_task(data_set)
+    labels = task.published_order or task.labels
+    id = int(number) if str(number).isascii() and str(number).isdigit() and len(str(number)) < 9 else -1
+    if id not in range(len(labels)):
+        raise UserError(
+            f"{data_set.name}: a row has label {one_line(repr(number), 60)}, expected 0 to {len(labels) - 1}"
+        )
+    if name != labels[id] and name in labels:
+        raise UserError(f"{data_set.name}: its id {id} is {name!r}, expected {labels[id]!r}")
+    return labels[id]
 
 
 def written(data_set: DataSet, folder: str, row: Row) -> str:

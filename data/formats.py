@@ -5,41 +5,42 @@ Rows come one by one, so a file may be larger than memory; only a JSON list is r
 """
 
 import csv
-import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
-from data.arguments import UserError
+from data.arguments import UserError, one_line
+from data.records import (
+    ID_COLUMNS,
+    LABEL_COLUMNS,
+    NAME_COLUMNS,
+    TEXT_COLUMNS,
+    Numbering,
+    Row,
+    check_columns,
+    find_columns,
+    is_json,
+    json_rows,
+    parquet_rows,
+)
+from data.text_files import Lines, begin_of, lines_of
 
-TEXT_COLUMNS = ("text", "text_a", "sentence", "content", "review", "comment", "question")
-LABEL_COLUMNS = ("label", "labels", "emotion", "emotions", "sentiment", "category", "class")
-ID_COLUMNS = ("id", "comment_id", "comment id", "idx", "index")
-RATIONALE_COLUMNS = ("rationale", "reasoning", "explanation")
+__all__ = ["Row", "read_rows"]
 _ROWS_LOOKED_AT = 200  # to tell the label column of a file without a header
 _TABLE_SUFFIXES = (".tsv", ".csv", ".txt")  # a comment may begin with "[" without being JSON
-_Lines = Iterator[tuple[int, str]]  # line number and line, without its end; blank ones are left out
+_KNOWN_COLUMNS = {*TEXT_COLUMNS, *LABEL_COLUMNS, *NAME_COLUMNS, *ID_COLUMNS}
 _Table = Iterator[tuple[int, list[str]]]  # line number and cells of each row
 _IsGold = Callable[[str], bool]  # whether a cell could be the gold of the task at hand
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row as it was found: line number (1 = first), its values under canonical names, or why it is none."""
+class _NoCells(list):
+    """In the place of a row's cells: why it has none."""
 
-    line: int
-    text: Any
-    label: Any = None
-    id: Any = None
-    rationale: Any = None
-    problem: str | None = None
-
-
-class _NotJson(str):
-    """Why a line is no JSON, in the place of its record."""
+    def __init__(self, problem: str):
+        super().__init__()
+        self.problem = problem
 
 
 def read_rows(path: Path, is_gold: _IsGold, labels_required: bool, header_allowed: bool = True) -> Iterator[Row]:
@@ -54,152 +55,88 @@ def read_rows(path: Path, is_gold: _IsGold, labels_required: bool, header_allowe
     Raises:
         UserError: the file is empty, not UTF-8, broken, or has no text (or label) column.
     """
-    with path.open("rb") as file:
-        begin = file.read(4)
-    if begin == b"PAR1":
-        return _parquet_rows(path, labels_required)
-    lines = _lines(path)
-    first = next(lines, None)
-    if first is None:
+    if begin_of(path).startswith(b"PAR1"):
+        return parquet_rows(path, labels_required)
+    lines = lines_of(path)
+    looked_at = list(islice(lines, _ROWS_LOOKED_AT))
+    if not looked_at:
         raise UserError(f"{path}: the file is empty")
-    lines = chain([first], lines)
-    begin_of_text = first[1].lstrip()[0]
-    if path.suffix.lower() in _TABLE_SUFFIXES or begin_of_text not in "[{":
-        return _table_rows(path, first[1], lines, is_gold, labels_required, header_allowed)
-    return (_json_rows if begin_of_text == "[" else _json_lines_rows)(path, lines, labels_required)
+    lines, first = chain(looked_at, lines), looked_at[0][1]
+    if is_json(path, first, path.suffix.lower() in _TABLE_SUFFIXES):
+        return json_rows(path, first, lines, labels_required)
+    table = _split(path, [line for _, line in looked_at], lines, is_gold, labels_required)
+    return _table_rows(path, table, is_gold, labels_required, header_allowed)
 
 
-def _lines(path: Path, blank: bool = False) -> _Lines:
-    """The lines of a UTF-8 file; with `blank` also those without a word, and each with its end."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8"
-                ) from error
-            if blank:
-                yield number, line
-            elif line.strip():
-                yield number, line.rstrip("\n").rstrip("\r")
+# --- lines to cells -------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    def records() -> Iterator[dict]:
-        try:
-            for batch in table.iter_batches():
-                yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from error
-    return _named_rows(path, enumerate(records(), start=1), table.schema_arrow.names, labels_required)
-
-
-def _json_rows(path: Path, lines: _Lines, labels_required: bool) -> Iterator[Row]:
-    try:
-        records = json.loads("".join(line for _, line in _lines(path, blank=True)))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({error})") from error
-    return _named_rows(path, enumerate(records, start=1), None, labels_required)
-
-
-def _json_lines_rows(path: Path, lines: _Lines, labels_required: bool) -> Iterator[Row]:
-    def records() -> Iterator[tuple[int, Any]]:
-        for number, line in lines:
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield number, _NotJson(f"not JSON ({error}); expected an object a line, or a list of objects")
-
-    return _named_rows(path, records(), None, labels_required)
-
-
-def _named_rows(
-    path: Path, records: Iterable[tuple[int, Any]], columns: Sequence[str] | None, labels_required: bool
-) -> Iterator[Row]:
-    """Rows from mappings, by the names of their values."""
-    names_of: dict[tuple[str, ...], dict[str, str]] = {}  # records of one file mostly have the same keys
-    for number, record in records:
-        if not isinstance(record, dict):
-            problem = str(record) if isinstance(record, _NotJson) else "not an object with named values"
-            yield Row(number, None, problem=problem)
-            continue
-        header = tuple(columns or record)
-        if header not in names_of:
-            names_of[header] = _find_columns(header)
-            _require_columns(path, number, names_of[header], header, labels_required)
-        names = names_of[header]
-        yield Row(number, **{field: record.get(name) for field, name in names.items()})
-
-
-def _find_columns(header: Sequence[str]) -> dict[str, str]:
-    """Which column holds what: `["Review", "label"]` -> `{"text": "Review", "label": "label"}`."""
-    folded = {name.strip().casefold(): name for name in header}
-    wanted = {"text": TEXT_COLUMNS, "label": LABEL_COLUMNS, "id": ID_COLUMNS, "rationale": RATIONALE_COLUMNS}
-    return {
-        field: folded[next(name for name in names if name in folded)]
-        for field, names in wanted.items()
-        if any(name in folded for name in names)
-    }
-
-
-def _require_columns(path: Path, line: int, names: dict, header: Sequence[str], labels_required: bool) -> None:
-    for field, known in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
-        if field not in names and (field == "text" or labels_required):
-            raise UserError(
-                f"{path}:{line}: no {field} column among {', '.join(map(repr, header))}; "
-                f"known names are {', '.join(known)}"
-            )
-
-
-def _table_rows(
-    path: Path, first: str, lines: _Lines, is_gold: _IsGold, labels_required: bool, header_allowed: bool
-) -> Iterator[Row]:
-    rows = _split(path, first, lines, is_gold if not labels_required else None)
-    looked_at = list(islice(rows, _ROWS_LOOKED_AT))
-    rows = chain(looked_at, rows)
-    header = _find_columns(looked_at[0][1])
-    if "text" in header and ("label" in header or not labels_required):
-        if not header_allowed and "label" in header:
-            raise UserError(
-                f"{path}:1: a header ({', '.join(looked_at[0][1])}), but the GoEmotions layout has none: "
-                "text<TAB>id[,id]<TAB>comment id from the first line on"
-            )
-        return _header_rows(rows, header)
-    if not labels_required and all(len(cells) == 1 for _, cells in looked_at):
-        return _sentence_rows(rows)
-    return _headerless_rows(path, looked_at, rows, is_gold)
-
-
-def _split(path: Path, first: str, lines: _Lines, is_gold: _IsGold | None) -> _Table:
+def _split(path: Path, looked_at: list[str], lines: Lines, is_gold: _IsGold, labels_required: bool) -> _Table:
     """Line number and cells of each row, by the separator the first line has: TAB, else `;` or `,`.
 
-    With `is_gold`, a `;` separates only if what stands behind it is gold: the file may be plain sentences.
+    Where no labels are needed, `;` separates only if gold stands behind it in half of the lines: others are sentences.
     """
-    if "\t" in first:  # quotes mean nothing in a TSV: GoEmotions has thousands of them
-        return ((number, line.split("\t")) for number, line in lines)
-    behind = first.rpartition(";")[2]
-    if (
-        path.suffix.lower() != ".csv" and ";" in first and (is_gold is None or is_gold(behind))
-    ):  # text;label: the last semicolon is the one that counts
-        return ((number, line.rsplit(";", 1)) for number, line in lines)
+    first = looked_at[0]
+    if "\t" in first:
+        return _split_rows(lines, [line.split("\t") for line in looked_at], "\t")
     if path.suffix.lower() == ".csv":
-        csv.field_size_limit(2**31 - 1)  # a text may be long
-        separator = ";" if first.count(";") > first.count(",") else ","
-        reader = csv.reader((line for _, line in _lines(path, blank=True)), delimiter=separator, strict=True)
-        return _csv_rows(path, reader)
-    return ((number, [line]) for number, line in lines)
+        return _csv_rows(path, first)
+    gold = sum(is_gold(line.rpartition(";")[2]) for line in looked_at if ";" in line)
+    if (labels_required and ";" in first) or 2 * gold >= len(looked_at):
+        # text;label: the last semicolon is the one that counts
+        return _split_rows(lines, [line.rsplit(";", 1) for line in looked_at], ";")
+    return _split_rows(lines, [[line] for line in looked_at], "")
 
 
-def _csv_rows(path: Path, reader) -> _Table:
+def _split_rows(lines: Lines, looked_at: list[list[str]], separator: str) -> _Table:
+    """Cells of each line; a quote is a character like others, unless the file's cells are quoted as CSV quotes them.
+
+    The published files of GoEmotions are so: each of their cells with a quote in it is like `"He said ""hi"" to me"`.
+    """
+    quoted = _are_quoted(looked_at, separator)
+    for number, line in lines:
+        cells = line.split("\t") if separator == "\t" else line.rsplit(separator, 1) if separator else [line]
+        if quoted is not False and '"' in line:
+            quoted = _are_quoted([cells], separator) if quoted is None else True
+            cells = _unquoted(cells) if quoted else cells
+        if "\r" in line:
+            cells = _NoCells("a carriage return inside the line; a line must end with a line feed")
+        elif not separator and "\t" in line:
+            cells = _NoCells("a tab in the line, while the first line has none")
+        yield number, cells
+
+
+def _are_quoted(rows: list[list[str]], separator: str) -> bool | None:
+    """Whether these rows are quoted as CSV quotes them; None where no quote is in them.
+
+    They are if all cells with a quote in it could be, and one can be nothing else, or none is without.
+    """
+    with_quotes = [cell for cells in rows for cell in cells if '"' in cell]
+    if not with_quotes:
+        return None
+    if not all(map(_is_quoted, with_quotes)):
+        return False
+    if any('"' in cell[1:-1] or (separator and separator in cell) for cell in with_quotes):
+        return True
+    return len(rows) > 1 and all('"' in "".join(cells) for cells in rows[1:])  # the first may be a header
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in cell[1:-1].replace('""', "")
+
+
+def _unquoted(cells: list[str]) -> list[str]:
+    if not all(_is_quoted(cell) for cell in cells if '"' in cell):
+        return _NoCells("quotes that are not doubled, or a cell of several lines, where others are quoted as in CSV")
+    return [cell[1:-1].replace('""', '"') if cell[:1] == '"' else cell for cell in cells]
+
+
+def _csv_rows(path: Path, first: str) -> _Table:
+    csv.field_size_limit(2**31 - 1)  # a text may be long
+    unquoted = re.sub('"[^"]*"', "", first)
+    separator = ";" if unquoted.count(";") > unquoted.count(",") else ","
+    lines = (line for _, line in lines_of(path, blank=True))
+    reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     begin = 1
     try:
         for cells in reader:
@@ -207,23 +144,84 @@ def _csv_rows(path: Path, reader) -> _Table:
                 yield begin, cells
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: not CSV: {error}") from error
+        reason = "a carriage return inside the line" if "new-line character" in str(error) else error
+        raise UserError(f"{path}:{reader.line_num}: not CSV: {reason}") from error
+
+
+# --- cells to rows --------------------------------------------------------------------------------------------------
+
+
+def _table_rows(
+    path: Path, table: _Table, is_gold: _IsGold, labels_required: bool, header_allowed: bool
+) -> Iterator[Row]:
+    looked_at = list(islice(table, _ROWS_LOOKED_AT))
+    rows = chain(looked_at, table)
+    whole = [(line, cells) for line, cells in looked_at if not isinstance(cells, _NoCells)]
+    if not whole:
+        raise UserError(_nothing_in(path, looked_at))
+    line, first = whole[0]
+    names = find_columns(first)
+    if "text" in names and ("label" in names or not labels_required):
+        check_columns(path, line, names, first, labels_required)
+        if not header_allowed and "label" in names:
+            raise UserError(
+                f"{path}:{line}: a header ({one_line(', '.join(first))}), but the GoEmotions layout has none: "
+                "text<TAB>id[,id]<TAB>comment id from the first line on"
+            )
+        return _header_rows(rows, line, first, names)
+    if not labels_required and all(len(cells) == 1 for _, cells in whole):
+        _check_no_header(path, line, [cells[0] for _, cells in whole])
+        return _sentence_rows(rows)
+    return _headerless_rows(path, whole, rows, is_gold)
+
+
+def _nothing_in(path: Path, looked_at: list[tuple[int, list[str]]]) -> str:
+    return next((f"{path}:{line}: {cells.problem}" for line, cells in looked_at), f"{path}: no rows in it")
+
+
+def _check_no_header(path: Path, line: int, sentences: list[str]) -> None:
+    """Raise a `UserError` where the first of the sentences is a column's name rather than one of them.
+
+    One word in small letters, or with `_` in it, is taken for a name where no other sentence is one word.
+    """
+    first, others = sentences[0].strip(), sentences[1:]
+    cells = [cell.strip().strip('"').casefold() for cell in re.split("[,;|]", first)]
+    is_word = re.compile(r"\w+", re.ASCII).fullmatch
+    is_name = is_word(first) and (first.islower() or "_" in first) and others and not any(map(is_word, others))
+    if is_name or (len(cells) > 1 and any(cell in _KNOWN_COLUMNS for cell in cells) and all(map(is_word, cells))):
+        raise UserError(
+            f"{path}:{line}: {one_line(first, 60)!r} looks like a header, but none that is known; name the column of "
+            f"texts {', '.join(TEXT_COLUMNS)}; if it is a text, put a line 'text' before it"
+        )
+
+
+def _wrong_width(cells: list[str], expected: str) -> str:
+    """Why a row has not the cells that it should have."""
+    if isinstance(cells, _NoCells):
+        return cells.problem
+    hint = "; in such a file, a quoted cell ends on its line" if any(cell[:1] == '"' for cell in cells) else ""
+    return f"{len(cells)} columns, but {expected}{hint}"
 
 
 def _sentence_rows(rows: _Table) -> Iterator[Row]:
     for line, cells in rows:
-        problem = None if len(cells) == 1 else f"{len(cells)} columns, but the rows before it have one"
-        yield Row(line, cells[0] if problem is None else None, problem=problem)
-
-
-def _header_rows(rows: _Table, names: dict[str, str]) -> Iterator[Row]:
-    _, header = next(rows)
-    places = {field: header.index(name) for field, name in names.items()}
-    for line, cells in rows:
-        if len(cells) != len(header):
-            yield Row(line, None, problem=f"{len(cells)} columns, but the header has {len(header)}")
+        if len(cells) == 1:
+            yield Row(line, cells[0])
         else:
-            yield Row(line, **{field: cells[place] for field, place in places.items()})
+            yield Row(line, None, problem=_wrong_width(cells, "the rows before it have one"))
+
+
+def _header_rows(rows: _Table, header_line: int, header: list[str], names: dict[str, str]) -> Iterator[Row]:
+    places = {field: header.index(name) for field, name in names.items()}
+    numbering = Numbering()
+    for line, cells in rows:
+        if line == header_line:
+            continue
+        if len(cells) != len(header):
+            yield Row(line, None, problem=_wrong_width(cells, f"the header has {len(header)}"))
+            continue
+        row = Row(line, **{field: cells[place] for field, place in places.items()})
+        yield numbering.checked(row) if "name" in places else row
 
 
 def _headerless_rows(
@@ -242,12 +240,12 @@ def _headerless_rows(
     first_fits = len(first) == width and is_gold(first[label_place])
     if len(looked_at) > 1 and not first_fits and _looks_like_header(first):
         raise UserError(
-            f"{path}:{line}: looks like a header ({', '.join(first)}), where a first row is expected; "
+            f"{path}:{line}: looks like a header ({one_line(', '.join(first))}), where a first row is expected; "
             f"remove it, or name the columns text and label"
         )
     for line, cells in rows:
         if len(cells) != width:
-            yield Row(line, None, problem=f"{len(cells)} columns, but the file has {width}")
+            yield Row(line, None, problem=_wrong_width(cells, f"the file has {width}"))
         else:
             yield Row(line, **dict(zip(fields, cells, strict=True)))
 
@@ -261,7 +259,6 @@ def _headerless_fields(looked_at: list[list[str]], is_gold: _IsGold) -> tuple[st
 
 
 def _looks_like_header(cells: Sequence[str]) -> bool:
-    known = {*TEXT_COLUMNS, *LABEL_COLUMNS, *ID_COLUMNS}
-    return any(cell.strip().casefold() in known for cell in cells) or all(
+    return any(cell.strip().casefold() in _KNOWN_COLUMNS for cell in cells) or all(
         len(cell.split()) <= 2 and not any(c.isdigit() for c in cell) for cell in cells
     )

@@ -70,8 +70,10 @@ class LabelTask:
             all there is, and nothing is put around it or behind it.
         instruction_first: the template of `--prompt instruction_first`.
         header_allowed: False where the published files have no header, so that one is a mistake.
+        published_order: the labels in the order of the ids in published files, where that is another: an id without
+            its name could mean either.
 
-    The last two belong to the name: they are not in task.json, and tasks that differ in them only are equal.
+    The last three belong to the name: they are not in task.json, and tasks that differ in them only are equal.
 
     Raises:
         ValueError: fewer than two labels, a repeated one (upper and lower case are one), one that cannot be written
@@ -85,6 +87,7 @@ class LabelTask:
     use_chat_template: bool = True
     instruction_first: str = field(default=CUSTOM_TEMPLATE, compare=False, kw_only=True)
     header_allowed: bool = field(default=True, compare=False, kw_only=True)
+    published_order: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
 
     def __post_init__(self):
         if self.kind not in ANSWER_FORM:

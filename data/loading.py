@@ -1,6 +1,7 @@
 """Rows -> Examples, validated: every bad row is named by file and line. Then splits and the data report. (no torch)"""
 
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError
+from data.arguments import UserError, one_line
 from data.formats import Row, read_rows
 from data.labels import holds_tags
 from data.tasks import Task
+from data.text_files import check_readable
+
+_NUMBER = re.compile(r"[+\-\u2212]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)  # a label that is one is no id
+# spaces, and what takes no ink: zero widths, marks of direction, fillers, selectors of variants, control characters
+_INVISIBLE = "".join(map(chr, (
+    *range(0x21), *range(0x7F, 0xA1), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x180F),
+    *range(0x2000, 0x2010), *range(0x2028, 0x2030), *range(0x205F, 0x2070), 0x2800, 0x3000, 0x3164,
+    *range(0xFE00, 0xFE10), 0xFEFF, 0xFFA0,
+)))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,10 @@ class _RowError(Exception):
     """What is wrong with one row; the loader adds file and line."""
 
 
+class _BareIdError(_RowError):
+    """An id that may mean another label where it comes from."""
+
+
 def load_examples(
     path: str | Path,
     task: Task,
@@ -41,7 +55,8 @@ def load_examples(
 
     Args:
         path: the file.
-        task: gives the labels; gold may be ids, names, or lists of either ("3,17", ["joy"], 0).
+        task: gives the labels; gold may be ids, names, or lists of either ("3,17", ["joy"], 0). Where the file says
+            what its ids are called, these names count.
         flag: the flag that named the file, for error messages.
         labels_required: False also takes files without any labels (to predict on).
         cot: every row needs a rationale.
@@ -54,7 +69,7 @@ def load_examples(
     before = len(rejected or ())
     examples = list(read_examples(path, task, flag, labels_required, cot, rejected, most_labels))
     if bad := len(rejected or ()) - before:
-        print(f"{path}: {bad} bad rows skipped")
+        print(f"{one_line(path)}: {bad} bad rows skipped")
     return examples
 
 
@@ -64,17 +79,19 @@ def read_examples(
 ) -> Iterator[Example]:  # fmt: skip
     """The rows of a data file one by one; see `load_examples`."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file")
+    check_readable(path, flag)
     labelled: bool | None = None  # as the first row is
+    gold_of = _GoldOf(task)
     first_line, bad = 0, 0
     for row in read_rows(path, lambda cell: _is_gold(cell, task), labels_required, task.header_allowed):
         try:
-            example = _example(row, task, labels_required, cot, most_labels)
+            example = _example(row, gold_of, labels_required, cot, most_labels)
         except _RowError as error:
             if rejected is None:
                 raise UserError(f"{path}:{row.line}: {error}") from error
-            rejected.append({"file": str(path), "line": row.line, "error": str(error), "text": str(row.text)})
+            text = row.text if isinstance(row.text, str) else ""
+            found = {"file": str(path), "line": row.line, "error": str(error), "text": text}
+            rejected.append({name: _writable(value) for name, value in found.items()})
             bad += 1
             continue
         if labelled is None:
@@ -110,7 +127,7 @@ class ExampleFile:
             if count == 1:
                 self.labelled = bool(example.labels)
         if rejected:
-            print(f"{path}: {len(rejected)} bad rows skipped")
+            print(f"{one_line(path)}: {len(rejected)} bad rows skipped")
         count = min(count, limit or count)
         self._begin, self._end = (count * i // shard[1] for i in (shard[0] - 1, shard[0]))
 
@@ -121,23 +138,106 @@ class ExampleFile:
         return islice(self._read([] if self._skips else None), self._begin, self._end)
 
 
-def _example(row: Row, task: Task, labels_required: bool, cot: bool, most_labels: int | None) -> Example:
+def _writable(value: Any) -> Any:
+    """`value`, what UTF-8 has not spelt out: half a character, or a byte of a file's name."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _example(row: Row, gold_of: "_GoldOf", labels_required: bool, cot: bool, most_labels: int | None) -> Example:
     if row.problem:
         raise _RowError(row.problem)
-    if not isinstance(row.text, str) or not row.text.strip():
-        raise _RowError("empty text" if row.text is None or isinstance(row.text, str) else f"text is {row.text!r}")
-    if not row.text.isprintable() and any("\ud800" <= c <= "\udfff" for c in row.text):
-        raise _RowError("the text holds half a character (a lone surrogate)")
-    labels = () if row.label is None and not labels_required else _gold(row.label, task)
-    rationale = str(row.rationale).strip() if row.rationale is not None else ""
+    line, text, label, identity, rationale = row[:5]
+    text = _checked_text("text", text)
+    if not text.strip(_INVISIBLE):
+        raise _RowError("empty text: nothing in it can be seen" if text else "empty text")
+    labels = () if not labels_required and _missing(label) else gold_of.row(row)
+    rationale = None if _missing(rationale) else _checked_text("rationale", rationale) or None
     if cot and not rationale:
         raise _RowError("no rationale, which --cot needs (a column named rationale)")
     if cot and holds_tags(rationale):
         raise _RowError("the rationale holds a tag of those that stand around reasoning and answer")
     if most_labels is not None and len(labels) > most_labels:
         raise _RowError(f"{len(labels)} labels, while an answer holds at most {most_labels}")
-    identity = str(row.id) if row.id not in (None, "") else str(row.line)
-    return Example(identity, row.text.strip(), labels, rationale or None)
+    return Example(str(line) if _missing(identity) else _checked_id(identity) or str(line), text, labels, rationale)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value  # NaN
+
+
+def _checked_text(column: str, value: Any) -> str:
+    if type(value) is not str:  # a number of a JSON file is a `Written`
+        raise _RowError("empty text" if value is None else f"{column} is {_shown(value)}, where words are expected")
+    if not value.isprintable():
+        _check_characters(column, value)
+    return value.strip()
+
+
+def _checked_id(value: Any) -> str:
+    if not isinstance(value, (str, int, float)):
+        raise _RowError(f"id is {_shown(value)}, where a number or a word is expected")
+    _check_characters("id", str(value))
+    return str(value)
+
+
+def _check_characters(column: str, value: str) -> None:
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise _RowError(f"the {column} holds half a character (a lone surrogate)")
+    if "\0" in value:
+        raise _RowError(f"the {column} holds a zero byte")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return one_line(repr(value), 60)
+    except RecursionError:
+        return f"a {type(value).__name__}"
+
+
+class _GoldOf(dict):
+    """Values of a label column, as they were found -> labels. A file has few different ones: each is read once."""
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.task = task
+
+    def __missing__(self, value: Any) -> tuple[str, ...]:
+        labels = self[value] = _gold(value, self.task)
+        return labels
+
+    def row(self, row: Row) -> tuple[str, ...]:
+        """The labels of a row. Names that stand beside ids count, whatever these ids are in the task's own order."""
+        if row.name is None:
+            return self._of(row.label)
+        if _all_named(row.label, self.task):  # numbers that are themselves names: 1 to 5 stars
+            return self._of(row.label)
+        try:
+            return _gold(_as_spelt(row.name, self.task), self.task)
+        except _RowError as error:
+            raise _RowError(f"{error} (what the file itself calls its label {_shown(row.label)})") from error
+
+    def _of(self, value: Any) -> tuple[str, ...]:
+        try:
+            return self[tuple(value) if type(value) is list else value]
+        except TypeError:  # an object, or a list of lists, is no key
+            return _gold(value, self.task)
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return value.split(",") if isinstance(value, str) else [value]
+
+
+def _all_named(value: Any, task: Task) -> bool:
+    return all(_spelling(part) in task.ids for part in _parts(value))
+
+
+def _as_spelt(names: Any, task: Task) -> list[Any]:
+    """Names of the file's own, in the task's upper and lower case."""
+    spelt = {label.casefold(): label for label in task.labels}
+    parts = [name.strip() if isinstance(name, str) else name for name in _parts(names)]
+    return [spelt.get(name.casefold(), name) if isinstance(name, str) else name for name in parts]
 
 
 def _gold(value: Any, task: Task) -> tuple[str, ...]:
@@ -145,35 +245,55 @@ def _gold(value: Any, task: Task) -> tuple[str, ...]:
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise _RowError("no label")
-    if len(values) == 1 and isinstance(values[0], str) and values[0].strip() not in task.ids:
+    if len(values) == 1 and type(values[0]) is str and values[0].strip() not in task.ids:
         values = values[0].split(",")
     labels = {_label(v, task) for v in values}
     if len(labels) != len(values):
-        raise _RowError(f"a label stands twice in {value!r}")
+        raise _RowError(f"a label stands twice in {_shown(value)}")
     if task.kind == "single_label" and len(labels) > 1:
-        raise _RowError(f"{len(labels)} labels ({value}), but task {task.name} takes exactly one")
+        raise _RowError(f"{len(labels)} labels ({_shown(value)}), but task {task.name} takes exactly one")
     return tuple(sorted(labels, key=task.ids.__getitem__))
 
 
+def _spelling(value: Any) -> str:
+    """A label as the file has it; true and false are a JSON file's."""
+    return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
 def _label(value: Any, task: Task) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # Parquet and pandas keep ids with gaps as floats
-    name = str(value).strip() if value is not None else ""
+    if _missing(value) or not _spelling(value):
+        raise _RowError("no label")
+    if not isinstance(value, (str, int, float)):
+        raise _RowError(f"label is {_shown(value)}, where an id or a name is expected")
+    name = _spelling(value)
+    if name in task.ids:  # as it is written, before it is read as a number
+        return name
+    if type(value) is not str:
+        name = name.removesuffix(".0")  # Parquet and pandas keep ids with gaps as floats
     if name in task.ids:
         return name
-    if not name:
-        raise _RowError("no label")
     # labels that are numbers themselves ("1" to "5" stars) are read as names only, for ids would be mistaken for them
-    if name.isascii() and name.isdigit() and len(name) < 9 and not any(label.isdigit() for label in task.labels):
-        if int(name) < len(task.labels):
-            return task.labels[int(name)]
-        raise _RowError(f"label id {name}: task {task.name} has ids 0 to {len(task.labels) - 1}")
-    raise _RowError(f"label {name!r} is not in the label set of task {task.name}")
+    if name.isascii() and name.isdigit() and len(name) < 9 and not any(map(_NUMBER.fullmatch, task.labels)):
+        return _label_of_id(int(name), task)
+    raise _RowError(f"label {_shown(name)} is not in the label set of task {task.name}")
+
+
+def _label_of_id(number: int, task: Task) -> str:
+    if number >= len(task.labels):
+        raise _RowError(f"label id {number}: task {task.name} has ids 0 to {len(task.labels) - 1}")
+    if task.published_order:
+        raise _BareIdError(
+            f"label id {number}: is {task.published_order[number]!r} in the published files of {task.name}, but "
+            f"{task.labels[number]!r} in our labels.txt; write labels by name, or name a labels.txt with --label_path"
+        )
+    return task.labels[number]
 
 
 def _is_gold(cell: str, task: Task) -> bool:
     try:
         _gold(cell, task)
+    except _BareIdError:
+        return True
     except _RowError:
         return False
     return True

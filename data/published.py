@@ -60,7 +60,6 @@ class DataSet:
         archive: the archive it is in, if there is one.
         splits: our name of a split -> where the source has it.
         layout: of our files.
-        source_labels: labels in the order of the source's ids, where that is not the order of the first task.
         coarser: folder -> label of the source -> label of the folder's task, where these are not the same.
         reviews: where the source has no splits and no rows but a file of negative texts and one of positive ones, a
             line each: these two. Splits are drawn from them, and written as JSON Lines.
@@ -74,7 +73,6 @@ class DataSet:
     archive: Archive | None = None
     splits: dict[str, Files] = field(default_factory=dict)
     layout: Layout | None = None
-    source_labels: tuple[str, ...] = ()
     coarser: dict[str, dict[str, str]] = field(default_factory=dict)
     reviews: tuple[Files, Files] | None = None
 
@@ -131,7 +129,7 @@ _CHINESE_SENTIMENT = LabelTask(
 )
 _SIX_EMOTIONS = LabelTask(
     "emotion", "single_label", ("anger", "fear", "joy", "love", "sadness", "surprise"), EMOTION_TEMPLATE,
-    instruction_first=EMOTION_TEMPLATE,
+    instruction_first=EMOTION_TEMPLATE, published_order=("sadness", "joy", "love", "anger", "fear", "surprise"),
 )  # fmt: skip
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -224,7 +222,6 @@ _ENTRIES = (
             "test": Files("split/test-*.parquet", 2_000),
         },
         layout=Layout("txt", "{text};{label}"),
-        source_labels=("sadness", "joy", "love", "anger", "fear", "surprise"),
     ),
     DataSet(
         "chn-reviews",  # Chinese reviews of books, hotels and more

@@ -72,7 +72,8 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
 
     `--label_path` alone: the built-in task with exactly these labels in this order, else a task of the user's own,
     named after the file's folder and "multi_label" until the training data says otherwise. `--task` takes the name of
-    a built-in task, or the kind of the user's own ("single_label", "multi_label").
+    a built-in task, or the kind of the user's own ("single_label", "multi_label"). Who gives a labels.txt has said
+    what ids mean: the task has no `published_order` then.
 
     Raises:
         UserError: an unknown name, a kind without labels, or labels that contradict the task.
@@ -87,11 +88,11 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     labels = read_labels(label_path)
     if name in BUILT_IN_TASKS:
         check_same_labels(f"--label_path {label_path}", labels, f"--task {name}", BUILT_IN_TASKS[name].labels)
-        return BUILT_IN_TASKS[name]
+        return replace(BUILT_IN_TASKS[name], published_order=())
     if name is None:
         for task in BUILT_IN_TASKS.values():
             if task.labels == labels:
-                return task
+                return replace(task, published_order=())
     own_name = Path(label_path).resolve().parent.name or "custom"
     if own_name in BUILT_IN_TASKS:
         own_name = f"own-{own_name}"
@@ -101,7 +102,8 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
 def of_built_in(task: Task) -> Task:
     """A task as a task.json tells of it, with what is not in there from the built-in task of its name."""
     known = BUILT_IN_TASKS.get(task.name, task)
-    return replace(task, instruction_first=known.instruction_first, header_allowed=known.header_allowed)
+    names = ("instruction_first", "header_allowed", "published_order")
+    return replace(task, **{name: getattr(known, name) for name in names})
 
 
 def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_only"]) -> Task:

@@ -1,15 +1,25 @@
+import dataclasses
 import json
+import os
+from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from data.arguments import UserError
-from data.loading import Example, data_report, load_examples, split_validation
+from data.files import write_json_lines
+from data.loading import Example, ExampleFile, data_report, load_examples, split_validation
 from data.tasks import BUILT_IN_TASKS, Task
+from tests.hostile_files import check_data_file, hostile_files
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 SST2 = BUILT_IN_TASKS["sst2"]
 EMOTION = BUILT_IN_TASKS["emotion"]
 CHINESE = BUILT_IN_TASKS["chnsenticorp"]
+SCORES = Task("scores", "single_label", ("-1.0", "0.0", "1.0"), "{text}")
+STARS = Task("stars", "single_label", ("1", "2", "3"), "{text}")
 
 
 def write(path, content):
@@ -36,6 +46,17 @@ def pairs(examples):
         ("a.json", '[{"sentence": "a", "labels": ["positive", 0]}, {"sentence": "b", "labels": "1,2"}]', GROUP, [("a", ("ambiguous", "positive")), ("b", ("negative", "neutral"))]),
         ("found_by_looking", '{"text": "a", "label": "joy"}\n', EMOTION, [("a", ("joy",))]),
         ("bom.tsv", b"\xef\xbb\xbfgood\t1\r\nbad\t0\r\n", SST2, [("good", ("Positive",)), ("bad", ("Negative",))]),
+        ("joined.tsv", "\ufeffgood\t1\n\ufeffbad\t0\n", SST2, [("good", ("Positive",)), ("bad", ("Negative",))]),
+        ("a.tsv", 'fine\t1\n"say ""hi"" now"\t0\n', SST2, [("fine", ("Positive",)), ('say "hi" now', ("Negative",))]),
+        ("a.tsv", '"text"\t"label"\n"good"\t"1"\n"say ""no"""\t"0"\n', SST2, [("good", ("Positive",)), ('say "no"', ("Negative",))]),
+        ("a.tsv", '"good," he said\t1\n"a ""b"""\t0\n', SST2, [('"good," he said', ("Positive",)), ('"a ""b"""', ("Negative",))]),
+        ("a.tsv", '"good"\t1\nbad\t0\n', SST2, [('"good"', ("Positive",)), ("bad", ("Negative",))]),
+        ("a.txt", '"i feel; well";joy\nno;anger\n', EMOTION, [("i feel; well", ("joy",)), ("no", ("anger",))]),
+        ("a.csv", '"a;b;c",1\nd,0\n', SST2, [("a;b;c", ("Positive",)), ("d", ("Negative",))]),
+        ("a.csv", 'joy, "b, c"\nfear,d\n', EMOTION, [("b, c", ("joy",)), ("d", ("fear",))]),
+        ("a.txt", '{"text": "a", "label": "joy"}\n', EMOTION, [("a", ("joy",))]),
+        ("a.txt", '[\n{"text": "a", "label": "joy"}]\n', EMOTION, [("a", ("joy",))]),
+        ("a.tsv", "a\u2028b\x85c\x0cd\t1\ne\t0\n", SST2, [("a\u2028b\x85c\x0cd", ("Positive",)), ("e", ("Negative",))]),
     ],
 )  # fmt: skip
 def test_formats(tmp_path, name, content, task, expected):
@@ -43,9 +64,6 @@ def test_formats(tmp_path, name, content, task, expected):
 
 
 def test_parquet(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
     table = pyarrow.table({"text": ["a", "b"], "label": pyarrow.array([1.0, 0.0]), "id": ["x", "y"]})
     pyarrow.parquet.write_table(table, tmp_path / "data")
     assert load_examples(tmp_path / "data", SST2) == [
@@ -79,10 +97,119 @@ def test_comment_id_or_line_is_the_id(tmp_path):
 
 
 def test_a_label_named_like_a_number_is_a_name(tmp_path):
-    stars = Task("stars", "single_label", ("1", "2", "3"), "{text}")
-    assert load_examples(write(tmp_path / "a.jsonl", '{"text": "x", "label": 1}'), stars)[0].labels == ("1",)
+    assert load_examples(write(tmp_path / "a.jsonl", '{"text": "x", "label": 1}'), STARS)[0].labels == ("1",)
     with pytest.raises(UserError, match="label '0' is not in the label set"):  # an id would be another label's name
-        load_examples(write(tmp_path / "b.jsonl", '{"text": "x", "label": 0}'), stars)
+        load_examples(write(tmp_path / "b.jsonl", '{"text": "x", "label": 0}'), STARS)
+
+
+@pytest.mark.parametrize(
+    ("written", "task", "label"),
+    [
+        ("-1.0", SCORES, "-1.0"),
+        ("0.0", SCORES, "0.0"),
+        ("1.0", SCORES, "1.0"),
+        ("1.10", Task("versions", "single_label", ("1.1", "1.10"), "{text}"), "1.10"),
+        ("1.0", STARS, "1"),
+        ("1.0", SST2, "Positive"),
+        ("true", Task("answers", "single_label", ("false", "true"), "{text}"), "true"),
+    ],
+)
+def test_a_number_is_looked_up_as_it_is_written(tmp_path, written, task, label):
+    path = write(tmp_path / "a.jsonl", f'{{"text": "x", "label": {written}}}')
+    assert load_examples(path, task)[0].labels == (label,)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"), [(("-1", "1"), "0"), (("0.0", "0.5"), "1"), (("+1", "-1"), "0"), (("1e3", "2e3"), "0")]
+)
+def test_numbers_in_any_spelling_are_no_ids(tmp_path, labels, found):
+    path = write(tmp_path / "a.tsv", f"x\t{labels[0]}\ny\t{found}\n")
+    with pytest.raises(UserError, match=f"a.tsv:2: label '{found}' is not in the label set"):
+        load_examples(path, Task("numbers", "single_label", labels, "{text}"))
+
+
+# --- names and ids --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task", "expected"),
+    [
+        ("a.jsonl", '{"text": "a", "label": 0, "label_text": "sadness"}', EMOTION, ["sadness"]),
+        ("a.csv", "text,label,label_text\na,0,sadness\nb,1,joy\nc,0,sadness\n", EMOTION, ["sadness", "joy", "sadness"]),
+        ("a.tsv", "label_name\ttext\nsadness\ta\n", EMOTION, ["sadness"]),
+        ("a.jsonl", '{"text": "a", "label": 0, "label_text": "negative"}', SST2, ["Negative"]),
+        ("a.jsonl", '{"text": "a", "labels": [0, 2], "label_names": ["neutral", "positive"]}', GROUP, ["neutral positive"]),
+        ("a.jsonl", '{"text": "a", "label": "joy", "label_text": "the writer is happy"}', EMOTION, ["joy"]),
+        ("a.jsonl", '{"text": "a", "label": 2, "label_text": "so so"}', STARS, ["2"]),
+    ],
+)  # fmt: skip
+def test_names_win_over_ids(tmp_path, name, content, task, expected):
+    found = load_examples(write(tmp_path / name, content), task)
+    assert [" ".join(example.labels) for example in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(0, "sadness"), (1, "joy"), (0, "joy")], "a.jsonl:3: label 0 is joy here, but sadness on line 1"),
+        ([(0, "sadness"), (1, "sadness")], "a.jsonl:2: label sadness is 1 here, but 0 on line 1"),
+        ([(0, "gloom")], "a.jsonl:1: label 'gloom' is not in the label set .*what the file itself calls its label 0"),
+        ([(0, "sadness"), (3, None)], r"a.jsonl:2: label 3 has 0 names"),
+        ([(0, None)], r"a.jsonl:1: label 0 has 0 names"),
+    ],
+)
+def test_names_that_contradict_ids(tmp_path, rows, message):
+    lines = [json.dumps({"text": "a", "label": number, "label_text": name}) for number, name in rows]
+    with pytest.raises(UserError, match=message):
+        load_examples(write(tmp_path / "a.jsonl", "\n".join(lines)), EMOTION)
+
+
+def with_class_names(path: Path, labels: list, feature) -> Path:
+    """A Parquet file as the library datasets writes it."""
+    table = pyarrow.table({"text": [f"text {i}" for i in range(len(labels))], "labels": labels})
+    noted = json.dumps({"info": {"features": {"text": {"dtype": "string", "_type": "Value"}, "labels": feature}}})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": noted}), path)
+    return path
+
+
+CLASSES = {"names": list(EMOTION.published_order), "_type": "ClassLabel"}
+GROUPS = {"names": ["positive", "negative", "neutral", "ambiguous"], "_type": "ClassLabel"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "task", "expected"),
+    [
+        ([0, 1, 5], CLASSES, EMOTION, ["sadness", "joy", "surprise"]),
+        ([[0], [1, 3]], {"feature": GROUPS, "length": -1, "_type": "Sequence"}, GROUP, ["positive", "ambiguous negative"]),
+        ([[0], [1, 3]], {"feature": GROUPS, "_type": "List"}, GROUP, ["positive", "ambiguous negative"]),
+        ([[0]], [GROUPS], GROUP, ["positive"]),
+        ([1, 0], {"names": ["0", "1"], "_type": "ClassLabel"}, SST2, ["Positive", "Negative"]),
+        (["joy", "fear"], {"dtype": "string", "_type": "Value"}, EMOTION, ["joy", "fear"]),
+        ([1, 0], None, SST2, ["Positive", "Negative"]),
+    ],
+)  # fmt: skip
+def test_class_label_names_of_parquet(tmp_path, labels, feature, task, expected):
+    found = load_examples(with_class_names(tmp_path / "a.parquet", labels, feature), task)
+    assert [" ".join(example.labels) for example in found] == expected
+
+
+def test_an_id_without_a_class_label_name(tmp_path):
+    path = with_class_names(tmp_path / "a.parquet", [0, -1], CLASSES)
+    with pytest.raises(UserError, match=r"a.parquet:2: label id -1: the file itself names ids 0 to 5"):
+        load_examples(path, EMOTION)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.tsv", "a\t0\nb\t1\n"), ("a.txt", "0\ta\n1\tb\n"), ("a.jsonl", '{"text": "a", "label": 0}')],
+)
+def test_bare_ids_of_another_order_are_refused(tmp_path, name, content):
+    path = write(tmp_path / name, content)
+    message = f"{name}:1: label id 0: is 'sadness' in the published files of emotion, but 'anger' in our labels.txt"
+    with pytest.raises(UserError, match=message):
+        load_examples(path, EMOTION)
+    numbered = dataclasses.replace(EMOTION, published_order=())  # as resolve_task has it with --label_path
+    assert load_examples(path, numbered)[0].labels == ("anger",)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +238,39 @@ def test_a_label_named_like_a_number_is_a_name(tmp_path):
         ("a.json", '[{"text": "a",]', SST2, r"a.json:1: not JSON"),
         ("a.json", '["just a text"]', SST2, r"a.json:1: not an object with named values"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}', SST2, r"a.jsonl:1: the text holds half a character"),
-        ("a.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}", SST2, r"a.jsonl:1: not JSON"),
+        ("a.jsonl", '{"text": "a", "label": ' + "1" * 5000 + "}", SST2, r"a.jsonl:1: label '1"),
         ("a.tsv", "a\t" + "1" * 5000 + "\n", SST2, r"a.tsv:1: label '1"),
         ("a.csv", 'text,label\n"a,1\n', SST2, r"a.csv:2: not CSV"),
+        ("a.jsonl", '{"text": "a", "label": 1e400}', SST2, "a.jsonl:1: label '1e400' is not in the label set"),
+        ("a.jsonl", '{"text": "a", "label": {"joy": 1}}', SST2, r"a.jsonl:1: label is {'joy': 1}, where an id or a name"),
+        ("a.jsonl", '{"text": true, "label": 1}', SST2, r"a.jsonl:1: text is True, where words are expected"),
+        ("a.jsonl", '{"text": NaN, "label": 1}', SST2, r"a.jsonl:1: empty text"),
+        ("a.jsonl", '{"text": "a", "label": NaN}', SST2, r"a.jsonl:1: no label"),
+        ("a.jsonl", '{"text": "a", "label": 1, "rationale": 5}', SST2, r"a.jsonl:1: rationale is 5, where words"),
+        ("a.jsonl", '{"text": "a", "label": 1, "id": {"a": 1}}', SST2, r"a.jsonl:1: id is {'a': 1}, where a number or"),
+        ("a.jsonl", '{"text": "a", "label": 1, "id": "\\ud800"}', SST2, r"a.jsonl:1: the id holds half a character"),
+        ("a.jsonl", '{"text": "\\u200b \\ufeff", "label": 1}', SST2, r"a.jsonl:1: empty text: nothing in it can be seen"),
+        ("a.jsonl", '{"text": "a\\u0000", "label": 1}', SST2, r"a.jsonl:1: the text holds a zero byte"),
+        ("a.jsonl", '{"text": "a", "label": 1, "text": "b"}', SST2, r"a.jsonl:1: the key 'text' stands there twice"),
+        ("a.jsonl", '{"text": "a", "label": 1, "Text": "b"}', SST2, r"a.jsonl:1: the column 'Text' stands there twice"),
+        ("a.csv", "text,label,label\na,1,0\n", SST2, r"a.csv:1: the column 'label' stands there twice"),
+        ("a.jsonl", '{"a":' * 100_000, SST2, r"a.jsonl:1: not JSON \(maximum recursion depth"),
+        ("a.json", "[" * 100_000, SST2, r"a.json:1: not JSON \(maximum recursion depth"),
+        ("a.csv", ",,,\n,,,\n", SST2, r"a.csv: no rows in it"),
+        ("a.csv", "text,label\ra,1\rb,0\r", SST2, r"a.csv:1: not CSV: a carriage return inside the line"),
+        ("a.tsv", "a\t1\rb\t0\r", SST2, r"a.tsv:1: a carriage return inside the line"),
+        ("a.txt", "i am glad;joy\ri am not;fear\nso so;love\n", EMOTION, r"a.txt:1: a carriage return inside the line"),
+        ("a.tsv", "good\t1\n".encode("utf-16-le"), SST2, r"a.tsv:1: holds zero bytes, so it is UTF-16"),
+        ("a.tsv", "很好\t1\n".encode("utf-16-be"), SST2, r"a.tsv:1: holds zero bytes, so it is UTF-16"),
+        ("a.tsv", "good\t1\n".encode("utf-32-be"), SST2, r"a.tsv:1: holds zero bytes, so it is UTF-16"),
+        ("a.tsv", "good\t1\n".encode("utf-16"), SST2, r"a.tsv: is UTF-16 or UTF-32; save it as UTF-8"),
+        ("a.xlsx", b"PK\x03\x04\x14\0", SST2, r"a.xlsx: is a zip archive, as .xlsx"),
+        ("a.tsv.gz", b"\x1f\x8b\x08\0", SST2, r"a.tsv.gz: is a gzip archive; unpack it"),
+        ("a.tsv", 'a\t1\n' * 300 + '"x ""y"""\t1\n"raw" she said\t0\n', SST2, r"a.tsv:302: quotes that are not doubled"),
+        ("a.tsv", 'a\t1\n"two\nlines"\t0\n', SST2, r"a.tsv:2: 1 columns, but the file has 2; .* quoted cell ends on its"),
+        ("a.parquet", b"PAR1" + b"\0" * 100, SST2, r"a.parquet: not a whole Parquet file"),
     ],
-)
+)  # fmt: skip
 def test_bad_files_name_file_and_line(tmp_path, name, content, task, message):
     with pytest.raises(UserError, match=message):
         load_examples(write(tmp_path / name, content), task)
@@ -136,6 +291,106 @@ def test_bad_rows_can_be_set_aside(tmp_path):
         load_examples(write(tmp_path / "b.tsv", "a\t9\tx\n"), GROUP, rejected=[])
 
 
+def test_what_is_set_aside_can_be_written(tmp_path):
+    lines = [{"text": "fine", "label": 1}, {"text": "a\ud800", "label": 1}, {"text": "b", "label": "c\udfff"}]
+    path = write(tmp_path / os.fsdecode(b"a\xff.jsonl"), "\n".join(map(json.dumps, lines)))  # half a name, too
+    rejected = []
+    assert len(load_examples(path, SST2, rejected=rejected)) == len(ExampleFile(path, SST2, "", rejected=[])) == 1
+    write_json_lines(tmp_path / "rejected.jsonl", rejected)
+    written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in written] == ["a\\ud800", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", json.dumps({"text": "a", "label": "x" * 10**6})),
+        ("a.jsonl", json.dumps({"x" * 10**6: "a", "label": 1})),
+        ("a.jsonl", f'{{"text": {"1" * 10**6}, "label": 1}}'),
+        ("a.tsv", "\t".join(["word"] * 10**6)),
+        ("a.tsv", f"{'word' * 10**5}\tlabel\nfine\t1\n"),
+        ("a.txt", f"{'word' * 10**5},text\nfine\n"),
+    ],
+)
+def test_error_lines_are_short(tmp_path, name, content):
+    path = write(tmp_path / name, content)
+    for labels_required in (True, False):
+        with pytest.raises(UserError) as error:
+            load_examples(path, SST2, labels_required=labels_required)
+        assert len(str(error.value)) < 1000
+
+
+def parquet(path: Path, text, label) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table({"text": text, "label": label}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "message"),
+    [
+        (pyarrow.array([b"ok", b"\xff"]).view(pyarrow.string()), [1, 0], r":2: column 'text' cannot be read \('utf-8'"),
+        (pyarrow.array([0, 2**62]).cast(pyarrow.timestamp("ms")), [1, 0], r":2: column 'text' cannot be read"),
+        (pyarrow.array([0, 1]).cast(pyarrow.timestamp("ms")), [1, 0], r":1: text is datetime"),
+        ([["a"], ["b"]], [1, 0], r":1: text is \['a'\], where words are expected"),
+        ([{"a": 1}, None], [1, 0], r":1: text is {'a': 1}, where words are expected"),
+        ([b"a", b"b"], [1, 0], r":1: text is b'a', where words are expected"),
+        (["a", None], [1, 0], r":2: empty text"),
+        (["a", "b"], [{"joy": 1}, None], r":1: label is {'joy': 1}, where an id or a name is expected"),
+        (["a", "b"], [1.0, None], r":2: no label"),
+    ],
+)
+def test_parquet_values_that_are_none(tmp_path, text, label, message):
+    with pytest.raises(UserError, match=message):
+        load_examples(parquet(tmp_path / "a.parquet", text, label), SST2)
+
+
+def test_parquet_dictionaries_and_columns_of_no_use(tmp_path):
+    table = pyarrow.table({
+        "text": pyarrow.array(["a", "b"]).dictionary_encode(), "label": pyarrow.array(["joy", "fear"]).dictionary_encode(),
+        "when": pyarrow.array([0, 2**62]).cast(pyarrow.timestamp("ms")),
+    })  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert pairs(load_examples(tmp_path / "a.parquet", EMOTION)) == [("a", ("joy",)), ("b", ("fear",))]
+
+
+def test_parquet_column_twice(tmp_path):
+    table = pyarrow.Table.from_arrays(
+        [pyarrow.array(["a"])] * 2 + [pyarrow.array([1])], names=["text", "text", "label"]
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet:1: the column 'text' stands there twice"):
+        load_examples(tmp_path / "a.parquet", SST2)
+
+
+def test_a_damaged_page(tmp_path):
+    table = pyarrow.table({"text": [f"text {i}" for i in range(50)], "label": [1] * 50})
+    pyarrow.parquet.write_table(
+        table, tmp_path / "a", compression="none", write_page_checksum=True, use_dictionary=False
+    )
+    content = (tmp_path / "a").read_bytes()
+    write(tmp_path / "a", content.replace(b"text 33", b"text 34"))
+    with pytest.raises(UserError, match="a: not a whole Parquet file"):
+        load_examples(tmp_path / "a", SST2)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_file_that_cannot_be_opened(tmp_path, monkeypatch, error):
+    path = write(tmp_path / "a.tsv", "a\t1\n")
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(UserError, match=rf"^--test_data_path .*a.tsv: cannot be read \({error.strerror}\)$"):
+        load_examples(path, SST2, "--test_data_path")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(file=hostile_files())
+def test_hostile_files_end_in_rows_or_in_one_line(tmp_path, file):
+    check_data_file(*file, tmp_path)
+
+
 def test_files_to_predict_on_need_no_labels(tmp_path):
     lines = write(tmp_path / "a.txt", "first text\nsecond, with comma\n")
     assert pairs(load_examples(lines, GROUP, labels_required=False)) == [("first text", ()), ("second, with comma", ())]
@@ -149,6 +404,36 @@ def test_files_to_predict_on_need_no_labels(tmp_path):
     mixed = write(tmp_path / "b.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n')
     with pytest.raises(UserError, match=r"b.jsonl:2: no label, while other rows have one"):
         load_examples(mixed, GROUP, labels_required=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "tweet\nI am so glad.\nThis is bad.\n", "a.txt:1: 'tweet' looks like a header"),
+        ("a.csv", "Message_Body\nI am so glad.\n", "a.csv:1: 'Message_Body' looks like a header"),
+        ("a.txt", "text,label\nI am so glad,joy\n", "a.txt:1: 'text,label' looks like a header"),
+        ("a.tsv", "some words\nI am so glad\tjoy\n", "a.tsv:2: a tab in the line, while the first line has none"),
+        ("a.txt", "i am glad;joyy\nno;anger\nso so;love\n", "a.txt:1: label 'joyy' is not in"),
+        ("a.txt", "i am glad\nno;anger\nso so;love\n", "a.txt:1: 1 columns, but the file has 2"),
+        ("a.html", "<!DOCTYPE html>\n<p>Not found", "a.html: is a web page"),
+        ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0", "a.txt: is a pointer of Git LFS"),
+        ("a.txt", "text;label\ni am glad;joy\n", [("i am glad", ("joy",))]),
+        ("a.txt", '{"text": "a"}\n{"text": "b"}\n', [("a", ()), ("b", ())]),
+        ("a.txt", "[NAME] hello\n{smile} hi\n", [("[NAME] hello", ()), ("{smile} hi", ())]),
+        ("a.txt", "Thanks\nThis is bad.\n", [("Thanks", ()), ("This is bad.", ())]),
+        ("a.txt", "thanks\nyes\nThis is bad.\n", [("thanks", ()), ("yes", ()), ("This is bad.", ())]),
+        ("a.txt", "text\nthanks\nThis is bad.\n", [("thanks", ()), ("This is bad.", ())]),
+        ("a.txt", '"Well," he said.\nYes.\n', [('"Well," he said.', ()), ("Yes.", ())]),
+        ("a.jsonl", '{"text": "a", "label": NaN}', [("a", ())]),
+    ],
+)
+def test_sentences_or_something_else(tmp_path, name, content, expected):
+    path = write(tmp_path / name, content)
+    if isinstance(expected, list):
+        assert pairs(load_examples(path, EMOTION, labels_required=False)) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            load_examples(path, EMOTION, labels_required=False)
 
 
 def test_reasoning_needs_rationales(tmp_path):

@@ -26,10 +26,10 @@ def test_an_entry_fits_together(name):
     assert (data_set.hub is None) != (data_set.archive is None)
     assert bool(data_set.splits) != bool(data_set.reviews)
     first = next(iter(data_set.tasks.values()))
-    assert not data_set.source_labels or sorted(data_set.source_labels) == sorted(first.labels)
+    assert not first.published_order or sorted(first.published_order) == sorted(first.labels)
     for folder, task in data_set.tasks.items():
         coarser = data_set.coarser.get(folder, {label: label for label in task.labels})
-        assert set(coarser) == set(data_set.source_labels or first.labels)
+        assert set(coarser) == set(first.labels)
         assert set(coarser.values()) == set(task.labels)
     if data_set.splits:
         assert {"train", "test"} <= set(data_set.splits)

@@ -1,0 +1,279 @@
+"""JSON, JSON Lines and Parquet -> rows, their columns found by name. (no torch)
+
+A label column may hold ids only while the file itself says what they are called: in a column of names beside it, or in
+the schema that the library datasets writes into a Parquet file. Rows then carry both, and the names count.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from json import JSONDecodeError, JSONDecoder
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.arguments import UserError, one_line
+from data.text_files import Lines, lines_of
+
+TEXT_COLUMNS = ("text", "text_a", "sentence", "content", "review", "comment", "question")
+LABEL_COLUMNS = ("label", "labels", "emotion", "emotions", "sentiment", "category", "class")
+NAME_COLUMNS = ("label_text", "label_name", "label_names", "emotion_name", "class_name", "category_name")
+ID_COLUMNS = ("id", "comment_id", "comment id", "idx", "index")
+RATIONALE_COLUMNS = ("rationale", "reasoning", "explanation")
+_COLUMNS = {
+    "text": TEXT_COLUMNS, "label": LABEL_COLUMNS, "name": NAME_COLUMNS, "id": ID_COLUMNS,
+    "rationale": RATIONALE_COLUMNS,
+}  # fmt: skip
+_ID = re.compile(r"[+-]?\d+(\.0+)?", re.ASCII)
+
+
+class Row(NamedTuple):
+    """One row as it was found.
+
+    Attributes:
+        line: line number, 1 = first; in a Parquet file or a JSON list, the row's number.
+        text, label, id, rationale: the values of these columns.
+        name: what the file itself calls the id, or ids, in `label`.
+        problem: why this is no row; the rest then says nothing.
+    """
+
+    line: int
+    text: Any
+    label: Any = None
+    id: Any = None
+    rationale: Any = None
+    name: Any = None
+    problem: str | None = None
+
+
+class Written(str):
+    """A number of a JSON file, spelt as it is there: 1.10 is no other label than "1.10", and may have any length."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class _NoRecord(str):
+    """Why there is no record, in its place."""
+
+
+# --- columns by name ------------------------------------------------------------------------------------------------
+
+
+def find_columns(header: Sequence[str]) -> dict[str, str]:
+    """Which column holds what: `["Review", "label"]` -> `{"text": "Review", "label": "label"}`.
+
+    Names of labels without ids beside them are the labels.
+    """
+    folded = {name.strip().casefold(): name for name in header}
+    found = {
+        field: folded[next(name for name in names if name in folded)]
+        for field, names in _COLUMNS.items()
+        if any(name in folded for name in names)
+    }
+    if "name" in found and "label" not in found:
+        found["label"] = found.pop("name")
+    return found
+
+
+def check_columns(path: Path, line: int, names: dict[str, str], header: Sequence[str], labels_required: bool) -> None:
+    """Raise a `UserError` where `header` lacks a column that is needed, or has one of those it needs twice."""
+    for field, known in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
+        if field not in names and (field == "text" or labels_required):
+            there = one_line(", ".join(map(repr, header[:100])))
+            raise UserError(f"{path}:{line}: no {field} column among {there}; known names are {', '.join(known)}")
+    counts = Counter(name.strip().casefold() for name in header)
+    for name in names.values():
+        if counts[name.strip().casefold()] > 1:
+            raise UserError(f"{path}:{line}: the column {name!r} stands there twice (upper and lower case are one)")
+
+
+class Numbering:
+    """What a file calls its ids. An id has one name in it, and a name one id."""
+
+    def __init__(self):
+        self._known: dict[tuple[str, str], tuple[str, int]] = {}
+
+    def checked(self, row: Row) -> Row:
+        """`row`, or why its names cannot be right. Where its label column holds no ids, that is read by itself."""
+        ids, names = _parts(row.label), _parts(row.name)
+        if not ids or not all(map(_ID.fullmatch, ids)):
+            return row._replace(name=None)
+        if len(ids) != len(names):
+            return Row(row.line, row.text, problem=f"label {_list(ids)} has {len(names)} names ({_list(names)})")
+        for id, name in zip(ids, names, strict=True):
+            for side, one, other in (("id", id, name), ("name", name, id)):
+                before, line = self._known.setdefault((side, one), (other, row.line))
+                if before != other:
+                    problem = f"label {_list([one])} is {_list([other])} here, but {_list([before])} on line {line}"
+                    return Row(row.line, row.text, problem=problem)
+        return row
+
+
+def _parts(value: Any) -> list[str]:
+    """`"3,17"`, `[3, 17]` -> `["3", "17"]`; nothing where there is no value."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not all(isinstance(each, (str, int, float)) for each in values):
+        return []
+    if values is value:
+        return [str(each).strip() for each in values]
+    return [part.strip() for part in str(value).split(",") if part.strip() and value == value]  # NaN is nothing
+
+
+def _list(values: Sequence[str]) -> str:
+    return one_line(", ".join(values), 60)
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _NoRecord:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        return _NoRecord(f"the key {one_line(repr(twice), 60)} stands there twice")
+    return record
+
+
+def _constant(name: str) -> Written | None:
+    return None if name == "NaN" else Written(name)  # NaN is how pandas and NumPy say "nothing there"
+
+
+_DECODER = JSONDecoder(object_pairs_hook=_object, parse_int=Written, parse_float=Written, parse_constant=_constant)
+
+
+def is_json(path: Path, first: str, is_table: bool) -> bool:
+    """Whether a file is JSON, by its first line.
+
+    Args:
+        path: the file.
+        first: its first line with a word in it.
+        is_table: its name ends as that of a table; a text may begin with "[" or "{" there.
+    """
+    if not is_table:
+        return first.lstrip()[0] in "[{"
+    if re.match(r"\s*\[\s*\{\s*\"", first):
+        return True
+    if first.strip() == "[":
+        return next((line for _, line in lines_of(path) if line.strip() != "["), "").lstrip().startswith("{")
+    try:
+        return first.lstrip()[0] == "{" and isinstance(_DECODER.decode(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def json_rows(path: Path, first: str, lines: Lines, labels_required: bool) -> Iterator[Row]:
+    """Rows of a JSON list, or of JSON Lines; `first` is the first of the lines."""
+    records = _list_records(path) if first.lstrip()[0] == "[" else _line_records(lines)
+    return _named_rows(path, records, labels_required)
+
+
+def _list_records(path: Path) -> Iterable[tuple[int, Any]]:
+    try:
+        return enumerate(_DECODER.decode("".join(line for _, line in lines_of(path, blank=True))), start=1)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({error})") from error
+
+
+def _line_records(lines: Lines) -> Iterator[tuple[int, Any]]:
+    for number, line in lines:
+        try:
+            yield number, _DECODER.decode(line)
+        except (ValueError, RecursionError) as error:
+            reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, JSONDecodeError) else error
+            yield number, _NoRecord(f"not JSON ({reason}); expected an object a line, or a list of objects")
+
+
+def _named_rows(path: Path, records: Iterable[tuple[int, Any]], labels_required: bool) -> Iterator[Row]:
+    """Rows from objects, by the names of their values."""
+    names_of: dict[tuple[str, ...], dict[str, str]] = {}  # records of one file mostly have the same keys
+    numbering = Numbering()
+    for number, record in records:
+        if not isinstance(record, dict):
+            problem = str(record) if isinstance(record, _NoRecord) else "not an object with named values"
+            yield Row(number, None, problem=problem)
+            continue
+        header = tuple(record)
+        if header not in names_of:
+            names_of[header] = find_columns(header)
+            check_columns(path, number, names_of[header], header, labels_required)
+        names = names_of[header]
+        row = Row(number, **{field: record[name] for field, name in names.items()})
+        yield numbering.checked(row) if "name" in names else row
+
+
+# --- Parquet --------------------------------------------------------------------------------------------------------
+
+
+def parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
+    """Rows of a Parquet file. Of its other columns nothing is read.
+
+    Raises:
+        UserError: the file is damaged, or a value in it cannot be what its column says.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    unreadable = (pyarrow.ArrowException, OSError, ValueError, OverflowError, TypeError, KeyError)
+    try:
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        header, schema = file.schema_arrow.names, file.schema_arrow
+    except unreadable as error:
+        raise UserError(f"{path}: not a whole Parquet file ({one_line(error)})") from error
+    names = find_columns(header)
+    check_columns(path, 1, names, header, labels_required)
+    class_names = _class_names(schema.metadata, names.get("label"))
+    begin, numbering = 1, Numbering()
+    try:
+        for batch in file.iter_batches(columns=list(names.values())):
+            columns = {field: _values(path, begin, name, batch.column(name)) for field, name in names.items()}
+            for number, values in enumerate(zip(*columns.values(), strict=True), start=begin):
+                row = Row(number, **dict(zip(columns, values, strict=True)))
+                if "name" in names:
+                    row = numbering.checked(row)
+                elif class_names is not None:
+                    row = _with_class_names(row, class_names)
+                yield row
+            begin += len(batch)
+    except unreadable as error:
+        raise UserError(f"{path}: not a whole Parquet file ({one_line(error)})") from error
+
+
+def _values(path: Path, begin: int, name: str, column) -> list[Any]:
+    """A column's values in Python; `begin` is the number of its first row."""
+    try:
+        return column.to_pylist()
+    except Exception:  # whatever a value can fail with: below, it is named, or raised again
+        for number, value in enumerate(column, start=begin):
+            try:
+                value.as_py()
+            except (ValueError, OverflowError) as error:
+                raise UserError(f"{path}:{number}: column {name!r} cannot be read ({one_line(error)})") from error
+        raise
+
+
+def _class_names(metadata: dict[bytes, bytes] | None, column: str | None) -> list[str] | None:
+    """What the library datasets has noted of a column's ids, in their order; None where it has noted nothing."""
+    try:
+        feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    while isinstance(feature, (dict, list)) and "names" not in feature:  # a list of ids
+        feature = feature.get("feature") if isinstance(feature, dict) else next(iter(feature), None)
+    names = feature["names"] if isinstance(feature, dict) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _with_class_names(row: Row, class_names: list[str]) -> Row:
+    several = isinstance(row.label, list)
+    ids = row.label if several else [row.label]
+    if row.label is None or not all(isinstance(id, int) for id in ids):
+        return row
+    for id in ids:
+        if id not in range(len(class_names)):
+            known = f"the file itself names ids 0 to {len(class_names) - 1}"
+            return Row(row.line, row.text, problem=f"label id {id}: {known}")
+    names = [class_names[id] for id in ids]
+    return row._replace(name=names if several else names[0])
