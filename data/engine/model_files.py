@@ -9,26 +9,36 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, one_line
+from data.arguments import LARGEST_NUMBER, UserError, one_line
 from data.files import ADAPTER_FILE, read_json
 
 CONFIG_FILE = "config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+JSON_FILES = (CONFIG_FILE, "generation_config.json", "tokenizer_config.json", "tokenizer.json",
+              "special_tokens_map.json", "added_tokens.json", "vocab.json")  # fmt: skip
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+LAYER_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 MOST_LAYERS = 1000
 MOST_RANK = 1 << 16
 HUB_SECONDS = 3  # in which a hub has to answer; the loaders' own retries take 23 seconds, and minutes if it is silent
 
 
 @contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Around a library's loader: whatever it raises about broken files becomes a `UserError`, `what: reason`."""
+def loading(what: str, directory: str | Path | None = None) -> Iterator[None]:
+    """Around a library's loader: whatever it raises about broken files becomes a `UserError`.
+
+    Args:
+        what: what stands before the reason.
+        directory: where the files are; one of JSON that is none, which libraries do not name, is named instead.
+    """
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # panics of tokenizers and safetensors are no Exception
+        for name in JSON_FILES if directory is not None else ():
+            read_json(Path(directory) / name, missing_ok=True)
         raise UserError(f"{what}: {_reason(error)}") from error
 
 
@@ -52,19 +62,32 @@ def _reason(error: BaseException) -> str:
 
 def check_model_files(directory: Path) -> None:
     """Raise a `UserError` naming the first file of a whole model's directory that is broken or will not be read."""
-    config = read_json(
-        directory / CONFIG_FILE,
-        fields={"model_type": str, "vocab_size": int, "hidden_size": int, "num_hidden_layers": int},
-    )
-    path, layers = directory / CONFIG_FILE, config.get("num_hidden_layers", 1)
-    if layers > MOST_LAYERS:
-        raise UserError(f"{path}: num_hidden_layers is {one_line(layers, 60)}, expected at most {MOST_LAYERS}")
+    path = directory / CONFIG_FILE
+    config = read_json(path, fields={"model_type": str, **dict.fromkeys(LAYER_COUNTS, int)})
+    for name, value in config.items():
+        most = MOST_LAYERS if name in LAYER_COUNTS else LARGEST_NUMBER
+        if isinstance(value, int) and value > most:  # before as many layers are made, or as much memory is asked for
+            raise UserError(f"{path}: {one_line(name, 60)} is {one_line(value, 60)}, expected at most {most}")
+    read_json(directory / "generation_config.json", missing_ok=True)  # Transformers would go on without it
     check_no_pickle(directory)
-    shapes = tensor_shapes(weight_files(directory))
+    tensor_shapes(weight_files(directory))
+
+
+def check_sizes(config: Any, base: str) -> None:
+    """Raise a `UserError` where a model's settings do not fit its files, before memory is asked for by a wrong number.
+
+    Args:
+        config: as Transformers read it.
+        base: hub id or directory of the whole model; only directories are looked at.
+    """
+    shapes = tensor_shapes(weight_files(Path(base)))
     sizes = {size for shape in shapes.values() for size in shape}
-    for name in ("vocab_size", "hidden_size"):  # before memory is asked for by a number that is wrong
-        if sizes and name in config and config[name] not in sizes:
-            raise UserError(f"{path}: {name} is {one_line(config[name], 60)}, but no tensor beside it has such a side")
+    for name in ("vocab_size", "hidden_size"):
+        value = getattr(config.get_text_config(), name, None)
+        if sizes and isinstance(value, int) and value not in sizes:
+            raise UserError(
+                f"{Path(base) / CONFIG_FILE}: {name} is {one_line(value, 60)}, but no tensor beside it has such a side"
+            )
 
 
 def check_no_pickle(directory: Path) -> None:

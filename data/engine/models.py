@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.arguments import UserError, one_line
 from data.contract import Contract
@@ -15,6 +15,7 @@ from data.engine.model_files import (
     check_adapter,
     check_hub,
     check_model_files,
+    check_sizes,
     loading,
 )
 from data.files import ADAPTER_FILE, read_json
@@ -123,10 +124,13 @@ def load_tokenizer(model_path: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a directory or hub id, with a padding token (a run keeps its own copy beside the adapter)."""
     from transformers import AutoTokenizer
 
-    with loading(f"--model_path {model_path}: no tokenizer"):
+    with loading(f"--model_path {model_path}: no tokenizer", model_path):
         tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) <= max(len(tokenizer.added_tokens_decoder), len(tokenizer.all_special_tokens)):
+        # what Transformers makes up where the file of the vocabulary is not there
+        raise UserError(f"--model_path {model_path}: no tokenizer: its vocabulary is empty (is tokenizer.json there?)")
     if tokenizer.pad_token is None:
         raise UserError(f"--model_path {model_path}: its tokenizer has neither a padding nor an end-of-text token")
     return tokenizer
@@ -175,17 +179,13 @@ def load_model(
             raise UserError(f"--model_path {model_path}: an adapter over an adapter; merge_lora.py has to merge them "
                             "before its weights can be kept in 4 bits")  # fmt: skip
     classifies = contract is not None and contract.objective == "classify"
-    with loading(f"--model_path {base}: does not load"):
-        model_class = AutoModelForCausalLM
-        if classifies:
-            labels = dict(enumerate(contract.task.labels))
-            config = AutoConfig.from_pretrained(
-                base, num_labels=len(labels), id2label=labels, label2id={label: i for i, label in labels.items()},
-                problem_type=_problem_type(contract), trust_remote_code=False,
-            )  # fmt: skip
-            model_class, options["config"] = classifier_class(config, contract.head or "linear"), config
+    head = _head_settings(contract) if classifies else {}
+    with loading(f"--model_path {base}: does not load", base):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, **head)
+        check_sizes(config, base)
+        model_class = classifier_class(config, contract.head or "linear") if classifies else AutoModelForCausalLM
         model, report = model_class.from_pretrained(
-            base, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True,
+            base, config=config, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True,
             trust_remote_code=False, **options,
         )  # fmt: skip
     model.new_modules = new_modules(model, report, base, new_head or (classifies and bool(adapters)))
@@ -210,11 +210,16 @@ def load_model(
         return model.to(device).eval()
 
 
-def _problem_type(contract: Contract) -> str | None:
-    """What plain Transformers makes probabilities by (a pipeline has nothing but the model's own settings)."""
-    if contract.activation == "sigmoid":
-        return "multi_label_classification"
-    return "single_label_classification" if len(contract.task.labels) > 1 else None
+def _head_settings(contract: Contract) -> dict[str, Any]:
+    """What Transformers' configuration says about a head; its pipelines have nothing else to make probabilities by."""
+    labels = dict(enumerate(contract.task.labels))
+    one = "single_label_classification" if len(labels) > 1 else None
+    return {
+        "num_labels": len(labels),
+        "id2label": labels,
+        "label2id": {label: i for i, label in labels.items()},
+        "problem_type": "multi_label_classification" if contract.activation == "sigmoid" else one,
+    }
 
 
 def with_adapters(
