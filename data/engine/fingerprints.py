@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.arguments import UserError
-from data.engine.model_files import WEIGHTS, WEIGHTS_INDEX, loading, weight_files
+from data.engine.model_files import CONFIG_FILE, loading, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,19 +103,20 @@ class _StoredRows:
             return first_row(tensor[:1]) if len(tensor.get_shape()) > 1 else None
 
     def _found(self) -> Iterator[tuple[str, Path]]:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
         from safetensors import safe_open
-        from transformers.utils import cached_file
 
-        place = self._model.name_or_path
-        for name in (WEIGHTS, WEIGHTS_INDEX):
-            file = cached_file(
-                place, name, local_files_only=True, revision=getattr(self._model.config, "_commit_hash", None),
-                _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-            )  # fmt: skip
-            if file is not None:
-                break
-        else:
-            return
-        for path in weight_files(Path(file).parent):
+        place = Path(self._model.name_or_path)
+        if not place.is_dir():
+            revision = getattr(self._model.config, "_commit_hash", None)
+            try:
+                cached = try_to_load_from_cache(str(place), CONFIG_FILE, revision=revision)
+            except HFValidationError:  # a directory that is gone
+                return
+            if not isinstance(cached, str):
+                return
+            place = Path(cached).parent
+        for path in weight_files(place):
             with loading(str(path)), safe_open(path, framework="pt") as tensors:
                 yield from ((name, path) for name in tensors.keys())  # noqa: SIM118

@@ -66,7 +66,7 @@ def base_model_path(model_path: str) -> str | None:
         if "no such directory" not in str(error) or Path(base).exists():
             raise UserError(f"{path}: its base model: {error}") from error
         raise UserError(
-            f"{path}: its base model {one_line(base, 200)!r} is not there; a relative path counts from here"
+            f"{path}: its base model '{one_line(base, 200)}' is not there; a relative path counts from here"
         ) from error
     check_adapter(model_path)
     return base
