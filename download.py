@@ -393,7 +393,7 @@ def convert_smollm2(raw: Path, ready: Path) -> None:
 
     (gguf,) = raw.glob("*.gguf")
     print(f"{gguf.name}: converting to bf16 safetensors, about a minute", flush=True)
-    original = AutoTokenizer.from_pretrained(raw, gguf_file=gguf.name)
+    original = AutoTokenizer.from_pretrained(raw, gguf_file=gguf.name, trust_remote_code=False)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=original.backend_tokenizer,
         bos_token="<|im_start|>",
@@ -405,8 +405,9 @@ def convert_smollm2(raw: Path, ready: Path) -> None:
     )
     tokenizer.chat_template = original.chat_template
     model = AutoModelForCausalLM.from_pretrained(
-        raw, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-    )
+        raw, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16,
+        trust_remote_code=False,
+    )  # fmt: skip
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     model.config.update(ids)
     model.generation_config = GenerationConfig(**ids)

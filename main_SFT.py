@@ -39,11 +39,11 @@ from data.arguments import UserError, check_at_least, flag, is_first_process, ru
 from data.contract import Contract
 from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
+from data.engine.fingerprints import fingerprint
 from data.engine.models import (
     base_model_path,
     check_model_path,
     compile_layers,
-    fingerprint,
     is_encoder,
     load_model,
     load_tokenizer,
@@ -254,11 +254,11 @@ def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
     load_in_4bit = args.tuning == "qlora"
     # 4-bit weights are made where they stay; the trainer moves others
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if load_in_4bit and pick_device() == "cuda" else "cpu"
-    model = load_model(args.model_path, precision, device, attention, contract, load_in_4bit).train()
+    model = load_model(args.model_path, precision, device, attention, contract, load_in_4bit, new_head=True).train()
     if args.tuning == "head":
         model.requires_grad_(False)
         for name in head_names(model):
-            getattr(model, name).requires_grad_(True)
+            model.get_submodule(name).requires_grad_(True)
     return model
 
 

@@ -61,14 +61,16 @@ from data.arguments import UserError, check_at_least, flag, is_first_process, ru
 from data.contract import Contract, contract_for
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
+from data.engine.fingerprints import fingerprint
 from data.engine.models import (
+    adapter_stack,
     base_model_path,
     check_model_path,
     compile_layers,
-    fingerprint,
     load_model,
     load_tokenizer,
     pick_device,
+    with_adapters,
 )
 from data.files import ADAPTER_FILE, REWARDS_FILE, TASK_FILE, read_json, write_text
 from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
@@ -261,20 +263,21 @@ def load_policy(args: Args, longest: int) -> "PreTrainedModel | PeftModel":
     Args:
         args: the stage's flags.
         longest: tokens of the longest prompt with its answer.
+
+    Raises:
+        UserError: it does not load, is too short, or its adapter was trained on another model.
     """
-    start = base_model_path(args.model_path)
+    base, *adapters = adapter_stack(args.model_path)
     # as in SFT: plain matrix products go backwards faster on short texts than the CPU's fused attention
     attention = "eager" if pick_device() == "cpu" else None
     precision = "fp32" if args.tuning == "full" else args.precision
-    model = load_model(start or args.model_path, precision, device="cpu", attention=attention)
+    model = load_model(base, precision, device="cpu", attention=attention)
     check_positions(model, longest, args.model_path)
     share_prefixes(args, model, longest)
     if args.compile:
         compile_layers(model)
-    if start is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
+    if adapters:
+        model = with_adapters(model, base, adapters, Contract.load(args.model_path), trainable=True)
     return model.train()
 
 

@@ -29,6 +29,8 @@ import numpy
 from data.arguments import UserError, check_output_dir, flag, run
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
+from data.engine.fingerprints import check_fingerprint
+from data.engine.model_files import loading
 from data.engine.models import (
     adapter_stack,
     check_model_path,
@@ -107,16 +109,30 @@ def number_format(args: Args, base: str) -> str:
     from transformers import AutoConfig
 
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-    return names.get(AutoConfig.from_pretrained(base).dtype, "bf16")
+    with loading(f"{base}: no configuration"):
+        return names.get(AutoConfig.from_pretrained(base, trust_remote_code=False).dtype, "bf16")
 
 
-def load_stack(args: Args, contract: Contract, precision: str) -> "PeftModel":
-    """The base model with the adapters over it, the last one not folded in yet."""
+def load_stack(args: Args, contract: Contract, precision: str, pad_token_id: int) -> "PeftModel":
+    """The base model with the adapters over it, the last one not folded in yet.
+
+    Args:
+        args: the flags.
+        contract: that of the last adapter.
+        precision: "bf16", "fp16" or "fp32".
+        pad_token_id: written into the model's settings, since plain Transformers needs it for batches of a classifier.
+    """
     base, *adapters = model_stack(args)
-    model = load_model(base, precision, args.device, contract=contract, load_in_4bit=args.from_quantized)
-    if args.from_quantized:
-        model = model.dequantize()
-    return with_adapters(model, base, adapters, contract)
+    model = load_model(base, precision, args.device, contract=contract, load_in_4bit=args.from_quantized, new_head=True)
+    if contract.objective == "classify":
+        model.config.pad_token_id = pad_token_id
+    if not args.from_quantized:
+        return with_adapters(model, base, adapters, contract)
+    if len(adapters) == 1:
+        other = f"{args.training_output_dir}: was trained on another base model than {base}"
+        check_fingerprint(contract.base_fingerprint, model, other)
+    # rounded to 4 bits and back, its matrices are no longer those of the fingerprint
+    return with_adapters(model.dequantize(), base, adapters)
 
 
 def sample_texts(args: Args, contract: Contract) -> list[str]:
@@ -188,7 +204,7 @@ def main(args: Args) -> None:
     tokenizer = load_tokenizer(args.training_output_dir)
     encoder = contract.encoder(tokenizer)
     print(f"merging {' + '.join(stack)} in {precision}")
-    model = load_stack(args, contract, precision)
+    model = load_stack(args, contract, precision, tokenizer.pad_token_id)
     before = read_samples(model, encoder, contract, texts)
     model = model.merge_and_unload(progressbar=True)
     with folder_in_the_making(Path(args.output_dir)) as folder:

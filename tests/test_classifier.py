@@ -60,9 +60,9 @@ def any_dir(request, tmp_path):
     return made(request.param, tmp_path / "base")
 
 
-def classifier(directory, head="linear"):
+def classifier(directory, head="linear", new_head=True):
     torch.manual_seed(1)
-    return load_model(str(directory), "fp32", "cpu", attention="eager", contract=contract(head))
+    return load_model(str(directory), "fp32", "cpu", attention="eager", contract=contract(head), new_head=new_head)
 
 
 def one_by_one(model, texts=TEXTS):
@@ -120,7 +120,7 @@ def test_a_whole_model_comes_back(any_dir, tmp_path, head):
     model = classifier(any_dir, head)
     before = one_by_one(model)
     model.save_pretrained(tmp_path / "run")
-    torch.testing.assert_close(one_by_one(classifier(tmp_path / "run", head)), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one_by_one(classifier(tmp_path / "run", head, new_head=False)), before, atol=1e-5, rtol=0)
 
 
 def test_a_linear_head_is_one_that_transformers_loads(decoder_dir, tmp_path):
@@ -150,13 +150,13 @@ def test_an_adapter_and_its_head_survive_saving_and_merging(any_dir, tmp_path, h
     tuned = one_by_one(adapted)
     assert (tuned - untuned).abs().max() > 0.1
     adapted.save_pretrained(tmp_path / "run")
-    loaded = classifier(tmp_path / "run", head)
+    loaded = classifier(tmp_path / "run", head, new_head=False)
     assert isinstance(loaded, PeftModel)
     torch.testing.assert_close(one_by_one(loaded), tuned, atol=1e-5, rtol=0)
     merged = loaded.merge_and_unload()
     torch.testing.assert_close(one_by_one(merged), tuned, atol=1e-5, rtol=0)
     merged.save_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(one_by_one(classifier(tmp_path / "merged", head)), tuned, atol=1e-5, rtol=0)
+    torch.testing.assert_close(one_by_one(classifier(tmp_path / "merged", head, new_head=False)), tuned, atol=1e-5, rtol=0)
 
 
 def test_the_mlp_is_the_one_described(decoder_dir):
@@ -174,7 +174,7 @@ def test_the_mlp_is_the_one_described(decoder_dir):
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 def test_the_head_stays_in_fp32(decoder_dir, precision):
     model = load_model(
-        str(decoder_dir), "bf16" if precision == torch.bfloat16 else "fp32", "cpu", None, contract("mlp")
+        str(decoder_dir), "bf16" if precision == torch.bfloat16 else "fp32", "cpu", None, contract("mlp"), new_head=True
     )
     assert model.model.layers[0].mlp.up_proj.weight.dtype == precision
     assert {p.dtype for p in model.score.parameters()} == {torch.float32}

@@ -172,7 +172,7 @@ def test_what_cannot_be_merged(sft_args, tmp_path):  # noqa: F811
 def test_broken_weights_are_one_clear_error(sft_args):  # noqa: F811
     run = trained(sft_args, objective="generate")
     (Path(run) / "adapter_model.safetensors").write_bytes(b"these are not weights")
-    with pytest.raises(UserError, match=r"does not fit its base model .*: Error while deserializing"):
+    with pytest.raises(UserError, match=r"run/adapter_model\.safetensors: Error while deserializing"):
         merged(run)
 
 

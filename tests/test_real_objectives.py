@@ -53,7 +53,7 @@ def test_four_bits_but_for_the_output(smollm2, objective):
     from bitsandbytes.nn import Linear4bit
 
     contract = Contract(BUILT_IN_TASKS["emotion"], objective=objective, head="mlp" if objective == "classify" else None)
-    model = load_model(smollm2, "bf16", "cpu", contract=contract, load_in_4bit=True)
+    model = load_model(smollm2, "bf16", "cpu", contract=contract, load_in_4bit=True, new_head=True)
     kinds = {name: type(module) for name, module in model.named_modules() if hasattr(module, "weight")}
     assert kinds["model.layers.0.self_attn.q_proj"] is kinds["model.layers.29.mlp.down_proj"] is Linear4bit
     weight = model.model.layers[0].mlp.up_proj.weight

@@ -20,6 +20,7 @@ from data.encoding import is_bidirectional
 
 MLP_WIDTHS = (512, 256)
 MLP_DROPOUT = 0.1
+HEAD_INSIDE = "pooler"  # the part of a head that encoders keep in their base model
 
 
 class HeadLayer(nn.Linear):
@@ -139,9 +140,13 @@ def head_name(model) -> str:
 
 
 def head_names(model) -> list[str]:
-    """All attributes of a sequence classifier that its base model does not have: what is new and has to be trained."""
+    """The modules of a sequence classifier that have to be trained whole, since no pretraining has seen to them.
+
+    These are all that its base model does not have, and what `load_model` had to draw inside it.
+    """
     children = ((name, child) for name, child in model.named_children() if name != model.base_model_prefix)
-    return [name for name, child in children if any(True for _ in child.parameters())]
+    heads = [name for name, child in children if any(True for _ in child.parameters())]
+    return heads + [name for name in getattr(model, "new_modules", ()) if name not in heads]
 
 
 def init_bias_from_priors(model, priors: Sequence[float], weights: Sequence[float] | None = None) -> None:

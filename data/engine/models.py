@@ -1,16 +1,24 @@
 """A hub id or a directory -> a loaded model: whole, under adapters, in 4 bits, with a head."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from data.arguments import UserError
+from data.arguments import UserError, one_line
 from data.contract import Contract
 from data.encoding import is_bidirectional
-from data.files import ADAPTER_FILE
+from data.engine.model_files import (
+    ADAPTER_WEIGHTS,
+    CONFIG_FILE,
+    adapter_settings,
+    check_adapter,
+    check_hub,
+    check_model_files,
+    check_sizes,
+    loading,
+)
+from data.files import ADAPTER_FILE, read_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,21 +30,28 @@ _of_four_bits.setLevel(logging.ERROR)
 
 
 def check_model_path(model_path: str) -> None:
-    """Raise a `UserError` when `model_path` is meant as a directory, but is none that holds a model.
+    """Raise a `UserError` when `model_path` is meant as a directory, but is none that holds a model, or a broken one.
 
     A name with at most one slash that does not begin like a path, or in a folder that is here, is taken for a hub id.
     """
     path = Path(model_path)
-    if path.exists():
-        if not any((path / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+    try:
+        is_here = path.exists()
+    except OSError as error:
+        raise UserError(f"--model_path {one_line(model_path, 100)}: cannot be read ({error.strerror})") from error
+    if is_here:
+        if not any((path / name).is_file() for name in (CONFIG_FILE, ADAPTER_FILE)):
             raise UserError(
                 f"--model_path {model_path}: holds neither config.json nor adapter_config.json, so no model"
             )
+        if not (path / ADAPTER_FILE).is_file():
+            check_model_files(path)
         return
     owner, slash, _ = model_path.partition("/")
     local = model_path.startswith((".", "/", "~")) or model_path.count("/") > 1 or owner in ("models", "outputs")
     if local or (slash and Path(owner).is_dir()):
-        raise UserError(f"--model_path {model_path}: no such directory")
+        raise UserError(f"--model_path {one_line(model_path, 200)}: no such directory")
+    check_hub(model_path)
 
 
 def base_model_path(model_path: str) -> str | None:
@@ -44,14 +59,16 @@ def base_model_path(model_path: str) -> str | None:
     path = Path(model_path) / ADAPTER_FILE
     if not path.is_file():
         return None
-    try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: names no base model, so it is no adapter that PEFT wrote") from error
+    base = adapter_settings(path)["base_model_name_or_path"]
     try:
         check_model_path(base)
     except UserError as error:
-        raise UserError(f"{path}: its base model {base!r} is not there; a relative path counts from here") from error
+        if "no such directory" not in str(error) or Path(base).exists():
+            raise UserError(f"{path}: its base model: {error}") from error
+        raise UserError(
+            f"{path}: its base model '{one_line(base, 200)}' is not there; a relative path counts from here"
+        ) from error
+    check_adapter(model_path)
     return base
 
 
@@ -68,17 +85,15 @@ def adapter_stack(model_path: str) -> list[str]:
 def is_encoder(model_path: str) -> bool:
     """Whether a hub id or directory is an encoder such as BERT."""
     path = Path(adapter_stack(model_path)[0])
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG_FILE).is_file():
         from transformers import AutoConfig
 
-        try:
-            return is_bidirectional(AutoConfig.from_pretrained(str(path)).model_type)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"--model_path {path}: no configuration: {str(error).splitlines()[0]}") from error
-    try:
-        return is_bidirectional(json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / 'config.json'}: names no model_type") from error
+        with loading(f"--model_path {path}: no configuration"):
+            return is_bidirectional(AutoConfig.from_pretrained(str(path), trust_remote_code=False).model_type)
+    model_type = read_json(path / CONFIG_FILE, fields={"model_type": str}).get("model_type")
+    if model_type is None:
+        raise UserError(f"{path / CONFIG_FILE}: names no model_type")
+    return is_bidirectional(model_type)
 
 
 def pick_device(device: str | None = None) -> str:
@@ -109,12 +124,15 @@ def load_tokenizer(model_path: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a directory or hub id, with a padding token (a run keeps its own copy beside the adapter)."""
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--model_path {model_path}: no tokenizer: {str(error).splitlines()[0]}") from error
+    with loading(f"--model_path {model_path}: no tokenizer", model_path):
+        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) <= max(len(tokenizer.added_tokens_decoder), len(tokenizer.all_special_tokens)):
+        # what Transformers makes up where the file of the vocabulary is not there
+        raise UserError(f"--model_path {model_path}: no tokenizer: its vocabulary is empty (is tokenizer.json there?)")
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise UserError(f"--model_path {model_path}: its tokenizer has neither a padding nor an end-of-text token")
     return tokenizer
 
 
@@ -125,6 +143,7 @@ def load_model(
     attention: str | None = None,
     contract: Contract | None = None,
     load_in_4bit: bool = False,
+    new_head: bool = False,
 ) -> "PreTrainedModel | PeftModel":
     """Load a model for prediction or further training.
 
@@ -133,18 +152,23 @@ def load_model(
         precision: "bf16", "fp16" or "fp32".
         device: where to put it; None = the first GPU, else the CPU.
         attention: Transformers' name of the attention code ("sdpa", "eager", ...); None = its own choice.
-        contract: what it is for; with objective "classify" it gets a head, new where the directory has none.
+        contract: what it is for; with objective "classify" it gets a head.
         load_in_4bit: keep the weights of linear layers in 4 bits (NF4, double quantisation), but for the head's.
+        new_head: draw the head, and the pooler of an encoder, where the directory has none: to be learnt, or because an
+            adapter that is still to be put on it brings them. `model.new_modules` names what was drawn.
 
     Returns:
         The model in evaluation mode.
 
     Raises:
-        UserError: nothing there that loads, or no model for this objective.
+        UserError: nothing there that loads whole, weights that are not finite in a head or an adapter, or no model for
+            this objective.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from data.engine.classifier import classifier_class, head_names
+    from data.engine.load_checks import check_finite, new_modules
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     base, *adapters = adapter_stack(model_path)
@@ -154,20 +178,20 @@ def load_model(
         if len(adapters) > 1:
             raise UserError(f"--model_path {model_path}: an adapter over an adapter; merge_lora.py has to merge them "
                             "before its weights can be kept in 4 bits")  # fmt: skip
-    try:
-        if contract is not None and contract.objective == "classify":
-            from data.engine.classifier import classifier_class
-
-            labels = dict(enumerate(contract.task.labels))
-            config = AutoConfig.from_pretrained(
-                base, num_labels=len(labels), id2label=labels, label2id={label: i for i, label in labels.items()},
-            )  # fmt: skip
-            model_class, options["config"] = classifier_class(config, contract.head or "linear"), config
-        else:
-            model_class = AutoModelForCausalLM
-        model = model_class.from_pretrained(base, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model_path {base}: does not load: {str(error).splitlines()[0]}") from error
+    classifies = contract is not None and contract.objective == "classify"
+    head = _head_settings(contract) if classifies else {}
+    with loading(f"--model_path {base}: does not load", base):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, **head)
+        check_sizes(config, base)
+        model_class = classifier_class(config, contract.head or "linear") if classifies else AutoModelForCausalLM
+        model, report = model_class.from_pretrained(
+            base, config=config, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True,
+            trust_remote_code=False, **options,
+        )  # fmt: skip
+    model.new_modules = new_modules(model, report, base, new_head or (classifies and bool(adapters)))
+    if classifies:
+        heads = tuple(f"{name}." for name in head_names(model))
+        check_finite(((name, p) for name, p in model.named_parameters() if name.startswith(heads)), base)
     if hasattr(model, "score"):
         model.score.float()  # a new one; Transformers keeps those it reads in fp32
     if adapters:
@@ -179,54 +203,74 @@ def load_model(
         model.get_output_embeddings().register_forward_pre_hook(
             lambda _, inputs: (inputs[0].clone(memory_format=torch.contiguous_format),)
         )
-    return (model if load_in_4bit else model.to(pick_device(device))).eval()
+    if load_in_4bit:
+        return model.eval()
+    device = pick_device(device)
+    with loading(f"--model_path {base}: cannot be put on {device}"):
+        return model.to(device).eval()
 
 
-def with_adapters(model, base: str, adapters: Sequence[str], contract: Contract | None = None) -> "PeftModel":
+def _head_settings(contract: Contract) -> dict[str, Any]:
+    """What Transformers' configuration says about a head; its pipelines have nothing else to make probabilities by."""
+    labels = dict(enumerate(contract.task.labels))
+    one = "single_label_classification" if len(labels) > 1 else None
+    return {
+        "num_labels": len(labels),
+        "id2label": labels,
+        "label2id": {label: i for i, label in labels.items()},
+        "problem_type": "multi_label_classification" if contract.activation == "sigmoid" else one,
+    }
+
+
+def with_adapters(
+    model, base: str, adapters: Sequence[str], contract: Contract | None = None, trainable: bool = False
+) -> "PeftModel":
     """The adapters over `model`: the last on top of it, those below folded into its weights.
 
     Args:
-        model: the whole model they begin with.
+        model: the whole model they begin with, of `load_model`.
         base: where it was loaded from.
         adapters: their directories, from the lowest.
         contract: that of the last, which knows the model it was trained on.
+        trainable: have the last learn on, in fp32.
 
     Raises:
-        UserError: an adapter that was trained on another model.
+        UserError: an adapter that is broken, or was trained on another model.
     """
-    import torch
     from peft import PeftModel
-    from safetensors import SafetensorError
+
+    from data.engine.fingerprints import check_fingerprint
+    from data.engine.load_checks import check_adapter_tensors, check_finite, parameter_names
 
     for adapter in adapters:
-        try:
-            model = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)  # in the base dtype
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--model_path {adapter}: does not fit its base model {base}: {reason}") from error
-        if adapter != adapters[-1]:
+        top = adapter == adapters[-1]
+        tensors = check_adapter(adapter)
+        brought = {name.removeprefix("base_model.model.") for name in tensors}
+        still_new = [name for name in model.new_modules if not parameter_names(model, name) <= brought]
+        if still_new and top:
+            raise UserError(
+                f"{adapter}: brings no {', '.join(still_new)}, which its base model {base} lacks, too; each start "
+                "would draw another, so train it again"
+            )
+        with loading(f"--model_path {adapter}: does not fit its base model {base}"):
+            model = PeftModel.from_pretrained(
+                model, adapter, is_trainable=trainable and top,
+                autocast_adapter_dtype=trainable and top,  # else in the base's format
+            )  # fmt: skip
+        weights = Path(adapter) / ADAPTER_WEIGHTS
+        check_adapter_tensors(model, tensors, weights)
+        check_finite((item for item in model.named_parameters() if _is_adapters(item[0])), str(weights))
+        if not top:
             model = model.merge_and_unload()
-    exact = model.dtype != torch.float16  # which has no room for some of what bf16 holds
-    if contract is not None and exact and contract.base_fingerprint not in (None, fingerprint(model)):
-        raise UserError(f"{adapters[-1]}: was trained on another base model than {base}: its weights differ")
+            model.new_modules = still_new
+    if contract is not None:
+        other = f"{adapters[-1]}: was trained on another base model than {base}"
+        check_fingerprint(contract.base_fingerprint, model, other)
     return model
 
 
-def fingerprint(model) -> str:
-    """16 hex digits that tell the weights under an adapter from others of the same shape.
-
-    SHA-256 of the vectors (scales and biases) of the model without its heads, in bf16: no adapter and no 4-bit format
-    changes them, but any fine-tuning does.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for name, parameter in sorted(bare.base_model.named_parameters()):
-        if parameter.dim() == 1 and "lora_" not in name:
-            digest.update(name.replace(".base_layer", "").encode())
-            digest.update(parameter.detach().to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
+def _is_adapters(name: str) -> bool:
+    return "lora_" in name or "modules_to_save" in name
 
 
 def _four_bits() -> "BitsAndBytesConfig":

@@ -11,6 +11,7 @@ from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
 from data.engine.backends import PredictionSettings, Prompts, read_answer, with_reasoning
+from data.engine.model_files import ADAPTER_WEIGHTS, check_adapter, loading, tensor_shapes, weight_files
 from data.engine.models import base_model_path
 from data.files import ADAPTER_FILE, read_json
 from data.labels import Prediction
@@ -105,17 +106,45 @@ def _load(settings: PredictionSettings, base: str | None, max_length: int) -> An
     from vllm import LLM
 
     path = settings.model_path
+    check_whole(base or path, path if base is not None else None)
     lora = {"enable_lora": True, "max_lora_rank": _served_rank(path)} if base is not None else {}
-    try:
+    with loading(f"--backend vllm: does not take {path}"):
         return LLM(
             model=base or path, tokenizer=path, max_model_len=max_length, dtype=DTYPES[settings.precision],
             tensor_parallel_size=settings.tensor_parallel_size, enable_prefix_caching=True,
+            trust_remote_code=False,
             seed=42,  # greedy decoding draws nothing
             **lora,
         )  # fmt: skip
-    except (ValueError, RuntimeError, OSError) as error:
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"--backend vllm: does not take {path}: {reason}") from error
+
+
+def check_whole(base: str, adapter: str | None = None) -> None:
+    """Raise a `UserError` where a model's directory, or an adapter's, lacks tensors: vLLM would leave them at random.
+
+    Models whose tensors are stored under other names, such as those of experts, are not looked at.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from data.engine.load_checks import check_adapter_tensors, check_finite, check_shapes
+
+    with loading(f"--model_path {base}: does not load"):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+        if get_checkpoint_conversion_mapping(config.model_type) is not None:
+            return
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    if files := weight_files(Path(base)):
+        check_shapes(model, tensor_shapes(files), base)
+    if adapter is not None:
+        weights = Path(adapter) / ADAPTER_WEIGHTS
+        with loading(f"--model_path {adapter}: does not fit its base model {base}"), torch.device("meta"):
+            model = get_peft_model(model, LoraConfig.from_pretrained(adapter))
+        check_adapter_tensors(model, check_adapter(adapter), weights)
+        check_finite(load_file(weights).items(), str(weights))
 
 
 def _served_rank(model_path: str) -> int:

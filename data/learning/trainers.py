@@ -120,6 +120,10 @@ def subsample(examples: Sequence[Example], size: int, seed: int) -> Sequence[Exa
 def check_positions(model, longest: int, model_path: str) -> None:
     """Raise a `UserError` when sequences of `longest` tokens are more than the model reads."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa and its like count positions from behind that of padding, in a table that is longer by as much
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = module.num_embeddings - module.padding_idx - 1
     if positions and longest > positions:
         raise UserError(f"--max_length: prompt and answer may take {longest} tokens, {model_path} reads {positions}")
 
@@ -140,7 +144,8 @@ def lora_config(args, model) -> "LoraConfig | None":
     heads = head_names(model) if classifies else []
     layers = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
     # TRL multiplies with the output layer's weight directly, past an adapter; a new head is trained whole
-    layers = [name for name in layers if name.partition(".")[0] not in ("lm_head", *heads)]
+    apart = tuple(f"{name}." for name in ("lm_head", *heads))
+    layers = [name for name in layers if not f"{name}.".startswith(apart)]
     modules = args.lora_target_modules
     if modules != ["all-linear"]:
         names = {name.rpartition(".")[2] for name in layers}

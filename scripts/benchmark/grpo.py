@@ -117,7 +117,9 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
         tokenizer = load_tokenizer(args.model_path)
         encoder = contract.encoder(tokenizer)
         start = base_model_path(args.model_path)
-        model = AutoModelForCausalLM.from_pretrained(start or args.model_path, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(
+            start or args.model_path, dtype=torch.bfloat16, trust_remote_code=False
+        )
         if start is not None:
             model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
         budget, limit = main_grpo.answer_lengths(settings, encoder, data.train)

@@ -66,7 +66,8 @@ def generate(turns: Turns, args: InferenceArgs) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16).to(pick_device()).eval()
+    model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16, trust_remote_code=False)
+    model = model.to(pick_device()).eval()
     _generate(turns, args, model)
 
 

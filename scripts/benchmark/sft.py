@@ -114,7 +114,7 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
         settings = sft_args(args, case, folder)
         data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
         tokenizer = load_tokenizer(args.model_path)
-        model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16, trust_remote_code=False)
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
@@ -160,9 +160,9 @@ def matrix_flops(args: SftArgs) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(args.model_path)
+    config = AutoConfig.from_pretrained(args.model_path, trust_remote_code=False)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = model.get_output_embeddings()
     linear = [m.weight for m in model.modules() if hasattr(m, "in_features") and m is not head]
     adapter = sum(args.lora_r * sum(weight.shape) for weight in linear)
