@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import errno
+import io
+import math
 import os
 import re
 import sys
@@ -20,8 +23,28 @@ SWITCH = {
 }  # fmt: skip
 
 
+LINE_LIMIT = 1000  # characters of an error line
+LARGEST_NUMBER = 2**63 - 1  # what libraries take for a whole number
+
+
 class UserError(Exception):
     """A mistake in a flag, a file or a row. `str(error)` is one line that names it, what was found, what is wanted."""
+
+
+def one_line(value: object, limit: int = 300) -> str:
+    r"""`value` as one line of at most `limit` characters: what cannot be printed is escaped, the middle is left out.
+
+    The text of an exception, which may be laid out in lines by a library, has its lines joined.
+
+    >>> one_line("a\nb")
+    'a\\nb'
+    """
+    text = " ".join(str(value).split()) or type(value).__name__ if isinstance(value, BaseException) else str(value)
+    if len(text) > 4 * limit:  # before anything goes through all of it
+        text = f"{text[: 2 * limit]}{text[-2 * limit :]}"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
 
 
 def flag(default: Any, help: str) -> Any:
@@ -40,6 +63,29 @@ def _switch(text: str) -> bool:
     if text.lower() not in SWITCH:
         raise ArgumentTypeError(f"expected on or off, found {text!r}")
     return SWITCH[text.lower()]
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a number, found {one_line(text, 60)!r}") from None
+    if not math.isfinite(value):
+        raise ArgumentTypeError(f"must be finite, found {one_line(text, 60)!r}")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a whole number, found {one_line(text, 60)!r}") from None
+    if abs(value) > LARGEST_NUMBER:
+        raise ArgumentTypeError(f"{one_line(text, 60)} is out of range")
+    return value
+
+
+_NUMBERS = {float: _finite, int: _whole}
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -65,6 +111,8 @@ class _Parser(HfArgumentParser):
         """Add a field's flag. A switch is `--name`, `--name on` or `--name off`, with no twin `--no_name`."""
         if field.type not in (bool, bool | None):
             HfArgumentParser._parse_dataclass_field(parser, field)
+            action = parser._actions[-1]
+            action.type = _NUMBERS.get(action.type, action.type)
             return
         names = dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}"))
         parser.add_argument(
@@ -91,6 +139,21 @@ def _as_flags(settings: dict[str, Any], names: Sequence[str]) -> list[str]:
             values = value if isinstance(value, (list, tuple)) else [value]
             flags += [f"--{name}", *map(str, values)]
     return flags
+
+
+def _at_home(tokens: Sequence[str]) -> list[str]:
+    """Command line with `~/…` as the user's home, where no shell has seen to it: `--flag=~/…`, `name=~/…`, settings."""
+    before = ["", *tokens]
+    return [
+        token if flag_name == "--text" or token.startswith("--text=")
+        else re.sub(r"^(?:[^/=]*=)?~[^/]*(?=/|$)", _home, token)
+        for flag_name, token in zip(before, tokens, strict=False)
+    ]  # fmt: skip
+
+
+def _home(match: re.Match) -> str:
+    name, tilde, user = match[0].rpartition("~")
+    return name + os.path.expanduser(tilde + user)
 
 
 def _with_flag(argv: Sequence[str], name: str, switches: Sequence[str]) -> list[str]:
@@ -134,7 +197,7 @@ def parse_args(
     if positional is not None:
         switches = [action for action in parser._actions if action.type is _switch]
         argv = _with_flag(argv, positional, [name for action in switches for name in action.option_strings])
-    tokens = _as_flags(settings, names) + list(argv)
+    tokens = _at_home(_as_flags(settings, names) + list(argv))
     _, unknown = parser.parse_known_args(tokens)  # before the class finds fault with what is missing because of a typo
     if unknown:
         name = unknown[0].split("=")[0]
@@ -143,9 +206,44 @@ def parse_args(
     return args
 
 
+def process_count() -> int:
+    """How many processes a launcher (torchrun, accelerate) started; 1 without one.
+
+    Raises:
+        UserError: WORLD_SIZE is set to something else than a number of processes.
+    """
+    return _from_launcher("WORLD_SIZE", least=1) or 1
+
+
+def process_index() -> int:
+    """Which of them this one is, from 0. A RANK that some cluster set for a process without a launcher means nothing.
+
+    Raises:
+        UserError: RANK or WORLD_SIZE is not a number, or they contradict each other.
+    """
+    count, index = process_count(), _from_launcher("RANK") or 0
+    if count == 1:
+        return 0
+    if index >= count:
+        raise UserError(f"RANK={index}: must be below WORLD_SIZE={count}; a launcher such as torchrun sets both")
+    return index
+
+
+def _from_launcher(name: str, least: int = 0) -> int | None:
+    """A number in the environment; None where it is not set."""
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
+        raise UserError(
+            f"{name}={one_line(text, 60)}: must be a whole number from {least}, as launchers such as torchrun set it"
+        )
+    return int(text)
+
+
 def is_first_process() -> bool:
-    """Whether this is the one process that speaks for all of a distributed run (torchrun and accelerate set RANK)."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the one process that speaks for all of a distributed run."""
+    return process_index() == 0
 
 
 def check_at_least(args: Any, **minimums: float) -> None:
@@ -172,16 +270,38 @@ def run(
 ) -> None:
     """Parse the command line, call `main(args)`, and end with exit code 2 and one line on a user's mistake.
 
+    Operating-system errors (a full disk, no permission, a path that is too long) end like mistakes. A reader that
+    hangs up (`… | head -1`) ends the script quietly, with the exit code a shell gives such processes.
+
     See `parse_args`; the script's docstring is its description.
     """
     path = Path(sys.argv[0])
     script = path.parent.name if path.name == "__main__.py" else path.name
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path or text the terminal's encoding has no letters for
     try:
+        speaks = is_first_process()
+        _from_launcher("LOCAL_RANK")
         main(parse_args(args_class, settings, sys.modules["__main__"].__doc__ or "", sys.argv[1:], positional))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a reader that has hung up is expected
     except UserError as error:
-        if is_first_process():
-            print(f"{script}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(script, str(error), "speaks" not in locals() or speaks)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(141)
+    except OSError as error:
+        if error.errno is None:  # a library's own, about something else
+            raise
+        place = f"{error.filename}: " if error.filename is not None else ""
+        _end(script, f"{place}{os.strerror(error.errno)} (errno {errno.errorcode.get(error.errno, error.errno)})")
     except KeyboardInterrupt:
         print(f"\n{script}: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(script: str, message: str, speaks: bool = True) -> NoReturn:
+    if speaks:
+        print(f"{script}: error: {one_line(message, LINE_LIMIT)}", file=sys.stderr)
+    sys.exit(2)

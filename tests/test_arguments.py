@@ -1,11 +1,15 @@
 """Command lines as they are parsed; through the real scripts: tests/test_cli.py."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
 
-from data.arguments import UserError, flag, parse_args
+from data.arguments import UserError, flag, is_first_process, one_line, parse_args, process_count, process_index
+from tests.conftest import ROOT
 
 
 @dataclass
@@ -15,6 +19,9 @@ class Args:
     all_rows: bool = flag(True, "leave nothing out")
     cot: bool | None = flag(None, "reason (default: as trained)")
     size: int = flag(0, "how much")
+    rate: float | None = flag(None, "how fast")
+    weights: list[float] = flag([], "how heavy")
+    text: str | None = flag(None, "what to read")
 
     def __post_init__(self):
         if not self.runs:
@@ -104,3 +111,126 @@ def test_it_is_given_once():
     with pytest.raises(UserError, match="unknown flag a"):
         parse("a b --runs c")
     assert parse("true --size 1").runs == ["true"]
+
+
+# --- values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_numbers_are_finite(value):
+    for line in (f"a --rate={value}", f"a --weights 1 {value}" if value[0] != "-" else f"a --weights={value}"):
+        with pytest.raises(UserError, match=rf"^--(rate|weights): must be finite, found '{value}'$"):
+            parse(line)
+
+
+def test_numbers_have_bounds():
+    assert parse("a --rate 1e-3 --size -7").rate == 1e-3
+    for value in ("1" + "0" * 30, "-" + "9" * 19):
+        with pytest.raises(UserError, match=r"^--size: -?\d+ is out of range$"):
+            parse(f"a --size={value}")
+    with pytest.raises(UserError, match=r"^--size: expected a whole number, found '99.* … 9+'$"):
+        parse("a --size " + "9" * 5000)  # more digits than Python reads
+
+
+def test_a_home_that_no_shell_has_put_in(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = parse("~/run base=~/old ./~/kept --text ~/x")
+    assert args.runs == ["/home/me/run", "base=/home/me/old", "./~/kept"]
+    assert args.text == "~/x"
+    assert parse("--runs=~/run --text=~/x").runs == ["/home/me/run"]
+    assert parse("", runs=["~/run", "~"]).runs == ["/home/me/run", "/home/me"]
+    assert parse("~nobody-of-that-name/x").runs == ["~nobody-of-that-name/x"]
+
+
+# --- one line -------------------------------------------------------------------------------------------------------
+
+
+def test_one_line():
+    assert one_line("喜 a\nb\x1b[2J\u2028\ud800") == r"喜 a\nb\x1b[2J\u2028\ud800"
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert one_line(ValueError()) == "ValueError"
+    for text in ("a" * 10**6, "\n" * 10**6):
+        assert len(one_line(text)) <= 300
+    assert one_line("a" * 400 + "z")[-1] == "z"
+
+
+SCRIPT = r"""
+import sys
+from dataclasses import dataclass
+from data.arguments import UserError, flag, run
+@dataclass
+class Args:
+    how: str = flag("", "how it ends")
+def main(args):
+    if args.how == "user": raise UserError("a\nb" + "c" * 10**6)
+    if args.how == "full": raise OSError(28, "No space left on device", "/full/a.bin")
+    if args.how == "long": open("a" * 5000)
+    if args.how == "bug": raise ValueError("ours")
+    for _ in range(100_000): print("喜\ud800")
+run(main, Args, {})
+"""
+
+
+def ended(how: str, closed: bool = False, **environment: str) -> tuple[int, bytes]:
+    """Exit code of a script that ends so, and what it complained of."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "--how", how], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+    if closed:
+        process.stdout.readline()
+        process.stdout.close()
+        return process.wait(timeout=60), process.stderr.read()
+    complained = process.communicate(timeout=60)[1]
+    return process.returncode, complained
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("user", rb"a\\nbc+ \xe2\x80\xa6 c+"),
+        ("full", rb"/full/a\.bin: No space left on device \(errno ENOSPC\)"),
+        ("long", rb"a+ \xe2\x80\xa6 a+: File name too long \(errno ENAMETOOLONG\)"),
+    ],
+)
+@pytest.mark.parametrize("environment", [{}, {"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}])
+def test_an_error_is_one_short_line(how, message, environment):
+    code, complained = ended(how, **environment)
+    assert code == 2
+    assert re.fullmatch(rb"-c: error: " + message + rb"\n", complained), complained
+    assert len(complained) < 1100
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    code, complained = ended("bug")
+    assert code == 1
+    assert b"ValueError: ours" in complained
+
+
+def test_a_reader_that_hangs_up():
+    code, complained = ended("", closed=True)
+    assert (code, complained) == (141, b"")
+
+
+def test_a_terminal_without_these_letters():
+    assert ended("", PYTHONUTF8="0", PYTHONIOENCODING="ascii")[0] == 0
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_processes(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (process_count(), process_index(), is_first_process()) == (1, 0, True)
+    monkeypatch.setenv("RANK", "3")  # a stray one
+    assert is_first_process()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert (process_count(), process_index(), is_first_process()) == (4, 3, False)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(UserError, match=r"^RANK=4: must be below WORLD_SIZE=4"):
+        process_index()
+    for value in ("", "two", "-1", "0", "1e3", "９"):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        with pytest.raises(UserError, match=r"^WORLD_SIZE=.*: must be a whole number from 1"):
+            process_count()
