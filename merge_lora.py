@@ -15,18 +15,16 @@ Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models": W + alpha
 """
 
 import gc
-import os
-import tempfile
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 
-from data.arguments import UserError, check_output_dir, flag, run
+from data.arguments import UserError, check_output_dir, flag, one_line, run
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
 from data.engine.fingerprints import check_fingerprint
@@ -39,13 +37,15 @@ from data.engine.models import (
     with_adapters,
 )
 from data.engine.predictor import DEMO_TEXTS, Predictor
-from data.files import ADAPTER_FILE, write_json
+from data.files import ADAPTER_FILE, TASK_FILE, file_hash, read_json, sample_hash, write_json
 from data.loading import load_examples
+from data.replacing import alone_beside, check_place, file_sizes, settle, staging_folder, take_place
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 REPORT = "merge_report.json"
+REPORT_FIELDS = {"base_model": str, "adapters": list, "dtype": str, "samples": int}
 SAMPLES = 32  # rows of --test_data_path that are compared
 # how far the scores of labels may move in the mean: what rounding W + B A to this format does to them, and room
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.5}
@@ -63,19 +63,21 @@ class Args:
     from_quantized: bool = flag(
         False, "merge a qlora adapter into the base as it was trained on: rounded to 4 bits, and back"
     )
-    overwrite: bool = flag(False, "replace what is in --output_dir")
+    overwrite: bool = flag(False, "replace the merged model in --output_dir")
     device: str = flag("cpu", "where to merge: cpu, cuda, cuda:1 ...")
 
     def __post_init__(self):
         if self.training_output_dir is None:
             raise UserError("--training_output_dir is needed: the run whose adapter is to be merged")
-        self.output_dir = self.output_dir or str(Path(self.training_output_dir)) + "-merged"
+        if self.output_dir is None:
+            run_dir = Path(self.training_output_dir)
+            self.output_dir = f"{run_dir if run_dir.name not in ('', '..') else run_dir.resolve()}-merged"
         check_output_dir(self.output_dir)
 
 
 def check_paths(args: Args) -> None:
     """Raise a `UserError` naming the first path that cannot be used."""
-    run_dir, target = Path(args.training_output_dir), Path(args.output_dir)
+    run_dir, target = Path(args.training_output_dir), Path(args.output_dir).resolve()
     if not run_dir.is_dir():
         raise UserError(f"--training_output_dir {run_dir}: no such directory")
     if not (run_dir / ADAPTER_FILE).is_file():
@@ -86,12 +88,49 @@ def check_paths(args: Args) -> None:
             check_model_path(args.base_model_path)
         except UserError as error:
             raise UserError(str(error).replace("--model_path", "--base_model_path")) from error
-    stack = model_stack(args)
-    if target.exists() and any(target.iterdir()) and not args.overwrite:
+    check_place(target)
+    for part in model_stack(args):
+        for folder in (target, staging_folder(target)):
+            if Path(part).exists() and Path(part).resolve().is_relative_to(folder):
+                raise UserError(f"--output_dir {args.output_dir}: holds what is to be merged ({part})")
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise a `UserError` where something stands in `target` that is not to be replaced.
+
+    That is anything without `--overwrite`, and with it all but what a merge left there and predictions of that model.
+    """
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not overwrite:
         raise UserError(f"--output_dir {target}: is not empty; choose another, or replace it with --overwrite")
-    for part in stack:
-        if Path(part).exists() and Path(part).resolve().is_relative_to(target.resolve()):
-            raise UserError(f"--output_dir {target}: holds what is to be merged ({part})")
+    refused = "--overwrite replaces merged models only; choose another folder, or remove this one first"
+    if not (target / REPORT).is_file():
+        held = ", ".join(sorted(path.name for path in target.iterdir())[:4])
+        raise UserError(f"--output_dir {target}: holds no {REPORT} but {one_line(held)}; {refused}")
+    try:
+        report = read_merge_report(target)
+    except UserError as error:
+        raise UserError(f"--output_dir {target}: {error}; {refused}") from error
+    ours = (
+        {REPORT, *report["files"]} if "files" in report else {path.name for path in target.iterdir() if path.is_file()}
+    )
+    for path in sorted(target.iterdir()):
+        predictions = any(path.glob("predictions*.jsonl")) and not (path / TASK_FILE).exists()
+        if path.name not in ours and not predictions:
+            raise UserError(f"--output_dir {target}: holds {one_line(path.name)!r}, which no merge wrote; {refused}")
+
+
+def read_merge_report(directory: Path) -> dict[str, Any]:
+    """The report that a merge left in `directory`.
+
+    Raises:
+        UserError: it is not whole.
+    """
+    report = read_json(directory / REPORT, fields=REPORT_FIELDS | {"files": dict})
+    if missing := [name for name in REPORT_FIELDS if name not in report]:
+        raise UserError(f"{directory / REPORT}: has no {missing[0]}")
+    return report
 
 
 def model_stack(args: Args) -> list[str]:
@@ -111,6 +150,16 @@ def number_format(args: Args, base: str) -> str:
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     with loading(f"{base}: no configuration"):
         return names.get(AutoConfig.from_pretrained(base, trust_remote_code=False).dtype, "bf16")
+
+
+def merge_of(args: Args, precision: str) -> dict[str, Any]:
+    """What decides the merged weights: models, their files' hashes, number formats."""
+    base, *adapters = stack = model_stack(args)
+    small = [Path(part) / name for part in adapters for name in (ADAPTER_FILE, TASK_FILE, "adapter_model.safetensors")]
+    hashes = {str(path): file_hash(path) for path in small if path.is_file()}
+    hashes |= {str(path): sample_hash(path) for path in sorted(Path(base).glob("*.safetensors"))}
+    return {"base_model": stack[0], "adapters": adapters, "dtype": precision, "from_quantized": args.from_quantized,
+            "inputs": hashes}  # fmt: skip
 
 
 def load_stack(args: Args, contract: Contract, precision: str, pad_token_id: int) -> "PeftModel":
@@ -164,6 +213,8 @@ def compare(before, after, precision: str) -> dict[str, Any]:
     Raises:
         UserError: more than rounding explains.
     """
+    if not numpy.isfinite(before[0]).all():
+        raise UserError("base and adapter give scores that are not finite numbers; nothing was written")
     difference = abs(before[0] - after[0])
     report = {
         "samples": len(before[1]),
@@ -181,43 +232,86 @@ def compare(before, after, precision: str) -> dict[str, Any]:
     return report
 
 
-@contextmanager
-def folder_in_the_making(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when the block ends without an error, else vanishes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", ignore_cleanup_errors=True) as made:
-        folder = Path(made) / "model"
-        folder.mkdir()
-        yield folder
-        if target.exists():
-            target.rename(Path(made) / "replaced")
-        os.replace(folder, target)
+def check_finite(model) -> None:
+    """Raise a `UserError` that names the first weight which is not finite: nan, or too large for the number format."""
+    for name, weight in model.state_dict().items():
+        if not weight.is_floating_point() or weight.numel() == 0:
+            continue
+        if not all(extreme.isfinite() for extreme in weight.aminmax()):  # ten times as fast as to ask of each number
+            bad = int((~weight.isfinite()).sum())
+            raise UserError(
+                f"the merged model is not finite: {bad:,} of {weight.numel():,} numbers of {name} "
+                f"({str(weight.dtype).removeprefix('torch.')}); nothing was written"
+            )
 
 
-def main(args: Args) -> None:
-    check_paths(args)
+def write_model(model, tokenizer, contract: Contract, folder: Path) -> None:
+    """A model directory that needs no adapter, in `folder`.
+
+    Raises:
+        UserError: it does not fit on the disk.
+    """
+    from safetensors import SafetensorError
+
+    needed = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise UserError(f"{folder}: needs {needed / 1e6:,.0f} MB of disk, only {free / 1e6:,.0f} MB are free")
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # which hides the system's errors
+        raise UserError(f"{folder}: cannot be written ({one_line(error)})") from error
+    contract.save(folder)
+
+
+def merge(args: Args, folder: Path) -> dict[str, Any]:
+    """Write the merged model to `folder`, with its report at the very end.
+
+    Returns:
+        The report.
+    """
     begin = time.perf_counter()
     contract = contract_for(args.training_output_dir)
+    plain = replace(contract, base_fingerprint=None)  # which is of the model below an adapter
     texts = sample_texts(args, contract)
     stack = model_stack(args)
     precision = number_format(args, stack[0])
+    report = merge_of(args, precision)
     tokenizer = load_tokenizer(args.training_output_dir)
     encoder = contract.encoder(tokenizer)
     print(f"merging {' + '.join(stack)} in {precision}")
     model = load_stack(args, contract, precision, tokenizer.pad_token_id)
     before = read_samples(model, encoder, contract, texts)
     model = model.merge_and_unload(progressbar=True)
-    with folder_in_the_making(Path(args.output_dir)) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        contract = replace(contract, base_fingerprint=None)
-        contract.save(folder)
-        del model
-        gc.collect()  # two models may not fit
-        merged = load_model(str(folder), precision, args.device, contract=contract)
-        report = compare(before, read_samples(merged, encoder, contract, texts), precision)
-        report = {"base_model": stack[0], "adapters": stack[1:], "dtype": precision} | report
-        write_json(folder / REPORT, report | {"seconds": round(time.perf_counter() - begin, 1)})
+    check_finite(model)
+    write_model(model, tokenizer, plain, folder)
+    del model
+    gc.collect()  # two models may not fit
+    merged = load_model(str(folder), precision, args.device, contract=plain)
+    report |= compare(before, read_samples(merged, encoder, plain, texts), precision)
+    report |= {"seconds": round(time.perf_counter() - begin, 1), "files": file_sizes(folder)}
+    write_json(folder / REPORT, report)
+    return report
+
+
+def is_same_merge(args: Args, directory: Path) -> bool:
+    """Whether the merged model in `directory` is what these flags ask for."""
+    report = read_merge_report(directory)
+    asked = merge_of(args, number_format(args, model_stack(args)[0]))
+    return all(report.get(name) == value for name, value in asked.items())
+
+
+def main(args: Args) -> None:
+    check_paths(args)
+    target = Path(args.output_dir).resolve()  # where it is a link, what it leads to is replaced
+    with alone_beside(target) as staging:
+        if settle(target, REPORT) and is_same_merge(args, target):
+            print(f"written to {args.output_dir}")
+            return
+        check_target(target, args.overwrite)
+        (staging / "model").mkdir()
+        report = merge(args, staging / "model")
+        take_place(staging, target, REPORT)
     print(
         f"before and after: {report['equal_predictions']} of {report['samples']} predictions equal, scores differ by "
         f"{report['mean_score_difference']:.3g} in the mean, {report['max_score_difference']:.3g} at most"

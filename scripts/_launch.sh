@@ -8,23 +8,28 @@
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page faults in large CPU buffers
 
 found_gpus="$( (nvidia-smi -L 2>/dev/null || true) | wc -l)"
-VLLM_GPUS="${VLLM_GPUS:-0}"
-GPUS="${GPUS:-$((found_gpus > VLLM_GPUS ? found_gpus - VLLM_GPUS : 0))}"
 PARALLEL="${PARALLEL:-ddp}"
 PROCESSES="${PROCESSES:-2}"
-
-stop() {
-  echo "$(basename "$0"): error: $1" >&2
-  exit 2
-}
+VLLM_GPUS="${VLLM_GPUS:-0}"
+VLLM_PORT="${VLLM_PORT:-8000}"
+NNODES="${NNODES:-1}"
+NODE_RANK="${NODE_RANK:-0}"
+MASTER_PORT="${MASTER_PORT:-29500}"
+check_number VLLM_GPUS 0 1024
+GPUS="${GPUS:-$((found_gpus > VLLM_GPUS ? found_gpus - VLLM_GPUS : 0))}"
+check_number GPUS 0 1024
+check_number PROCESSES 1 1024
+check_number VLLM_PORT 1 65535
+check_number NNODES 1 65535
+check_number NODE_RANK 0 "$((NNODES - 1))"
+check_number MASTER_PORT 1 65535
 
 # The command that starts the processes, in the array `launcher`.
 pick_launcher() {
-  local nodes="${NNODES:-1}" port="${MASTER_PORT:-29500}"
   local -a group
-  if ((nodes > 1)); then
-    [[ -n "${MASTER_ADDR:-}" ]] || stop "NNODES=$nodes: needs MASTER_ADDR, the first machine's address"
-    group=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}" --master_addr "$MASTER_ADDR" --master_port "$port")
+  if ((NNODES > 1)); then
+    [[ -n "${MASTER_ADDR:-}" ]] || stop "NNODES=$NNODES: needs MASTER_ADDR, the first machine's address"
+    group=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
   else
     group=(--standalone)
   fi
@@ -34,11 +39,11 @@ pick_launcher() {
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}"
     return
   fi
-  launcher=(accelerate launch --num_processes "$((GPUS * nodes))" --num_machines "$nodes" --mixed_precision bf16
-    --dynamo_backend no --machine_rank "${NODE_RANK:-0}" --main_process_port "$port")
-  ((nodes == 1)) || launcher+=(--main_process_ip "$MASTER_ADDR")
+  launcher=(accelerate launch --num_processes "$((GPUS * NNODES))" --num_machines "$NNODES" --mixed_precision bf16
+    --dynamo_backend no --machine_rank "$NODE_RANK" --main_process_port "$MASTER_PORT")
+  ((NNODES == 1)) || launcher+=(--main_process_ip "$MASTER_ADDR")
   case "$PARALLEL" in
-    ddp) ((GPUS * nodes == 1)) || launcher+=(--multi_gpu) ;;
+    ddp) ((GPUS * NNODES == 1)) || launcher+=(--multi_gpu) ;;
     fsdp) launcher+=(--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
       --fsdp_state_dict_type FULL_STATE_DICT) ;;
     zero2 | zero3)
@@ -50,19 +55,19 @@ pick_launcher() {
 
 # Serve a model with vLLM on the last VLLM_GPUS GPUs until the launcher ends; main_grpo.py's flags in `vllm_flags`.
 start_vllm() {
-  local model="$1" port="${VLLM_PORT:-8000}"
+  local model="$1"
   vllm_flags=()
   ((VLLM_GPUS > 0)) || return 0
   ((found_gpus >= GPUS + VLLM_GPUS)) || stop "VLLM_GPUS=$VLLM_GPUS: $found_gpus GPUs found, $GPUS of them train"
-  CUDA_VISIBLE_DEVICES="$(seq -s, "$GPUS" "$((GPUS + VLLM_GPUS - 1))")" PORT="$port" \
+  CUDA_VISIBLE_DEVICES="$(seq -s, "$GPUS" "$((GPUS + VLLM_GPUS - 1))")" PORT="$VLLM_PORT" \
     bash scripts/serve_vllm.sh "$model" --tensor-parallel-size "$VLLM_GPUS" &
   server=$!
   trap 'kill "$server" 2>/dev/null || true' EXIT
-  until curl -fs "http://127.0.0.1:$port/health" >/dev/null; do
+  until curl -fs "http://127.0.0.1:$VLLM_PORT/health" >/dev/null; do
     kill -0 "$server" 2>/dev/null || stop "the vLLM server ended before it was ready"
     sleep 2
   done
-  vllm_flags=(--use_vllm server --vllm_server_port "$port")
+  vllm_flags=(--use_vllm server --vllm_server_port "$VLLM_PORT")
 }
 
 launch() {

@@ -1,19 +1,24 @@
 # Sourced by the launchers: an environment of the project's own in .venv, made once and reused while requirements.txt
 # stays as it is. PYTHON names another interpreter; VENV another place.
+unset CDPATH # it would send the next line elsewhere
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/_variables.sh
 VENV="${VENV:-.venv}"
+expand_home VENV PYTHON
 stamp="$VENV/requirements.stamp"
 
 pick_python() {
   local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python; do
+  local -a candidates=(python3 python3.13 python3.12 python3.11 python)
+  [[ -z "${PYTHON:-}" ]] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "Python 3.11 or newer is needed; none was found (name one with PYTHON=/path/to/python3)" >&2
-  return 1
+  [[ -z "${PYTHON:-}" ]] || stop "PYTHON=$PYTHON: is no Python 3.11 or newer"
+  stop "Python 3.11 or newer is needed; none was found (name one with PYTHON=/path/to/python3)"
 }
 
 wanted="$(cksum requirements.txt)"

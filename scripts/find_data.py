@@ -39,8 +39,11 @@ class Args:
         elif not self.own:
             raise UserError(f"{self.name or 'no data set'}: unknown; known data sets are {', '.join(FOLDERS)}")
         for name in ("name", "model", "folder", "output_dir"):
-            if not getattr(self, name):
+            value = getattr(self, name)
+            if not value:
                 raise UserError(f"--{name} is needed")
+            if len(value.splitlines()) > 1 or value != value.strip("\r\n"):  # each value is to be a line of its own
+                raise UserError(f"--{name} {value!r}: holds a line break")
 
 
 def download_command(kind: str, name: str, folder: str) -> str:

@@ -7,6 +7,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 source scripts/_launch.sh
 
+expand_home MODEL DATA OUTPUT
 MODEL="${MODEL:-models/Qwen2.5-7B-Instruct}"
 DATA="${DATA:-data/goemotions/original}"
 OUTPUT="${OUTPUT:-outputs/sft-original-Qwen2.5-7B}"

@@ -8,6 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 source scripts/_launch.sh
 
+expand_home SFT MODEL DATA OUTPUT
 SFT="${SFT:-outputs/sft-original-Qwen2.5-7B}"
 [[ -f "$SFT/train_results.json" ]] && default_model="$SFT" || default_model=models/Qwen2.5-7B-Instruct
 MODEL="${MODEL:-$default_model}"

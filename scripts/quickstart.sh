@@ -4,6 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 
+expand_home MODEL OUTPUT
 MODEL="${MODEL:-models/smollm2-135m-instruct}"
 OUTPUT="${OUTPUT:-outputs/quickstart}"
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page faults in large CPU buffers

@@ -4,25 +4,45 @@
 # PORT, VENV: as named; further flags go to `vllm serve`. An adapter is served as its base model: the trainer sends the
 # weights with the adapter folded in. On a GPU they come by NCCL, on a CPU through a folder.
 set -euo pipefail
-MODEL="${1:?usage: serve_vllm.sh MODEL [flags of vllm serve]}"
-shift
-MODEL="$([[ -e "$MODEL" ]] && realpath "$MODEL" || echo "$MODEL")"
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+unset CDPATH
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$root/scripts/_variables.sh"
+MODEL="${1:-}"
+PORT="${PORT:-8000}"
+VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}" # GiB
 VENV="${VENV:-.venv}"
+[[ -n "$MODEL" ]] || stop "no model; usage: serve_vllm.sh MODEL [flags of vllm serve]"
+shift
+expand_home MODEL VENV
+check_number PORT 1 65535
+check_number VLLM_CPU_KVCACHE_SPACE 0
+MODEL="$([[ -e "$MODEL" ]] && realpath -- "$MODEL" || printf %s "$MODEL")"
+cd "$root"
+[[ -d "$VENV" ]] || stop "VENV=$VENV: no such folder"
 PATH="$(cd "$VENV" && pwd)/bin:$PATH"
 python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' ||
-  { echo "serve_vllm.sh: error: no vLLM in $VENV; see requirements-vllm.txt" >&2; exit 2; }
+  stop "no vLLM in $VENV; see requirements-vllm.txt"
 
-if [[ -f "$MODEL/adapter_config.json" ]]; then
-  MODEL="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
-    "$MODEL/adapter_config.json")"
+if [[ -f "$MODEL/adapter_config.json" ]]; then # an adapter may lie over another
+  MODEL="$(python - "$MODEL" <<'END'
+import sys
+
+from data.arguments import UserError
+from data.engine.models import adapter_stack
+
+try:
+    print(adapter_stack(sys.argv[1])[0])
+except UserError as error:
+    sys.exit(f"serve_vllm.sh: error: {error}")
+END
+  )" || exit 2
 fi
 # the commands by which the trainer sends weights are open to whoever reaches the port: hence 127.0.0.1
 export VLLM_SERVER_DEV_MODE=1
-flags=(--host 127.0.0.1 --port "${PORT:-8000}" --logprobs-mode processed_logprobs --max-logprobs -1)
+flags=(--host 127.0.0.1 --port "$PORT" --logprobs-mode processed_logprobs --max-logprobs -1)
 if nvidia-smi -L >/dev/null 2>&1; then
   exec vllm serve "$MODEL" "${flags[@]}" --weight-transfer-config '{"backend": "nccl"}' --enable-scale-out "$@"
 fi
-export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-2}" # GiB
+export VLLM_CPU_KVCACHE_SPACE
 # not `vllm serve`, which asks for the version of a package named vllm: here it is vllm-cpu
 exec python -m vllm.entrypoints.openai.api_server --model "$MODEL" "${flags[@]}" "$@"

@@ -13,9 +13,21 @@ source scripts/_train.sh
 DATASETS="${DATASETS:-sst2 r8}"
 TUNINGS="${TUNINGS:-full lora}"
 SEEDS="${SEEDS:-0 42 123}"
+expand_home MODEL DATA_DIR OUTPUT_DIR
 MODEL="${MODEL:-models/Qwen2.5-7B-Instruct}"
 DATA_DIR="${DATA_DIR:-data}"
 OUTPUT_DIR="${OUTPUT_DIR:-outputs/train}"
+
+split_words DATASETS
+datasets=("${words[@]}")
+split_words TUNINGS
+tunings=("${words[@]}")
+split_words SEEDS
+seeds=()
+for SEEDS in "${words[@]}"; do
+  check_number SEEDS 0 4294967295
+  seeds+=("$SEEDS")
+done
 
 # One run: `fine_tune sst2 OUTPUT --flags of main_SFT.py`.
 fine_tune() {
@@ -24,15 +36,15 @@ fine_tune() {
 }
 
 trap 'exit 130' INT # Ctrl-C ends all of it, not just the run that is on
-for dataset in $DATASETS; do # before hours of training: is everything there?
+for dataset in "${datasets[@]}"; do # before hours of training: is everything there?
   find_data --own --name="$dataset" --model="$MODEL" --folder="$DATA_DIR/$dataset" --output_dir="$OUTPUT_DIR"
 done
 
 finished=()
 failed=()
-for dataset in $DATASETS; do
-  for tuning in $TUNINGS; do
-    for seed in $SEEDS; do
+for dataset in "${datasets[@]}"; do
+  for tuning in "${tunings[@]}"; do
+    for seed in "${seeds[@]}"; do
       output="$OUTPUT_DIR/${dataset//\//-}-$tuning-seed$seed"
       if [[ -f "$output/train_results.json" && -f "$output/test_results.json" ]]; then
         echo "== $output: finished already, skipped"

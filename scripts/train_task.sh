@@ -12,5 +12,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 source scripts/_launch.sh
 source scripts/_train.sh
 
+expand_home MODEL DATA OUTPUT
 find_data --name="${1:-}" --model="${MODEL:-}" --folder="${DATA:-}" --output_dir="${OUTPUT:-}"
 launch main_SFT.py "${data_flags[@]}" "${@:2}"

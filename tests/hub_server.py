@@ -29,13 +29,20 @@ class Hub:
     """The server's state. `files` maps ("model" or "dataset", repository) to {path: content}.
 
     `corrupt` paths arrive with one byte changed; `cut` paths break off half-way, and until `cut` is emptied the server
-    then answers 503 for them. `ranges` collects the Range headers that were asked for.
+    then answers 503 for them. `endless` paths never end; `stalled` ones do half-way, with the connection left open.
+    `says` is what is answered instead of a repository's description: a body, "endless", "stalled" or an address to go to.
+    `ranges` collects the Range headers that were asked for.
     """
 
     files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     corrupt: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
     broken_off: set[str] = field(default_factory=set)
+    endless: set[str] = field(default_factory=set)
+    stalled: set[str] = field(default_factory=set)
+    says: bytes | str | None = None
+    status: int = 200
+    closing: threading.Event = field(default_factory=threading.Event)
     ranges: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -47,6 +54,7 @@ class Hub:
         return self
 
     def __exit__(self, *_):
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -87,6 +95,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def answer_api(self, kind: str, repository: str, endpoint: str | None, revision: str | None):
+        if isinstance(self.hub.says, bytes):
+            return self.send(self.hub.status, self.hub.says, {"Content-Type": "application/json"})
+        if self.hub.says == "endless":
+            return self.send_endless({})
+        if self.hub.says == "stalled":
+            return self.stall(b"{", {"Content-Length": 100})
+        if self.hub.says is not None:
+            return self.send(307, b"", {"Location": self.hub.says})
         files = self.hub.files.get((kind, repository))
         if files is None:
             return self.fail(404, "RepoNotFound")
@@ -105,6 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if path in self.hub.corrupt:
             content = bytes([content[0] ^ 1]) + content[1:]
+        if path in self.hub.endless:
+            return self.send_endless(headers)
+        if path in self.hub.stalled:
+            return self.stall(content[: len(content) // 2], headers | {"Content-Length": len(content)})
         if self.command == "GET" and path in self.hub.cut:
             return self.break_off(path, content, headers)
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -122,3 +142,25 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(200, content[: len(content) // 2], headers | {"Content-Length": len(content)})
         self.close_connection = True
         return None
+
+    def begin(self, headers: dict):
+        self.send_response(self.hub.status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.close_connection = True
+
+    def send_endless(self, headers: dict):
+        """Zeros without an end, until the client hangs up or the test is over."""
+        self.begin(headers)
+        try:
+            while not self.hub.closing.is_set():
+                self.wfile.write(bytes(1 << 20))
+        except OSError:
+            pass  # it has hung up, as it should
+
+    def stall(self, body: bytes, headers: dict):
+        self.begin(headers)
+        self.wfile.write(body)
+        self.wfile.flush()
+        self.hub.closing.wait(60)

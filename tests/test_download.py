@@ -6,6 +6,8 @@ import io
 import json
 import os
 import random
+import shlex
+import struct
 import subprocess
 import sys
 import tarfile
@@ -15,11 +17,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+import data.archives
+import data.hub
 import download
+from data.archives import list_archive, unpack
 from data.arguments import UserError, parse_args
 from data.conversion import convert
+from data.files import exclusive
 from data.published import DATA_SETS, Archive, DataSet, Files
 from download import KNOWN, ROOT, Args, Item, main
 from tests.hub_server import COMMIT, Hub
@@ -211,12 +216,12 @@ def test_interrupted_then_resumed(hub, tmp_path):
     hub.files["model", "org/tiny"] = MODEL | {"model.safetensors": weights}
     hub.cut.add("model.safetensors")
     line = last_line(run_script("--model", "org/tiny"))
-    assert "org/tiny: download stopped (" in line
+    assert "org/tiny: model.safetensors: download stopped (" in line
     assert "run it again to go on" in line
     assert left_over(tmp_path / "models") == []
     hub.cut.clear()
     main(Args(model="org/tiny"))
-    assert hub.ranges == [f"bytes={10 * 2**20}-"]  # the client alone would begin again
+    assert hub.ranges == ["bytes=12000000-"]  # the client alone would begin again
     assert (tmp_path / "models/tiny/model.safetensors").read_bytes() == weights
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
 
@@ -258,9 +263,183 @@ def test_too_little_disk(hub, monkeypatch):
 
 def test_a_second_download_at_the_same_time(hub, tmp_path):
     hub.files["model", "org/tiny"] = MODEL
-    (tmp_path / "models/.tiny.partial").mkdir(parents=True)
-    with FileLock(tmp_path / "models/.tiny.partial/lock"), pytest.raises(UserError, match="another download to it"):
+    with (
+        exclusive(tmp_path / "models/.tiny.partial", "download"),
+        pytest.raises(UserError, match=r"\.tiny\.partial: another process is writing here; wait for it"),
+    ):
         main(Args(model="org/tiny"))
+
+
+def test_a_killed_download_leaves_no_lock(hub, tmp_path):
+    hub.files["model", "org/tiny"] = MODEL
+    hub.stalled.add("model.safetensors")
+    process = subprocess.Popen([sys.executable, str(SCRIPT), "--model", "org/tiny"], stderr=subprocess.DEVNULL)
+    part = tmp_path / "models/.tiny.partial"
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in part.rglob("*.safetensors.part")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="another process is writing here"):
+        main(Args(model="org/tiny"))
+    process.kill()
+    process.wait()
+    hub.stalled.clear()
+    main(Args(model="org/tiny"))
+    assert (tmp_path / "models/tiny/model.safetensors").read_bytes() == MODEL["model.safetensors"]
+    assert left_over(tmp_path / "models") == [path.name for path in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+def test_more_bytes_than_a_file_has(hub, tmp_path):
+    """An endless one is stopped at its size, and nothing of it is kept."""
+    hub.files["model", "org/tiny"] = MODEL
+    hub.endless.add("config.json")
+    with pytest.raises(UserError, match=r"^org/tiny: config\.json is sent with more than its 23 bytes; refused$"):
+        main(Args(model="org/tiny"))
+    assert not list(tmp_path.rglob("config.json*"))
+    hub.endless.clear()
+    main(Args(model="org/tiny"))
+    assert (tmp_path / "models/tiny/config.json").read_bytes() == MODEL["config.json"]
+
+
+def test_a_part_that_is_longer_than_its_file(hub, tmp_path):
+    hub.files["model", "org/tiny"] = MODEL
+    hub.cut.add("model.safetensors")
+    with pytest.raises(UserError, match="run it again to go on"):
+        main(Args(model="org/tiny"))
+    (part,) = tmp_path.rglob("model.safetensors.part")
+    part.write_bytes(MODEL["model.safetensors"] + b"and more")
+    hub.cut.clear()
+    main(Args(model="org/tiny"))
+    assert hub.ranges == []
+    assert (tmp_path / "models/tiny/model.safetensors").read_bytes() == MODEL["model.safetensors"]
+
+
+def test_a_file_that_stops_coming(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.hub, "STALL_SECONDS", 1)
+    hub.files["model", "org/tiny"] = MODEL
+    hub.stalled.add("model.safetensors")
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"model\.safetensors: download stopped \(nothing came for 1 s\); run it again"):
+        main(Args(model="org/tiny"))
+    assert time.monotonic() - started < 5
+    (part,) = tmp_path.rglob("model.safetensors.part")
+    assert part.stat().st_size == 150_000  # what came is kept
+
+
+def listing(**changes) -> bytes:
+    """A hub's answer with one file, or with something else in it."""
+    entry = {"rfilename": "config.json", "size": 2, "blobId": "0" * 40} | changes.pop("entry", {})
+    return json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": [entry]} | changes).encode()
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        ("endless", "more than 64 MiB"),
+        ("stalled", "no answer within 1 s"),
+        ("file:///etc/passwd", r"no answer \(Request URL has an unsupported protocol 'file://'\.\)"),
+        (b"", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"[1]", r"its answer is broken: \[1\]"),
+        (b"null", "its answer is broken: None"),
+        (b'{"sha": ' + b"9" * 5000 + b"}", "no JSON"),
+        (b"{}", "its commit is None"),
+        (listing(sha=7), "its commit is 7"),
+        (listing(sha="../x"), "its commit is '../x'"),
+        (listing(siblings=None), "it lists no files"),
+        (listing(siblings={}), "it lists no files"),
+        (listing(siblings=[]), "org/tiny has no files"),
+        (listing(siblings=[None]), "a file is None"),
+        (listing(siblings=[{}] * 100_001), "has 100,001 files, more than 100,000"),
+        (listing(entry={"size": None}), r"config\.json has size None"),
+        (listing(entry={"size": -1}), r"config\.json has size -1"),
+        (listing(entry={"size": "2"}), r"config\.json has size '2'"),
+        (listing(entry={"size": True}), r"config\.json has size True"),
+        (listing(entry={"size": 10**400}), r"config\.json has size 1000"),
+        (listing(entry={"size": 1e300}), r"config\.json has size 1e\+300"),
+        (listing(entry={"blobId": None}), "has no checksum"),
+        (listing(entry={"blobId": "0" * 41}), r"config\.json has checksum '000"),
+        (listing(entry={"lfs": 3}), "a file is {"),
+        (listing(entry={"lfs": {"sha256": None}}), "has no checksum"),
+        (listing(entry={"lfs": {"sha256": ["x"]}}), r"config\.json has checksum \['x'\]"),
+        (listing(entry={"rfilename": None}), "a file is named None"),
+        (listing(entry={"rfilename": ""}), "a file is named ''"),
+        (listing(entry={"rfilename": "."}), "a file is named '.'"),
+        (listing(entry={"rfilename": "a\0b"}), r"a file is named 'a\\x00b'"),
+        (listing(entry={"rfilename": "a\ud800"}), r"a file is named 'a\\ud800'"),
+        (listing(entry={"rfilename": "a/../b"}), r"a file is named a/\.\./b"),
+        (listing(entry={"rfilename": "x" * 100_000 + "\n"}), "a file is named 'xxx"),
+    ],
+    ids=lambda value: value[:40].decode(errors="replace") if isinstance(value, bytes) else None,
+)
+def test_answers_that_cannot_be_right(hub, says, message, monkeypatch):
+    monkeypatch.setattr(data.hub, "ANSWER_SECONDS", 1 if says == "stalled" else 10)
+    hub.says = says
+    with pytest.raises(UserError, match=f"--model org/tiny: not to be had; hf: .*{message}") as error:
+        main(Args(model="org/tiny", source="hf"))
+    assert len(str(error.value)) < 500
+    assert left_over() == []
+
+
+@pytest.mark.parametrize("says", [b"[]", b'{"errors": 5}', b"[" * 100_000, "endless"])
+@pytest.mark.parametrize("status", [401, 500, 503])
+def test_refusals_of_any_shape(hub, says, status):
+    hub.says, hub.status = says, status
+    message = "or it is private" if status == 401 else f"HTTP status {status}"
+    with pytest.raises(UserError, match=message):
+        main(Args(model="org/tiny", source="hf"))
+
+
+def test_names_no_disk_takes(hub, tmp_path):
+    hub.files["model", "org/tiny"] = {"x" * 300: b"long"}
+    done = run_script("--model", "org/tiny")
+    assert "File name too long" in last_line(done)
+    hub.files["model", "org/tiny"] = {"a": b"1", "a/b": b"2"}  # a file that is a folder, too
+    assert "models/.tiny.partial/" in last_line(run_script("--model", "org/tiny"))
+    assert left_over(tmp_path / "models") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "null", "{", "[" * 100_000, '{"kind": 3}', '{"kind": "model"}',
+        '{"kind": "model", "name": "org/tiny", "source": "hf", "revision": "x", "requested_revision": null, "files": []}',
+        '{"kind": "model", "name": "org/tiny", "source": "hf", "revision": "x", "requested_revision": null, "files": {"a": 1}}',
+        '{"kind": "model", "name": "org/tiny", "source": "hf", "revision": "x", "requested_revision": null, '
+        '"files": {"a": {"size": "2"}}}',
+        '{"kind": "model", "name": "org/tiny", "source": "hf", "revision": "x", "requested_revision": null, '
+        '"files": {"a": {"size": 1e999}}}',
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_broken(hub, tmp_path, content):
+    (tmp_path / "models/tiny").mkdir(parents=True)
+    (tmp_path / "models/tiny/download.json").write_text(content)
+    with pytest.raises(UserError, match="models/tiny: is not empty; choose another, or remove it first"):
+        main(Args(model="org/tiny"))
+    assert (tmp_path / "models/tiny/download.json").read_text() == content
+
+
+def test_a_disk_that_is_full_after_all(hub, tmp_path):
+    hub.files["model", "org/tiny"] = MODEL
+    limited = (
+        f"ulimit -f 100; trap '' XFSZ; exec {shlex.quote(sys.executable)} {shlex.quote(str(SCRIPT))} --model org/tiny"
+    )
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60)
+    assert "model.safetensors: download stopped ([Errno 27] File too large); run it again to go on" in last_line(done)
+    main(Args(model="org/tiny"))
+    assert (tmp_path / "models/tiny/model.safetensors").read_bytes() == MODEL["model.safetensors"]
+
+
+def test_a_hub_nobody_reaches_is_given_up_soon(monkeypatch, tmp_path):
+    """Each address of a host, and each redirection, has the client's whole time limit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data.hub, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(data.hub, "_description", lambda *_: time.sleep(60))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="hf: no answer within 1 s"):
+        main(Args(model="org/tiny", source="hf"))
+    assert time.monotonic() - started < 5
 
 
 def test_a_repository_that_points_outside(hub, tmp_path):
@@ -610,7 +789,54 @@ def tar_with(path: Path, name: str, link: str = "", kind: bytes = tarfile.REGTYP
 def test_an_archive_that_leads_outside_is_refused(pack, tmp_path):
     pack(tmp_path / "archive")
     with pytest.raises(UserError, match=r"archive: refused, its member .*evil.txt' leads out of the target folder"):
-        list(download.archive_members(tmp_path / "archive", "folder"))
+        list_archive(tmp_path / "archive", "folder")
+    with pytest.raises(UserError, match="leads out of the target folder"):
+        unpack(tmp_path / "archive", "folder", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices_and_pipes_are_not_unpacked(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
+            info = tarfile.TarInfo(f"folder/{kind.decode()}")
+            info.type = kind
+            file.addfile(info)
+    assert list_archive(tmp_path / "a.tar", "folder") == []
+    unpack(tmp_path / "a.tar", "folder", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_archives_that_grow(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for i in range(3):
+            file.writestr(f"folder/{i}", bytes(1 << 23))
+    with tarfile.open(tmp_path / "bomb.tar.gz", "w:gz") as file:
+        info = tarfile.TarInfo("folder/x")
+        info.size = 1 << 24
+        file.addfile(info, io.BytesIO(bytes(info.size)))
+    for name in ("bomb.zip", "bomb.tar.gz"):
+        with pytest.raises(UserError, match=f"^{name}: refused, it would unpack to more than 200 times its size"):
+            unpack(tmp_path / name, "folder", tmp_path / "out")
+    with zipfile.ZipFile(tmp_path / "lying.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("folder/x", bytes(1 << 20))
+    content = (tmp_path / "lying.zip").read_bytes()
+    (tmp_path / "lying.zip").write_bytes(content.replace(struct.pack("<I", 1 << 20), struct.pack("<I", 5)))
+    with pytest.raises(UserError, match=r"lying\.zip: is no archive that can be read \(Bad CRC-32"):
+        unpack(tmp_path / "lying.zip", "folder", tmp_path / "out")
+    assert (tmp_path / "out/x").stat().st_size <= 5
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as file:
+        for i in range(20):
+            file.writestr(f"folder/{i}", "")
+    monkeypatch.setattr(data.archives, "_MOST_MEMBERS", 10)
+    with pytest.raises(UserError, match="refused, it has more than 10 members"):
+        list_archive(tmp_path / "many.zip", "folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + bytes(5), b"\x1f\x8b" + bytes(100)])
+def test_archives_that_are_none(tmp_path, content):
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(UserError, match="/a: is no archive that can be read"):
+        list_archive(tmp_path / "a", "folder")
 
 
 def test_links_that_stay_inside_are_not_unpacked(tmp_path, monkeypatch):

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import resource
 import shutil
+import signal
+import types
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Qwen2Config, Qwen2ForCausalLM
 
 import main_SFT
@@ -14,6 +19,7 @@ import merge_lora
 from data.arguments import UserError
 from data.contract import Contract
 from data.engine.models import load_model
+from data.replacing import alone_beside
 from inference import Predictor
 from merge_lora import Args, main
 from tests.test_objective_runs import args as sft_args  # noqa: F401  (a fixture)
@@ -159,14 +165,138 @@ def test_what_cannot_be_merged(sft_args, tmp_path):  # noqa: F811
         merged(run, base_model_path="./none")
     with pytest.raises(UserError, match="holds what is to be merged"):
         merged(run, output_dir=run, overwrite=True)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious.txt").write_text("here before")
-    with pytest.raises(UserError, match="is not empty; choose another, or replace it with --overwrite"):
-        merged(run, output_dir=str(tmp_path / "full"))
-    assert (tmp_path / "full" / "precious.txt").exists()
-    merged(run, output_dir=str(tmp_path / "full"), overwrite=True)
-    assert not (tmp_path / "full" / "precious.txt").exists()
-    assert (tmp_path / "full" / "model.safetensors").is_file()
+    with pytest.raises(UserError, match="is the folder this was started in"):
+        merged(run, output_dir=".", overwrite=True)
+    assert Args(training_output_dir=".").output_dir == f"{Path().resolve()}-merged"
+
+
+def test_overwrite_replaces_what_a_merge_left_and_nothing_else(sft_args, tmp_path, monkeypatch):  # noqa: F811
+    run = trained(sft_args, objective="generate")
+    target = tmp_path / "merged"
+    asked = dict(output_dir=str(target), overwrite=True)
+
+    def refused(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            merged(run, **asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_lora, "merge", lambda *_: pytest.fail("began to merge"))
+        target.mkdir()
+        (target / "precious.txt").write_text("here before")
+        with pytest.raises(UserError, match="is not empty; choose another, or replace it with --overwrite"):
+            merged(run, output_dir=str(target))
+        refused("merged: holds no merge_report.json but precious.txt; --overwrite replaces merged models only")
+        (target / "merge_report.json").write_text('{"base_model": ["x"]}')
+        refused("merge_report.json: base_model is .*, expected a text; --overwrite replaces")
+        (target / "merge_report.json").write_text("{}")
+        refused("merge_report.json: has no base_model; --overwrite replaces")
+        (target / "merge_report.json").write_text("[" * 100_000)
+        refused("merge_report.json: not a JSON object")
+        shutil.rmtree(target)
+    merged(run, **asked)
+    first, inode = (target / "merge_report.json").read_bytes(), target.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_lora, "merge", lambda *_: pytest.fail("began to merge"))
+        (target / "notes.txt").write_text("mine")
+        refused("holds 'notes.txt', which no merge wrote; --overwrite replaces merged models only")
+        (target / "notes.txt").unlink()
+        for name in ("predictions.jsonl", "task.json"):  # a run over the merged model
+            (target / "upper").mkdir(exist_ok=True)
+            (target / "upper" / name).write_text("")
+        refused("holds 'upper', which no merge wrote")
+        shutil.rmtree(target / "upper")
+    (target / "test").mkdir()
+    (target / "test" / "predictions.jsonl").write_text("")  # inference.py's default place
+    (tmp_path / "link").symlink_to(target)
+    merged(run, output_dir=str(tmp_path / "link"), overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert not (target / "test").exists()
+    assert target.stat().st_ino != inode
+    report = json.loads(first)
+    del report["files"], report["inputs"], report["from_quantized"]  # as it was written before
+    (target / "merge_report.json").write_text(json.dumps(report))
+    merged(run, **asked)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_merge_killed_before_its_model_is_in_place_is_finished_by_the_next(sft_args, tmp_path, monkeypatch, capsys):  # noqa: F811
+    run = trained(sft_args, objective="generate")
+    target = tmp_path / "merged"
+
+    asked = dict(output_dir=str(target), overwrite=True)
+    merged(run, **asked)
+    expected = scores(str(target))
+
+    def put_aside() -> None:
+        """As a kill between the two renames leaves it."""
+        (tmp_path / ".merged.merging").mkdir()
+        target.rename(tmp_path / ".merged.merging" / "model")
+
+    put_aside()
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_lora, "load_model", lambda *_: pytest.fail("began to merge"))
+        merged(run, output_dir=str(target))  # no --overwrite is needed
+        assert "had made it, whole; it is in its place now" in capsys.readouterr().out
+        put_aside()
+        with pytest.raises(UserError, match="is not empty; choose another, or replace it with --overwrite"):
+            merged(run, output_dir=str(target), dtype="bf16")  # another one is asked for
+    torch.testing.assert_close(scores(str(target)), expected, atol=0, rtol=0)
+    put_aside()
+    changed = Path(run) / "adapter_model.safetensors"  # by further training in the same place
+    tensors = {name: tensor * 2 for name, tensor in load_file(changed).items()}
+    save_file(tensors, changed, metadata={"format": "pt"})
+    capsys.readouterr()
+    merged(run, **asked)
+    assert "merging " in capsys.readouterr().out
+    assert abs(scores(str(target)) - expected).max() > 1e-4
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_two_merges_into_one_place(sft_args, tmp_path):  # noqa: F811
+    run = trained(sft_args, objective="generate")
+    with alone_beside(tmp_path / "merged"), pytest.raises(UserError, match="another process is writing here"):
+        merged(run, output_dir=str(tmp_path / "merged"))
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("auto", float("nan")), ("fp16", 1e5)])
+def test_weights_that_are_not_finite_are_not_written(sft_args, tmp_path, dtype, value, monkeypatch):  # noqa: F811
+    """nan, and what is too large for the number format."""
+    run = trained(sft_args, objective="generate")
+
+    def spoilt(*args, **kwargs):
+        model = load_model(*args, **kwargs)
+        model.model.layers[1].mlp.up_proj.weight.data[0, 0] = value
+        return model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_lora, "load_model", spoilt)
+        patch.setattr(merge_lora, "read_samples", lambda *_: (numpy.zeros((1, 1)), [()]))
+        with pytest.raises(
+            UserError, match=r"not finite: 1 of 2,048 numbers of model\.layers\.1\.mlp\.up_proj\.weight"
+        ):
+            merged(run, dtype=dtype, output_dir=str(tmp_path / "merged"))
+    assert not list(tmp_path.glob("*merged*"))
+    scores_of = (numpy.array([[0.0, numpy.nan]]), [("joy",)])
+    with pytest.raises(UserError, match="base and adapter give scores that are not finite numbers"):
+        merge_lora.compare(scores_of, scores_of, "fp32")
+
+
+def test_a_full_disk(sft_args, tmp_path, monkeypatch):  # noqa: F811
+    run = trained(sft_args, objective="generate")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
+        with pytest.raises(UserError, match=r"needs 0 MB of disk, only 0 MB are free"):
+            merged(run)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # the disk that free space was wrong about
+    try:
+        with pytest.raises(UserError, match=r"model: cannot be written \(.*File too large"):
+            merged(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert not [path for path in Path(run).parent.iterdir() if "merged" in path.name]
 
 
 def test_broken_weights_are_one_clear_error(sft_args):  # noqa: F811
@@ -178,8 +308,8 @@ def test_broken_weights_are_one_clear_error(sft_args):  # noqa: F811
 
 def test_a_merged_model_that_says_something_else_is_thrown_away(sft_args, tmp_path, monkeypatch):  # noqa: F811
     run = trained(sft_args, objective="generate")
-    (tmp_path / "before").mkdir()
-    (tmp_path / "before" / "kept.txt").write_text("here before")
+    merged(run, output_dir=str(tmp_path / "before"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "before").iterdir()}
 
     def broken(directory, *args, **kwargs):
         model = load_model(directory, *args, **kwargs)
@@ -190,5 +320,5 @@ def test_a_merged_model_that_says_something_else_is_thrown_away(sft_args, tmp_pa
     monkeypatch.setattr(merge_lora, "load_model", broken)
     with pytest.raises(UserError, match=r"another than base and adapter: .* nothing was written"):
         merged(run, output_dir=str(tmp_path / "before"), overwrite=True)
-    assert [path.name for path in (tmp_path / "before").iterdir()] == ["kept.txt"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "before").iterdir()} == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -55,6 +55,100 @@ def launch(script: str, environment: dict[str, str], *flags: str) -> subprocess.
     )
 
 
+NUMBERS = {  # variable -> launcher that reads it, its limits
+    "GPUS": ("train.sh", "0 to 1024"), "VLLM_GPUS": ("train.sh", "0 to 1024"), "PROCESSES": ("train.sh", "1 to 1024"),
+    "NNODES": ("train_task.sh", "1 to 65535"), "NODE_RANK": ("train_task.sh", "0 to 0"),
+    "MASTER_PORT": ("main_SFT_original_Qwen2_5-7b.sh", "1 to 65535"),
+    "VLLM_PORT": ("main_grpo_original_Qwen2_5-7b.sh", "1 to 65535"), "SEEDS": ("train.sh", "0 to 4294967295"),
+    "PORT": ("serve_vllm.sh", "1 to 65535"), "VLLM_CPU_KVCACHE_SPACE": ("serve_vllm.sh", "0 to 999999999"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_of_the_environment_is_no_program(tmp_path, environment, name):
+    """Bash arithmetic runs what stands in an array's index."""
+    script, limits = NUMBERS[name]
+    marker = tmp_path / "marker"
+    for value in (f"a[$(touch${{IFS}}{marker})]", "abc", "-1", "1.5", "0x10", "99999999999999999999", "٣"):
+        done = launch(script, environment | {name: value}, "nothing")
+        assert (done.returncode, done.stdout) == (2, ""), (value, done.stderr)
+        assert done.stderr == f"{script}: error: {name}={value}: must be a whole number from {limits}\n"
+    assert not marker.exists()
+
+
+def test_no_processes_train_nothing_and_that_is_an_error(environment):
+    done = launch("train.sh", environment | {"PROCESSES": "0"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "train.sh: error: PROCESSES=0: must be a whole number from 1 to 1024\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"DATASETS": " \n "}, "DATASETS: names nothing"),
+        ({"SEEDS": "1 2 1"}, "SEEDS: 1 stands there twice"),
+        (
+            {"OUTPUT_DIR": "~nobody/runs"},
+            "OUTPUT_DIR=~nobody/runs: write the folder out (for one whose name begins with",
+        ),
+        ({"PROCESSES": "many\nlines\x1b[31m" + "x" * 1000}, "PROCESSES=many lines [31mxxx"),
+        ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK=2: must be a whole number from 0 to 1"),
+    ],
+)
+def test_other_variables_that_cannot_be_meant(environment, settings, message):
+    done = launch("train.sh", environment | settings)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"train.sh: error: {message}")
+    assert done.stderr.count("\n") == 1
+    assert len(done.stderr) < 400
+
+
+def bash(code: str, **variables: str) -> str:
+    """What a piece of bash prints that knows scripts/_variables.sh."""
+    code = f"set -euo pipefail; source scripts/_variables.sh; {code}"
+    done = subprocess.run(["bash", "-c", code], cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+def test_variables_as_they_are_meant():
+    home = {"HOME": "/home/me"}
+    assert (
+        bash('expand_home A B C; echo "$A|$B|$C"', A="~/my runs", B="~", C="./~x", **home)
+        == "/home/me/my runs|/home/me|./~x\n"
+    )
+    assert bash('split_words A; printf "%s|" "${words[@]}"', A=" *\tsst2\n a/b ") == "*|sst2|a/b|"
+    assert bash('check_number A 1; echo "$((A + 1))"', A="08") == "9\n"  # not octal
+
+
+def test_a_home_folder_the_shell_did_not_expand(tmp_path, environment, tiny_model_dir):
+    write_data(tmp_path / "my data" / "r8", "r8")
+    settings = {"HOME": str(tmp_path), "MODEL": str(tiny_model_dir), "DATA": "~/my data/r8", "OUTPUT": "~/my runs"}
+    done = launch("train_task.sh", environment | settings, "r8", "--batch_size", "0")
+    assert "main_SFT.py: error: --batch_size 0: must be at least 1\n" in done.stderr
+    done = launch("train_task.sh", environment | settings, "r8", "--output_dir", f"{tmp_path}/my data/r8/train.txt")
+    assert f"--output_dir {tmp_path}/my data/r8/train.txt: is a file" in done.stderr
+    assert not (ROOT / "~").exists()
+
+
+def test_values_of_several_lines(find):
+    with pytest.raises(UserError, match=r"^--model 'x\\n--seed\\n3': holds a line break$"):
+        find("sst2", model="x\n--seed\n3")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "names no base model"), ('{"base_model_name_or_path": "./x"}', "is not there")]
+)
+def test_a_server_over_a_broken_adapter(tmp_path, environment, content, message):
+    (tmp_path / "adapter_config.json").write_text(content)
+    (tmp_path / "vllm.py").write_text("")
+    done = launch("serve_vllm.sh", environment | {"PYTHONPATH": str(tmp_path)}, str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("serve_vllm.sh: error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert launch("serve_vllm.sh", environment).stderr.startswith("serve_vllm.sh: error: no model; usage: ")
+
+
 @pytest.fixture
 def find(capsys):
     """What the launchers give main_SFT.py for a data set."""

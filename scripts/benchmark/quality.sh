@@ -3,6 +3,7 @@
 # Models and data sets that are missing are downloaded first; runs go to outputs/. A finished run is not trained again
 # and a stopped one goes on, so the same command may be given twice. PYTHON, VENV: see scripts/_setup.sh
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../_variables.sh"
 
 list_blocks() {
   cat <<'END'
@@ -28,11 +29,6 @@ speed-scores         scores of 28 labels: a sequence for each label, or one tree
 speed-answers needs vLLM (scripts/setup_vllm_cpu.sh), the quickstart's merged model (scripts/quickstart.sh) and
 outputs/group, which the block goemotions trains.
 END
-}
-
-fail() {
-  echo "quality.sh: error: $1" >&2
-  exit 2
 }
 
 need_model() { [[ -f "models/$1/config.json" ]] || python download.py --model "$1"; }
@@ -221,11 +217,11 @@ block_speed_grpo() {
 
 block_speed_answers() {
   python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' ||
-    fail "speed-answers: no vLLM here; bash scripts/setup_vllm_cpu.sh installs it"
+    stop "speed-answers: no vLLM here; bash scripts/setup_vllm_cpu.sh installs it"
   [[ -f outputs/quickstart/merged/config.json ]] ||
-    fail "speed-answers: no outputs/quickstart/merged; bash scripts/quickstart.sh makes it"
+    stop "speed-answers: no outputs/quickstart/merged; bash scripts/quickstart.sh makes it"
   [[ -f outputs/group/train_results.json ]] ||
-    fail "speed-answers: no outputs/group; bash scripts/benchmark/quality.sh goemotions trains it"
+    stop "speed-answers: no outputs/group; bash scripts/benchmark/quality.sh goemotions trains it"
   [[ -f outputs/group-merged/config.json ]] || python merge_lora.py --training_output_dir outputs/group
   python -m scripts.benchmark inference --model_path outputs/quickstart/merged --rounds 4 --batch_size 128 \
     --contestants generate mended vllm free ours workers compiled
@@ -244,8 +240,8 @@ if (($# == 0)); then
   list_blocks
   exit
 fi
-(($# == 1)) || fail "takes one block, not $*"
+(($# == 1)) || stop "takes one block, not $*"
 block="block_${1//-/_}"
-[[ "$1" != *_* ]] && declare -F "$block" >/dev/null || fail "no block $1; without a block it lists those it has"
+[[ "$1" != *_* ]] && declare -F "$block" >/dev/null || stop "no block $1; without a block it lists those it has"
 source "$(dirname "${BASH_SOURCE[0]}")/../_setup.sh"
 "$block"
