@@ -41,7 +41,7 @@ TABLE = {
         "__init__ _determine_best_metric create_model_card _save",
     ),
     "data.learning.faults:StopAtFaults": Over(
-        "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "compute_loss _get_grad_norm _evaluate save_model"
+        "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "compute_loss _get_grad_norm log save_model"
     ),
     "data.learning.checkpoints:WholeCheckpoints": Over(
         "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "_save_checkpoint _init_training_state _load_best_model"

@@ -5,7 +5,6 @@ Transformers itself would go on: it leaves such losses out of its log, and saves
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -76,19 +75,16 @@ class StopAtFaults:
             f"or an empty {Path(self.args.output_dir)}"
         )
 
-    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False) -> dict[str, Any]:
-        """The trainer's own evaluation.
+    def log(self, logs, start_time=None) -> None:
+        """The trainer's own log of a step, or of scores of the validation rows.
 
         Raises:
-            UserError: one of the scores of the validation rows is not finite.
+            UserError: one of them is not finite.
         """
-        scores = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        for name, value in scores.items():
+        for name, value in logs.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(
-                    f"step {self.state.global_step}: {name} of the validation rows is {value}; {self._rest()}"
-                )
-        return scores
+                raise UserError(f"step {self.state.global_step}: {name} is {value}; {self._rest()}")
+        super().log(logs, start_time)
 
     def save_model(self, output_dir=None, _internal_call=False) -> None:
         """Save the model; all processes come here.
