@@ -50,7 +50,15 @@ from data.engine.models import (
     pick_device,
 )
 from data.files import CALIBRATION_FILE
-from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
+from data.learning.checkpoints import (
+    WholeCheckpoints,
+    check_same_base,
+    check_same_task,
+    check_trials,
+    find_checkpoint,
+    is_finished,
+    one_run_in,
+)
 from data.learning.search import search
 from data.learning.trainers import (
     Data,
@@ -296,13 +304,14 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
 
     from data.engine.classifier import init_bias_from_priors
     from data.learning import objectives
+    from data.learning.faults import StopAtFaults
 
     classify, compare = args.objective == "classify", args.score_loss == "contrastive"
     mixin = objectives.LabelTraining
     if classify or compare:
         mixin = objectives.ClassifierTraining if classify else objectives.ContrastiveTraining
 
-    class LabelTrainer(mixin, Trainer if classify else SFTTrainer):
+    class LabelTrainer(StopAtFaults, WholeCheckpoints, mixin, Trainer if classify else SFTTrainer):
         pass
 
     settings = loss_settings(args, data, contract)
@@ -396,6 +405,7 @@ def training_arguments(args: Args, task: Task, has_dev: bool) -> "TrainingArgume
         metric_for_best_model=best if has_dev else None,
         greater_is_better=best != "loss" if has_dev else None,
         logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,  # it would show a loss that is not finite as 0
         report_to=["tensorboard"],
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,  # the collators know them
@@ -425,7 +435,8 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     set_seed(args.seed)  # a new head is drawn before the trainer is there
     contract = Contract(
         data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
-        base_model=args.model_path, seed=args.seed, prompt=Contract.load(checkpoint).prompt if checkpoint else None,
+        base_model=args.model_path, data_hashes=data.data_hashes, seed=args.seed,
+        prompt=Contract.load(checkpoint).prompt if checkpoint else None,
     )  # fmt: skip
     encoder = contract.encoder(load_tokenizer(args.model_path))
     contract = contract.frozen(encoder)
@@ -435,6 +446,7 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     contract = replace(
         contract, base_revision=getattr(model.config, "_commit_hash", None), base_fingerprint=below
     )  # fmt: skip
+    check_same_base(checkpoint, contract)
     trainer = build_trainer(args, data, model, encoder, contract)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
@@ -456,8 +468,8 @@ def calibrate(args: Args, data: Data) -> None:
 
 def train_and_score(args: Args, data: Data) -> bool:
     """A whole run, or what is left of it. Returns whether this process is the one that reports."""
-    checkpoint = find_checkpoint(args, MAY_CHANGE)
-    check_same_task(checkpoint, data.task)
+    checkpoint = find_checkpoint(args, MAY_CHANGE, data.hashes)
+    check_same_task(args.output_dir if is_finished(args) else checkpoint, data.task, data.data_hashes)
     if is_finished(args):
         if not is_first_process():
             return False
@@ -473,6 +485,18 @@ def train_and_score(args: Args, data: Data) -> bool:
     return True
 
 
+def search_and_score(args: Args, data: Data) -> bool:
+    """The runs of a search, and the best of them scored. Returns whether this process is the one that reports."""
+    check_trials(args, data.hashes)
+
+    def train_one(trial: Args) -> None:
+        with one_run_in(trial.output_dir):
+            train_and_score(trial, replace(data, test=[]))
+
+    search(args, data.task.default_metric, train_one)
+    return train_and_score(args, data)  # trained already: calibrated and scored
+
+
 def main(args: Args) -> None:
     check_model_path(args.model_path)
     if base_model_path(args.model_path) is not None:
@@ -482,14 +506,11 @@ def main(args: Args) -> None:
     most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
     data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)
     data = replace(data, task=with_prompt(data.task, args.prompt))
-    if args.search is not None:
-        if not data.dev:
-            raise UserError("--search: there are no validation rows to choose by")
-        search(args, data.task.default_metric, lambda trial: train_and_score(trial, replace(data, test=[])))
-        train_and_score(args, data)  # trained already: calibrated and scored
-    elif not train_and_score(args, data):
-        return
-    if is_first_process():
+    if args.search is not None and not data.dev:
+        raise UserError("--search: there are no validation rows to choose by")
+    with one_run_in(args.output_dir):
+        reports = search_and_score(args, data) if args.search is not None else train_and_score(args, data)
+    if reports:
         print(f"written to {args.output_dir}")
 
 

@@ -57,7 +57,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.arguments import UserError, check_at_least, flag, is_first_process, run
+from data.arguments import UserError, check_at_least, flag, is_first_process, process_count, run
 from data.contract import Contract, contract_for
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
@@ -73,7 +73,14 @@ from data.engine.models import (
     with_adapters,
 )
 from data.files import ADAPTER_FILE, REWARDS_FILE, TASK_FILE, read_json, write_text
-from data.learning.checkpoints import check_same_task, find_checkpoint, is_finished
+from data.learning.checkpoints import (
+    WholeCheckpoints,
+    check_same_base,
+    check_same_task,
+    find_checkpoint,
+    is_finished,
+    one_run_in,
+)
 from data.learning.rewards import Rewards
 from data.learning.trainers import (
     Data,
@@ -213,7 +220,7 @@ class Args:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
 
     def _check_batches(self) -> None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = process_count()
         steps = self.steps_per_generation or self.gradient_accumulation_steps
         drawn_at_once = self.batch_size * steps * processes
         if drawn_at_once % self.num_generations:
@@ -354,9 +361,10 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     from trl import GRPOTrainer
 
     from data.engine.generation import stop_token_ids
+    from data.learning.faults import StopAtFaults
     from data.learning.group_training import GroupTraining, weights_through_a_folder
 
-    class LabelGRPOTrainer(GroupTraining, GRPOTrainer):
+    class LabelGRPOTrainer(StopAtFaults, WholeCheckpoints, GroupTraining, GRPOTrainer):
         pass
 
     budget, limit = answer_lengths(args, encoder, data.train)
@@ -450,6 +458,7 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
         metric_for_best_model=(args.metric_for_best or REWARDED_METRIC[task.kind]) if has_dev else None,
         greater_is_better=True if has_dev else None,
         logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,  # it would show a loss that is not finite as 0
         log_completions=True,
         num_completions_to_print=0,  # it draws a large table; `_shown_answers` are two lines
         report_to=["tensorboard"],
@@ -469,7 +478,7 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
     contract = Contract(
         data.task, cot=started.cot, max_length=started.max_length, seed=args.seed,
         base_model=base_model_path(args.model_path) or args.model_path,
-        prompt=(Contract.load(checkpoint) if checkpoint else started).prompt,
+        prompt=(Contract.load(checkpoint) if checkpoint else started).prompt, data_hashes=data.data_hashes,
     )  # fmt: skip
     encoder = contract.encoder(load_tokenizer(args.model_path))
     contract = contract.frozen(encoder)
@@ -479,11 +488,30 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
         contract, base_revision=getattr(model.config, "_commit_hash", None),
         base_fingerprint=fingerprint(model) if args.tuning != "full" else None,
     )  # fmt: skip
+    check_same_base(checkpoint, contract)
     trainer = build_trainer(args, data, model, encoder, contract)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
     train(trainer, checkpoint)
     return trainer.is_world_process_zero()
+
+
+def train_and_score(args: Args, data: Data, started: Contract) -> bool:
+    """A whole run, or what is left of it. Returns whether this process is the one that reports."""
+    checkpoint = find_checkpoint(args, MAY_CHANGE, data.hashes)
+    check_same_task(args.output_dir if is_finished(args) else checkpoint, data.task, data.data_hashes)
+    if is_finished(args):
+        if not is_first_process():
+            return False
+        print(f"{args.output_dir}: trained to its end already")
+    elif not reinforce(args, data, started, checkpoint):
+        return False
+    write_run_report(args.output_dir)
+    if data.test:
+        gc.collect()  # the trainer and its model hold each other; two models may not fit
+        score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
+        write_model_card(args.output_dir)  # once more, with the scores
+    return True
 
 
 def main(args: Args) -> None:
@@ -497,20 +525,10 @@ def main(args: Args) -> None:
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()
     kind_known = trained_before or args.task is not None
     data = load_data(args, started.task, kind_known, most_labels=MAX_ANSWER_LABELS)
-    checkpoint = find_checkpoint(args, MAY_CHANGE)
-    check_same_task(checkpoint, data.task)
-    if is_finished(args):
-        if not is_first_process():
-            return
-        print(f"{args.output_dir}: trained to its end already")
-    elif not reinforce(args, data, started, checkpoint):
-        return
-    write_run_report(args.output_dir)
-    if data.test:
-        gc.collect()  # the trainer and its model hold each other; two models may not fit
-        score_run(args.output_dir, data.test, args.predict_batch_size, args.precision, args.seed)
-        write_model_card(args.output_dir)  # once more, with the scores
-    print(f"written to {args.output_dir}")
+    with one_run_in(args.output_dir):
+        reports = train_and_score(args, data, started)
+    if reports:
+        print(f"written to {args.output_dir}")
 
 
 if __name__ == "__main__":

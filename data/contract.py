@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
+HASHES = "content_hashes"  # beside the flags in args.json: what was in the files that they name
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 
@@ -45,6 +46,7 @@ class Contract:
         base_model: the model that was fine-tuned, as the user named it.
         base_revision: its revision on the hub, None for a folder.
         base_fingerprint: tells its weights from others (`models.fingerprint`), None where no adapter needs them.
+        data_hashes: flag -> SHA-256 of the file it named, of the files that were learnt from; None where not noted.
         seed: the run's seed.
         library_versions: the libraries the run was made with.
 
@@ -65,6 +67,7 @@ class Contract:
     base_model: str = ""
     base_revision: str | None = None
     base_fingerprint: str | None = None
+    data_hashes: dict[str, str] | None = None
     seed: int = 42
     library_versions: dict[str, str] = field(default_factory=_library_versions)
 
@@ -242,4 +245,23 @@ def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequen
             raise UserError(
                 f"--{name} {spelled(value)}: the run in {path.parent} began with {spelled(before[name])}; give that to "
                 "continue it, or choose another --output_dir"
+            )
+
+
+def check_hashes(path: str | Path, settings: Mapping[str, Any], now: Mapping[str, str | None]) -> None:
+    """Raise a `UserError` naming the first file that is not as it was when the run to be continued began.
+
+    Args:
+        path: the JSON file in which the run wrote its settings when it began; earlier versions noted no hashes in it.
+        settings: flag -> path, as it is given now.
+        now: flag, or flag/name for a file in a folder -> hash of its content; None = it is not there.
+    """
+    path = Path(path)
+    before = read_json(path, missing_ok=True, fields={HASHES: dict}).get(HASHES, {})
+    for name, content in before.items() if now else ():
+        if now.get(name) != content:
+            flag, _, file = name.partition("/")
+            raise UserError(
+                f"--{flag} {settings.get(flag)}: {file or 'its content'} has changed since the run in {path.parent} "
+                "began; put it back to continue the run, or choose another --output_dir"
             )

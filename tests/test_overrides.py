@@ -40,6 +40,12 @@ TABLE = {
         "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer",
         "__init__ _determine_best_metric create_model_card _save",
     ),
+    "data.learning.faults:StopAtFaults": Over(
+        "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "compute_loss _get_grad_norm log save_model"
+    ),
+    "data.learning.checkpoints:WholeCheckpoints": Over(
+        "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "_save_checkpoint _init_training_state _load_best_model"
+    ),
     "data.learning.objectives:LabelTraining": Over(
         "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss evaluate"
     ),

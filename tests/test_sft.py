@@ -79,14 +79,15 @@ def test_what_is_learnt_is_what_inference_asks(tokenizer):
 
 def test_a_batch_ends_with_its_answers():
     rows = [
-        {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weight": 1.0},
-        {"input_ids": [4], "labels": [4], "weight": 2.0},
+        {"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "weight": 1.0, "id": "a"},
+        {"input_ids": [4], "labels": [4], "weight": 2.0, "id": "b"},
     ]
     batch = AnswerCollator(pad_id=9)(rows)
     assert batch["input_ids"].tolist() == [[1, 2, 3], [9, 9, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["labels"].tolist() == [[-100, 2, 3], [-100, -100, 4]]
     assert batch["weight"].tolist() == [1.0, 2.0]
+    assert batch["ids"] == ["a", "b"]
 
 
 def plain_loss(model, rows, num_items):
@@ -419,11 +420,11 @@ def test_a_finished_run_is_not_trained_again(args, capsys):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="none"), MAY_CHANGE)
     with pytest.raises(UserError, match="not a whole checkpoint"):
         find_checkpoint(dataclasses.replace(args, resume_from_checkpoint="nowhere"), MAY_CHANGE)
-    Contract(BUILT_IN_TASKS["sst2"]).save(newest)  # as if labels.txt had been another then
     elsewhere = Path(args.output_dir + "-2")
     shutil.copytree(args.output_dir, elsewhere)
     with pytest.raises(UserError, match="holds another run than"):
         main(dataclasses.replace(args, output_dir=str(elsewhere), resume_from_checkpoint=newest))
+    Contract(BUILT_IN_TASKS["sst2"]).save(args.output_dir)  # as if labels.txt had been another then
     with pytest.raises(UserError, match="learns task sst2"):
         main(args)
 
@@ -455,7 +456,7 @@ def test_rows_with_more_labels_than_an_answer_holds(args, tmp_path):
 def test_layers_the_model_does_not_have(args):
     with pytest.raises(UserError, match="--lora_target_modules w_pack: the model has down_proj, gate_proj"):
         main(dataclasses.replace(args, lora_target_modules=["q_proj", "w_pack"]))
-    assert not Path(args.output_dir).exists()
+    assert [path.name for path in Path(args.output_dir).iterdir()] == [".run.lock"]
 
 
 def test_more_positions_than_the_model_has(args):

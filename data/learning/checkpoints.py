@@ -1,43 +1,74 @@
-"""Where a run goes on: its newest whole checkpoint, and whether that is a checkpoint of this very run.
+"""Which checkpoint a run goes on from, whether it is of this very run, and which checkpoints are kept.
 
 `args` is in each function the stage's own `Args`.
 """
 
-import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from data.arguments import UserError
-from data.contract import Contract, check_run_settings
-from data.files import ARGS_FILE, STATE_FILE, TRAIN_RESULTS_FILE
+from data.arguments import UserError, is_first_process
+from data.contract import Contract, check_hashes, check_run_settings
+from data.files import (
+    ADAPTER_FILE,
+    ARGS_FILE,
+    STATE_FILE,
+    TASK_FILE,
+    TRAIN_RESULTS_FILE,
+    exclusive,
+    read_json,
+    sample_hash,
+)
+from data.learning.checksums import damage, write_checksums
 from data.tasks import Task
 
+# of a model to begin with: what decides what is learnt from a text
+START_FILES = ("config.json", ADAPTER_FILE, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", TASK_FILE)
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
-def find_checkpoint(args, may_change: Sequence[str]) -> str | None:
-    """The checkpoint to go on from, or None to begin anew.
+
+def one_run_in(output_dir: str) -> AbstractContextManager[None]:
+    """Within this context, no other process can train, calibrate or score in `output_dir`; see `files.exclusive`.
+
+    The first process of a distributed run stands for all of them.
+    """
+    return exclusive(output_dir) if is_first_process() else nullcontext()
+
+
+# --- which checkpoint a run goes on from ------------------------------------------------------------------------------
+
+
+def find_checkpoint(args, may_change: Sequence[str], hashes: Mapping[str, str | None] | None = None) -> str | None:
+    """The checkpoint to go on from, or None to begin anew or where the run is finished.
+
+    Newer checkpoints that are damaged are named on the console and passed over.
 
     Args:
         args: the stage's flags.
         may_change: flags that may differ from those the run began with.
+        hashes: see `check_hashes`.
 
     Raises:
-        UserError: the checkpoint is not there, or the run in `--output_dir` is another one.
+        UserError: the checkpoint is not whole, or the run in `--output_dir` is another one.
     """
     output_dir = Path(args.output_dir)
     wanted = args.resume_from_checkpoint
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    checkpoints = sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    checkpoints = checkpoints_in(output_dir)
     if (output_dir / "config.json").is_file() and not (output_dir / ARGS_FILE).is_file():
         raise UserError(
             f"--output_dir {output_dir}: holds a model that is no run of this script; choose another folder"
         )
     if wanted not in ("auto", "none"):
-        if not _is_whole(Path(wanted)):
-            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint (no trainer_state.json in it)")
-        check_run_settings(Path(wanted).parent / ARGS_FILE, asdict(args), may_change)
-        if Path(wanted).resolve().parent != output_dir.resolve() and (checkpoints or is_finished(args)):
+        checkpoint = Path(wanted)
+        if problem := damage(checkpoint):
+            raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem})")
+        folder = checkpoint.resolve().parent
+        _check_same_run(folder / ARGS_FILE, args, may_change, hashes)
+        if folder != output_dir.resolve() and (checkpoints or is_finished(args)):
             raise UserError(f"--output_dir {output_dir}: holds another run than --resume_from_checkpoint {wanted}")
+        _check_best(checkpoint)
         return wanted
     if wanted == "none":
         if checkpoints or is_finished(args):
@@ -46,28 +77,199 @@ def find_checkpoint(args, may_change: Sequence[str]) -> str | None:
                 "--resume_from_checkpoint auto"
             )
         return None
-    newest = next((str(path) for path in checkpoints if _is_whole(path)), None)
-    if newest or is_finished(args):
-        lengths = {"num_epochs", "max_steps"} if is_finished(args) else set()
-        check_run_settings(output_dir / ARGS_FILE, asdict(args), set(may_change) - lengths)
-    return newest
+    if is_finished(args):
+        _check_same_run(output_dir / ARGS_FILE, args, set(may_change) - {"num_epochs", "max_steps"}, hashes)
+        return None
+    newest = _newest_whole(checkpoints)
+    if newest is not None:
+        _check_same_run(output_dir / ARGS_FILE, args, may_change, hashes)
+        _check_best(newest)
+        return str(newest)
+    return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Transformers writes trainer_state.json last: a checkpoint cut off by a kill lacks it or has half of it."""
-    try:
-        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return "global_step" in state
+def checkpoints_in(output_dir: str | Path) -> list[Path]:
+    """The folders of a run's checkpoints, that of the last step first."""
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and _is_number(path.name[11:])]
+    return sorted(folders, key=_step, reverse=True)
 
 
-def check_same_task(checkpoint: str | None, task: Task) -> None:
-    """Raise a `UserError` when the checkpoint to go on from learns another task than `task`."""
-    if checkpoint is not None and (trained := Contract.load(checkpoint).task) != task:
-        raise UserError(f"{checkpoint}: learns task {trained.name} {list(trained.labels)[:3]}…, not {task.name}")
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _newest_whole(checkpoints: Sequence[Path]) -> Path | None:
+    say = print if is_first_process() else lambda *_: None
+    for checkpoint in checkpoints:
+        if (problem := damage(checkpoint)) is None:
+            return checkpoint
+        say(f"warning: {checkpoint}: passed over, since it is not whole ({problem})")
+    if checkpoints:
+        say(f"warning: no checkpoint in {checkpoints[0].parent} is whole; the run begins anew")
+    return None
+
+
+def _check_same_run(path: Path, args, may_change, hashes: Mapping[str, str | None] | None) -> None:
+    check_run_settings(path, asdict(args), may_change)
+    check_hashes(path, asdict(args), hashes or {})
+
+
+def _check_best(checkpoint: Path) -> None:
+    """Raise a `UserError` when the best checkpoint of the run that `checkpoint` is of is damaged."""
+    step = read_json(checkpoint / STATE_FILE).get("best_global_step")
+    best = checkpoint.resolve().parent / f"checkpoint-{step}"
+    if step and best.is_dir() and best != checkpoint.resolve():
+        check_best(best)
+
+
+def check_best(best: str | Path) -> None:
+    """Raise a `UserError` when the checkpoint of the best model is damaged."""
+    if problem := damage(Path(best), of_model=True):
+        raise UserError(
+            f"{best}: the best model of the run, but not whole ({problem}); put it back, or remove that folder to have "
+            "the best chosen from what is left"
+        )
+
+
+def check_same_task(directory: str | None, task: Task, data_hashes: Mapping[str, str] | None = None) -> None:
+    """Raise a `UserError` when what is in `directory` has learnt another task than `task`, or from other data.
+
+    Args:
+        directory: a checkpoint to go on from, or a finished run; None = nothing to go on from.
+        task: the task.
+        data_hashes: flag -> hash of the file it names.
+    """
+    if directory is None:
+        return
+    contract = Contract.load(directory)
+    if contract.task != task:
+        raise UserError(
+            f"{directory}: learns task {contract.task.name} {list(contract.task.labels)[:3]}…, not {task.name}"
+        )
+    for flag, content in (data_hashes or {}).items():
+        if (contract.data_hashes or {}).get(flag, content) != content:
+            raise UserError(f"--{flag}: has other content than what {directory} learnt from; give the same file again")
+
+
+def check_same_base(checkpoint: str | None, contract: Contract) -> None:
+    """Raise a `UserError` when the checkpoint to go on from is an adapter of another model than `contract` names."""
+    if checkpoint is None:
+        return
+    before, now = Contract.load(checkpoint).base_fingerprint, contract.base_fingerprint
+    if None not in (before, now) and before != now:
+        raise UserError(
+            f"--model_path {contract.base_model}: has other weights than the model that {checkpoint} learns on"
+        )
+
+
+def check_trials(args, hashes: Mapping[str, str | None]) -> None:
+    """Raise a `UserError` when the runs of an earlier part of a search began with other files; see `check_hashes`."""
+    for path in sorted(Path(args.output_dir).glob(f"trial-*/{ARGS_FILE}")):
+        check_hashes(path, asdict(args), hashes)
 
 
 def is_finished(args) -> bool:
-    """Whether the run in `--output_dir` has trained to its end (its results are the last thing it writes)."""
-    return (Path(args.output_dir) / TRAIN_RESULTS_FILE).is_file()
+    """Whether the run in `--output_dir` has trained to its end (its results are the last thing it writes).
+
+    Raises:
+        UserError: its results are there, but cannot be read.
+    """
+    return bool(read_json(Path(args.output_dir) / TRAIN_RESULTS_FILE, missing_ok=True, fields={"steps": int}))
+
+
+def start_hashes(model_path: str) -> dict[str, str | None]:
+    """Hashes of the files of a model to begin with, named as `check_hashes` does; none of a model on a hub."""
+    folder = Path(model_path)
+    if not folder.is_dir():
+        return {}
+    weights = sorted(
+        {path.name for pattern in WEIGHTS for path in folder.glob(pattern) if path.name != "training_args.bin"}
+    )
+    files = ((name, folder / name) for name in (*START_FILES, *weights))
+    return {f"model_path/{name}": sample_hash(path) if path.is_file() else None for name, path in files}
+
+
+# --- which checkpoints are kept ---------------------------------------------------------------------------------------
+
+
+class WholeCheckpoints:
+    """Mixin over a Transformers `Trainer`: checkpoints end with their checksums, the oldest go by their steps, and the
+    best one is found again where the run's folder has been moved.
+    """
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """The trainer's own, then the checksums; only then are old checkpoints removed."""
+        # not by the trainer itself: it goes by the clock, which may have been set back
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process has files of its own in it
+        if self.args.should_save:
+            checkpoint = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            write_checksums(checkpoint)
+            remove_oldest(checkpoint, self.state.best_model_checkpoint, limit)
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        """The trainer's own, and the best checkpoint where it is now: the state names the folder it was written to."""
+        trained = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        state = self.state
+        if resume_from_checkpoint is None or not state.best_global_step:
+            return trained
+        folders = (Path(self.args.output_dir), Path(resume_from_checkpoint).resolve().parent)
+        places = [folder / f"checkpoint-{state.best_global_step}" for folder in folders]
+        best = next((str(place) for place in places if place.is_dir()), state.best_model_checkpoint)
+        say = print if self.is_world_process_zero() else lambda *_: None
+        if best is not None and state.best_model_checkpoint is None:
+            say(f"{best}: the best so far")  # Transformers has said that it is not there, having looked elsewhere
+        elif best is None:
+            say(f"warning: {places[0]}: the best so far is not there any more; the best is chosen from what is left")
+            metric = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+            scores = [
+                entry[metric] for entry in state.log_history if metric in entry and entry["step"] == state.global_step
+            ]
+            state.best_metric, state.best_global_step = None, None
+            if scores:
+                state.best_metric, state.best_global_step = scores[-1], state.global_step
+                best = str(resume_from_checkpoint)
+        state.best_model_checkpoint = best
+        return trained
+
+    def _load_best_model(self) -> None:
+        """The trainer's own.
+
+        Raises:
+            UserError: the checkpoint of the best model is damaged.
+        """
+        check_best(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
+
+def remove_oldest(written: Path, best: str | None, limit: int | None) -> None:
+    """Remove a run's oldest checkpoints until `limit` are left; never the one just written, nor the best.
+
+    Those of later steps than the one just written are what a run that was taken up before them has left behind: they go
+    first.
+
+    Args:
+        written: the checkpoint just written.
+        best: that of the best model so far; None = there is none.
+        limit: how many are kept; None = all.
+    """
+    if limit is None:
+        return
+    kept = {written.resolve()} | ({Path(best).resolve()} if best is not None else set())
+    checkpoints = checkpoints_in(written.parent)
+    others = [checkpoint for checkpoint in checkpoints if checkpoint.resolve() not in kept]
+    others.sort(key=lambda checkpoint: (_step(checkpoint) < _step(written), _step(checkpoint)))
+    for checkpoint in others[: max(len(checkpoints) - limit, 0)]:
+        shutil.rmtree(checkpoint, ignore_errors=True)

@@ -102,10 +102,13 @@ class GroupTraining(LabelEvaluationMixin):
         return answers
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's, on texts whose answers do not all earn the same, as far as `--dynamic_sampling` finds such."""
+        """TRL's, on texts whose answers do not all earn the same, as far as `--dynamic_sampling` finds such.
+
+        Also the rows' `ids`.
+        """
         if self.dynamic_sampling_rounds:
             inputs = self._with_signal(inputs)
-        return super()._generate_and_score_completions(inputs)
+        return super()._generate_and_score_completions(inputs) | {"ids": [row["id"] for row in inputs]}
 
     def _with_signal(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """`inputs` with other texts for groups whose answers all earn the same; their answers are drawn already.

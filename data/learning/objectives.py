@@ -130,7 +130,8 @@ def yes_or_no_losses(logits: Tensor, gold: Tensor, settings: LossSettings) -> Te
 
 
 def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None) -> "Dataset":
-    """Examples -> a data set of `input_ids` (prompt + answer + end), `labels` (-100 on the prompt) and `weight`.
+    """Examples -> a data set of `input_ids` (prompt + answer + end), `labels` (-100 on the prompt), `weight` and
+    `id` (the row's).
 
     Under the `score` objective a row with several labels becomes one row for each of them.
 
@@ -154,12 +155,14 @@ def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence
             "input_ids": [p + t for p, t in zip(prompts, targets, strict=True)],
             "labels": [[-100] * len(p) + t for p, t in zip(prompts, targets, strict=True)],
             "weight": [row_weight(e.labels, encoder.task.labels, weights) for e in examples],
+            "id": [e.id for e in examples],
         }
     )
 
 
 def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None) -> "Dataset":
-    """Examples -> a data set of `input_ids` (the prompt), `labels` (id of the first one), `gold` (K,) and `weight`."""
+    """Examples -> a data set of `input_ids` (the prompt), `labels` (id of the first one), `gold` (K,), `weight` and
+    `id` (the row's)."""
     from datasets import Dataset
 
     task = encoder.task
@@ -169,6 +172,7 @@ def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[f
             "labels": [task.ids[e.labels[0]] for e in examples],
             "gold": [[float(label in e.labels) for label in task.labels] for e in examples],
             "weight": [row_weight(e.labels, task.labels, weights) for e in examples],
+            "id": [e.id for e in examples],
         }
     )
 
@@ -196,28 +200,29 @@ class AnswerCollator:
         self.pad_id = pad_id
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Returns `input_ids`, `attention_mask` and `labels`, each (B, T), and `weight` (B,)."""
+        """Returns `input_ids`, `attention_mask` and `labels`, each (B, T), `weight` (B,), and the rows' `ids`."""
         return padded([example["input_ids"] for example in examples], self.pad_id, "left") | {
             "labels": padded_rows([example["labels"] for example in examples], -100, "left"),
             "weight": torch.tensor([example["weight"] for example in examples]),
+            "ids": [example["id"] for example in examples],
         }
 
 
 class PackingCollator:
     """`answer_rows` -> one packed row that holds what they share once, `labels` (B, T), by which targets are counted,
-    and `weight` (B,)."""
+    `weight` (B,), and the rows' `ids`."""
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         is_target = [[label != -100 for label in example["labels"]] for example in examples]
         (row,) = pack([e["input_ids"] for e in examples], is_target)
         weights = torch.tensor([example["weight"] for example in examples])
         labels = padded_rows([example["labels"] for example in examples], -100, "left")
-        return {"labels": labels, "row": row, "weight": weights}
+        return {"labels": labels, "row": row, "weight": weights, "ids": [example["id"] for example in examples]}
 
 
 class TextCollator:
-    """`text_rows` -> a batch for the head, or with `candidates` for their comparison; `labels`, `weight` (B,) and
-    `gold` (B, K).
+    """`text_rows` -> a batch for the head, or with `candidates` for their comparison; `labels`, `weight` (B,),
+    `gold` (B, K), and the rows' `ids`.
 
     Args:
         packed: whether the model takes packed rows.
@@ -235,7 +240,8 @@ class TextCollator:
         else:
             batch = candidate_batch(prompts, self.candidates, self.packed, self.pad_id)
         batch |= {name: torch.tensor([e[name] for e in examples]) for name in ("labels", "gold", "weight")}
-        return batch | {"shift_labels": batch["labels"]}  # what Transformers counts a batch by; it would skip the first
+        # what Transformers counts a batch by; it would skip the first
+        return batch | {"shift_labels": batch["labels"], "ids": [example["id"] for example in examples]}
 
 
 def packed_log_probs(model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:

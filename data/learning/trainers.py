@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, is_first_process
-from data.contract import Contract
+from data.contract import HASHES, Contract
 from data.encoding import Encoder
 from data.engine.models import pick_device
 from data.engine.predictor import Predictor
-from data.files import ARGS_FILE, DATA_REPORT_FILE, REJECTED_FILE, TRAIN_RESULTS_FILE, write_json, write_json_lines
+from data.files import (
+    ARGS_FILE,
+    DATA_REPORT_FILE,
+    REJECTED_FILE,
+    TRAIN_RESULTS_FILE,
+    file_hash,
+    write_json,
+    write_json_lines,
+)
+from data.learning.checkpoints import start_hashes
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import label_metrics
 from data.tasks import BUILT_IN_TASKS, Task
@@ -58,15 +67,30 @@ def check_positive(args, *names: str) -> None:
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
+DATA_FLAGS = ("train_data_path", "dev_data_path", "label_path")  # files that decide what is learnt
+
+
 @dataclass(frozen=True)
 class Data:
-    """Everything read from the user's files."""
+    """Everything read from the user's files.
+
+    Attributes:
+        task, train, dev, test: labels and rows.
+        rejected: bad rows that were left out.
+        hashes: what the files hold that decide what is learnt, named as in `check_hashes`.
+    """
 
     task: Task
     train: list[Example]
     dev: list[Example]
     test: list[Example]
     rejected: list[dict[str, Any]]
+    hashes: dict[str, str | None]
+
+    @property
+    def data_hashes(self) -> dict[str, str]:
+        """Those of the data alone, without the model to begin with."""
+        return {flag: content for flag, content in self.hashes.items() if flag in DATA_FLAGS and content is not None}
 
 
 def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most_labels: int | None = None) -> Data:
@@ -104,7 +128,9 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
         train, dev = split_validation(train, args.val_ratio, args.seed)
     if not dev and args.metric_for_best is not None:
         raise UserError(f"--metric_for_best {args.metric_for_best}: there are no validation rows")
-    return Data(task, train, dev, test, rejected)
+    paths = {flag: getattr(args, flag) for flag in DATA_FLAGS if getattr(args, flag) is not None}
+    hashes = {flag: file_hash(path) for flag, path in paths.items()} | start_hashes(args.model_path)
+    return Data(task, train, dev, test, rejected, hashes)
 
 
 def subsample(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
@@ -262,7 +288,7 @@ def write_run_facts(args, data: Data) -> None:
     """What the run was started with, and what is to be known about its data."""
     output_dir = Path(args.output_dir)
     report = data_report(data.train, data.dev, data.test)
-    write_json(output_dir / ARGS_FILE, asdict(args))
+    write_json(output_dir / ARGS_FILE, asdict(args) | {HASHES: data.hashes})
     write_json(output_dir / DATA_REPORT_FILE, report)
     if data.rejected:
         write_json_lines(output_dir / REJECTED_FILE, data.rejected)
