@@ -41,7 +41,7 @@ TABLE = {
         "__init__ _determine_best_metric create_model_card _save",
     ),
     "data.learning.objectives:LabelTraining": Over(
-        "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss evaluate"
+        "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss prediction_step evaluate"
     ),
     "data.learning.objectives:ClassifierTraining": Over("transformers:Trainer", "losses"),
     "data.learning.objectives:ContrastiveTraining": Over("trl:SFTTrainer", "losses"),
