@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data.arguments import UserError
 from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, SEPARATORS, TEXT_ONLY, LabelTask
@@ -77,13 +77,8 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     return LabelTask(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
 
 
-def stored_task(stored: dict[str, Any]) -> Task:
-    """The task that a task.json tells of; what is not in there comes from the built-in task of its name.
-
-    Raises:
-        ValueError, TypeError, KeyError: it tells of no task.
-    """
-    task = LabelTask(**{**stored, "labels": tuple(stored["labels"])})
+def of_built_in(task: Task) -> Task:
+    """A task as a task.json tells of it, with what is not in there from the built-in task of its name."""
     known = BUILT_IN_TASKS.get(task.name, task)
     return replace(task, instruction_first=known.instruction_first, header_allowed=known.header_allowed)
 
