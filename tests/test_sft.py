@@ -233,8 +233,8 @@ def evaluated_loss(way: str, model_dir: str, folder: str, batch_size: int, shari
     examples = of_many_lengths(task)
     args = Args(
         model_path=model_dir, task=task.name, train_data_path="x", output_dir=folder, precision="fp32", lora_r=4,
-        lora_alpha=8, lora_dropout=0.0, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_steps=0,
-        weight_decay=0.0, save_total_limit=1, prefix_sharing=sharing, **{"objective": "generate"} | flags,
+        lora_alpha=8, lora_dropout=0.0, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_ratio=0.0,
+        warmup_steps=0, weight_decay=0.0, save_total_limit=1, prefix_sharing=sharing, **{"objective": "generate"} | flags,
     )  # fmt: skip
     data = Data(task, examples, examples, [], [])
     contract = Contract(task, objective=args.objective, head=args.head, base_model=model_dir)

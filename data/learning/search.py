@@ -17,6 +17,7 @@ from typing import Any
 from data.arguments import DivergedError, UserError, check_output_dir, process_count, spelled
 from data.contract import same_setting
 from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, read_json, write_json
+from data.learning.flags import BOUNDS
 
 LEARNING_RATE_SPAN = 4.0  # tried: from a quarter of --learning_rate to four times as much
 RANKS = (4, 8, 16, 32, 64)
@@ -119,12 +120,10 @@ def _new_folder(study) -> str:
 
 
 def _suggested(trial, args) -> dict[str, Any]:
-    rate = args.learning_rate
-    chosen = {
-        "learning_rate": trial.suggest_float(
-            "learning_rate", rate / LEARNING_RATE_SPAN, rate * LEARNING_RATE_SPAN, log=True
-        )
-    }
+    smallest, largest = BOUNDS["learning_rate"]
+    low, high = args.learning_rate / LEARNING_RATE_SPAN, args.learning_rate * LEARNING_RATE_SPAN
+    rate = trial.suggest_float("learning_rate", max(low, smallest), min(high, largest), log=True)
+    chosen = {"learning_rate": rate}
     if args.tuning in ("lora", "qlora"):
         chosen["lora_r"] = trial.suggest_categorical("lora_r", RANKS)
     if args.max_steps is None and args.num_epochs > 1:
