@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.arguments import UserError, check_at_least, flag, is_first_process, run
+from data.arguments import UserError, flag, is_first_process, run
 from data.contract import Contract
 from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
@@ -59,11 +59,11 @@ from data.learning.checkpoints import (
     is_finished,
     one_run_in,
 )
+from data.learning.flags import check_needed, check_training_flags, run_steps
 from data.learning.search import search
 from data.learning.trainers import (
     Data,
     check_positions,
-    check_training_flags,
     load_data,
     lora_config,
     share_prefixes,
@@ -88,7 +88,7 @@ WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most t
 # set of the task, what goes with the tuning, and what is general. The first that has the flag gives it.
 GENERAL = {
     "prompt": "task", "head": "linear", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "num_epochs": 3.0,
-    "batch_size": 8, "warmup_steps": 0, "weight_decay": 0.01, "save_total_limit": 2,
+    "batch_size": 8, "warmup_ratio": 0.05, "warmup_steps": 0, "weight_decay": 0.01, "save_total_limit": 2,
 }  # fmt: skip
 BY_TUNING = {
     "full": {"learning_rate": 2e-5},
@@ -157,7 +157,7 @@ class Args:
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = flag(
         "linear", "course of the learning rate after the warm-up"
     )
-    warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
+    warmup_ratio: float | None = flag(None, "share of the steps in which the learning rate rises (default: 0.05)")
     warmup_steps: int | None = flag(None, "steps in which it rises, instead of a share; 0 = the share")
     weight_decay: float | None = flag(None, "weight decay of AdamW (default: by task, else 0.01)")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
@@ -187,9 +187,8 @@ class Args:
 
     def __post_init__(self):
         check_training_flags(self)
-        check_at_least(self, warmup_steps=0, focal_gamma=0, label_smoothing=0, search=1)
-        if self.label_smoothing >= 1:
-            raise UserError(f"--label_smoothing {self.label_smoothing}: must be below 1")
+        if self.loss != "focal":
+            check_needed(self, "focal_gamma", needs="--loss focal")
         if self.task is None and self.label_path is None:
             raise UserError("--task or --label_path is needed: which labels to learn")
         if self.metric_for_best not in (None, "loss", *LABEL_METRICS):
@@ -222,6 +221,7 @@ def with_defaults(args: Args, task: Task) -> Args:
     Raises:
         UserError: flags that contradict each other or the model.
     """
+    check_warmup_flags(args)
     encoder = is_encoder(args.model_path)
     layers = (
         OF_ENCODERS if encoder else {},
@@ -240,12 +240,45 @@ def with_defaults(args: Args, task: Task) -> Args:
                 continue  # worded for another objective
             if name in ("eval_steps", "save_steps") and steps_are_given:
                 continue  # a save interval is a multiple of the other: both, or neither
+            if name == "warmup_steps" and value and args.warmup_ratio is not None:
+                continue  # a share was asked for
             if getattr(args, name) is None:
                 filled.setdefault(name, value)
     args = replace(args, **filled)
     if encoder and args.objective != "classify":
         raise UserError(f"--objective {args.objective}: {args.model_path} is an encoder, which has to use classify")
     return args
+
+
+def check_warmup_flags(args: Args) -> None:
+    """Raise a `UserError` where flags, as they were given, ask for two warm-ups, or for one that there is not."""
+    if args.warmup_steps and args.warmup_ratio is not None:
+        raise UserError(f"--warmup_steps {args.warmup_steps} and --warmup_ratio {args.warmup_ratio}: give one of them")
+    if args.lr_scheduler_type == "constant":
+        check_needed(
+            args, "warmup_ratio", "warmup_steps", needs="another --lr_scheduler_type, such as constant_with_warmup"
+        )
+
+
+def warm_up(args: Args, task: Task, rows: int) -> float:
+    """Steps in which the learning rate rises or, below 1, their share of all.
+
+    Raises:
+        UserError: as many steps were asked for as the run over `rows` training rows has, or more.
+    """
+    steps = run_steps(args, rows)
+    if steps == 1:
+        return 0  # a rate that rises begins with 0
+    if args.warmup_steps < steps:
+        return args.warmup_steps or args.warmup_ratio
+    if args.warmup_steps != recommended_settings(task.name, args.tuning).get("warmup_steps"):
+        raise UserError(f"--warmup_steps {args.warmup_steps}: must be fewer than the run's {steps} steps")
+    if is_first_process():
+        print(
+            f"the {args.warmup_steps} steps of warm-up that {task.name} takes by default are not fewer than the run's "
+            f"{steps}: it has --warmup_ratio {args.warmup_ratio}"
+        )
+    return args.warmup_ratio
 
 
 # --- model and trainer ----------------------------------------------------------------------------------------------
@@ -333,7 +366,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     peft = {"peft_config": adapter} if not classify else {}
     return LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
-        args=training_arguments(args, data.task, has_dev=bool(dev)),
+        args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
         data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=make_rows(dev, encoder) if dev else None,
@@ -370,8 +403,8 @@ def with_adapter(args: Args, model, adapter) -> "PreTrainedModel | PeftModel":
     return get_peft_model(model, adapter)
 
 
-def training_arguments(args: Args, task: Task, has_dev: bool) -> "TrainingArguments":
-    """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends."""
+def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> "TrainingArguments":
+    """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends; `warmup` as of `warm_up`."""
     import torch
     from transformers import TrainingArguments
     from trl import SFTConfig
@@ -389,7 +422,7 @@ def training_arguments(args: Args, task: Task, has_dev: bool) -> "TrainingArgume
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         learning_rate=args.learning_rate,
         lr_scheduler_type=args.lr_scheduler_type,
-        warmup_steps=args.warmup_steps or args.warmup_ratio,  # below 1 it is a share of all steps
+        warmup_steps=warmup,
         weight_decay=args.weight_decay,
         use_cpu=pick_device() == "cpu",
         bf16=args.precision == "bf16",
@@ -506,8 +539,11 @@ def main(args: Args) -> None:
     most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
     data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)
     data = replace(data, task=with_prompt(data.task, args.prompt))
-    if args.search is not None and not data.dev:
-        raise UserError("--search: there are no validation rows to choose by")
+    if args.search is not None:
+        if not data.dev:
+            raise UserError("--search: there are no validation rows to choose by")
+        if args.max_steps is None:
+            warm_up(replace(args, num_epochs=1.0), data.task, len(data.train))  # the shortest run of the search
     with one_run_in(args.output_dir):
         reports = search_and_score(args, data) if args.search is not None else train_and_score(args, data)
     if reports:

@@ -35,6 +35,8 @@ What of it is TRL's, and what is not:
     _generate_single_turn                    answers by branching the cache of keys and values; vLLM's are TRL's own
     _generate_and_score_completions          TRL's; with --dynamic_sampling other texts take the place of flat groups
     _prepare_inputs                          TRL's, but the answers to a text stay together in a batch
+    _get_train_sampler                       TRL's, but a resumed epoch has its own order of texts
+    _save_rng_state, _load_rng_state         the answers that are still to be learnt from are part of a checkpoint
     _get_per_token_logps_and_entropies       logp and entropy (B, C) from one prefix tree; TRL's own where none is taken
     compute_loss                             TRL's
     evaluate                                 label metrics of greedy answers instead of a loss
@@ -57,7 +59,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.arguments import UserError, check_at_least, flag, is_first_process, process_count, run
+from data.arguments import UserError, flag, is_first_process, process_count, run
 from data.contract import Contract, contract_for
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
@@ -81,12 +83,11 @@ from data.learning.checkpoints import (
     is_finished,
     one_run_in,
 )
+from data.learning.flags import SMALLEST_REWARD, check_needed, check_training_flags
 from data.learning.rewards import Rewards
 from data.learning.trainers import (
     Data,
     check_positions,
-    check_positive,
-    check_training_flags,
     load_data,
     lora_config,
     share_prefixes,
@@ -202,40 +203,56 @@ class Args:
 
     def __post_init__(self):
         check_training_flags(self)
-        check_at_least(
-            self, steps_per_generation=1, num_iterations=1, num_generations=2, max_completion_length=1, length_budget=1,
-            top_k=0, beta=0, dynamic_sampling_rounds=1, accuracy_weight=0, format_weight=0, length_weight=0,
-            vllm_server_port=1,
-        )  # fmt: skip
-        check_positive(self, "temperature", "epsilon", "epsilon_high", "max_grad_norm")
-        for name in ("top_p", "vllm_gpu_memory_utilization"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be above 0 and at most 1")
-        if not any((self.accuracy_weight, self.format_weight, self.length_weight)):
-            raise UserError("--accuracy_weight, --format_weight, --length_weight: all are 0, so there is no reward")
+        if max(self.accuracy_weight, self.format_weight, self.length_weight) < SMALLEST_REWARD:
+            raise UserError(
+                "--accuracy_weight, --format_weight, --length_weight: all are below "
+                f"{SMALLEST_REWARD}, so there is no reward"
+            )
+        self._check_needs()
         self._check_batches()
         if self.metric_for_best not in (None, *LABEL_METRICS):
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
 
+    def _check_needs(self) -> None:
+        if self.use_vllm != "server":
+            check_needed(self, "vllm_server_host", "vllm_server_port", needs="--use_vllm server")
+        if self.use_vllm != "colocate":
+            check_needed(self, "vllm_gpu_memory_utilization", needs="--use_vllm colocate")
+        if not self.dynamic_sampling:
+            check_needed(self, "dynamic_sampling_rounds", needs="--dynamic_sampling")
+        if self.lr_scheduler_type == "constant":
+            check_needed(self, "warmup_ratio", needs="another --lr_scheduler_type, such as constant_with_warmup")
+
     def _check_batches(self) -> None:
-        processes = process_count()
-        steps = self.steps_per_generation or self.gradient_accumulation_steps
-        drawn_at_once = self.batch_size * steps * processes
-        if drawn_at_once % self.num_generations:
-            found = " x ".join(
-                f"{count} {what}" for count, what in ((steps, "batches"), (processes, "processes")) if count > 1
-            )
+        answers, shown = self.drawn_at_once()
+        if answers % self.num_generations:
             raise UserError(
-                f"--batch_size {self.batch_size}{found and f' x {found}'}: must be a multiple of "
-                f"--num_generations {self.num_generations}, the answers drawn for each text"
+                f"{shown}: must be a multiple of --num_generations {self.num_generations}, the answers drawn for each "
+                "text"
             )
-        if self.dynamic_sampling and self.batch_size * steps % self.num_generations:
+        if self.dynamic_sampling and answers // process_count() % self.num_generations:
             raise UserError(
                 f"--dynamic_sampling: --batch_size {self.batch_size} must hold whole groups of --num_generations "
                 f"{self.num_generations} on each device"
             )
+
+    def drawn_at_once(self) -> tuple[int, str]:
+        """How many answers all processes draw before they learn, and how that comes about, for messages."""
+        processes, steps = process_count(), self.steps_per_generation or self.gradient_accumulation_steps
+        factors = [f" x {count} {what}" for count, what in ((steps, "batches"), (processes, "processes")) if count > 1]
+        return self.batch_size * steps * processes, f"--batch_size {self.batch_size}{''.join(factors)}"
+
+
+def check_texts(args: Args, texts: int) -> None:
+    """Raise a `UserError` when answers are drawn for more texts at once than there are: none would be drawn."""
+    answers, shown = args.drawn_at_once()
+    if texts < answers // args.num_generations:
+        raise UserError(
+            f"{shown}: with --num_generations {args.num_generations}, these are answers to "
+            f"{answers // args.num_generations} texts at once, and {args.train_data_path} has {texts} to learn from"
+        )
 
 
 # --- lengths of answers ---------------------------------------------------------------------------------------------
@@ -439,7 +456,8 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
         mask_truncated_completions=args.mask_truncated_completions,
         learning_rate=args.learning_rate,
         lr_scheduler_type=args.lr_scheduler_type,
-        warmup_steps=args.warmup_ratio,  # below 1 it is a share of all steps
+        # below 1 it is a share of all steps; a rate that rises begins with 0, which would be all of a single step
+        warmup_steps=args.warmup_ratio if args.max_steps != 1 else 0,
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
         use_cpu=pick_device() == "cpu",
@@ -525,6 +543,7 @@ def main(args: Args) -> None:
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()
     kind_known = trained_before or args.task is not None
     data = load_data(args, started.task, kind_known, most_labels=MAX_ANSWER_LABELS)
+    check_texts(args, len(data.train))
     with one_run_in(args.output_dir):
         reports = train_and_score(args, data, started)
     if reports:

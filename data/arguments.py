@@ -47,6 +47,10 @@ def one_line(value: object, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
 
 
+class DivergedError(UserError):
+    """Training came to numbers that are not finite: a mistake in how fast it learns, of one run and not of all."""
+
+
 def flag(default: Any, help: str) -> Any:
     """A dataclass field that is a flag: its default and the line `--help` shows."""
     if isinstance(default, list):

@@ -7,7 +7,7 @@ import pytest
 from data.arguments import UserError
 from data.labels import LabelTask
 from data.tasks import BUILT_IN_TASKS
-from main_SFT import Args, with_defaults
+from main_SFT import Args, warm_up, with_defaults
 
 OWN = LabelTask("own", "multi_label", ("owl", "wren"), "Which? {text}")
 NAMES = (
@@ -65,7 +65,7 @@ def test_nothing_else_is_filled_in(filled):
     args = filled("sst2")
     given = Args(model_path=args.model_path, task="sst2", train_data_path="x")
     changed = {name for name, value in vars(args).items() if value != getattr(given, name)}
-    assert changed <= set(NAMES)
+    assert changed <= {*NAMES, "warmup_ratio"}
 
 
 @pytest.mark.parametrize("objective", ["generate", "score"])
@@ -77,3 +77,48 @@ def test_an_encoder_has_to_classify(filled, objective):
 def test_flags_are_checked_against_what_was_filled_in(filled):
     with pytest.raises(UserError, match="--head mlp: needs --objective classify; score has no head"):
         filled("chnsenticorp", head="mlp")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, (0.05, 500)),  # the data set's own
+        ({"warmup_steps": 0}, (0.05, 0)),
+        ({"warmup_ratio": 0.2}, (0.2, 0)),
+        ({"warmup_ratio": 0.2, "warmup_steps": 0}, (0.2, 0)),
+        ({"warmup_steps": 7}, (0.05, 7)),
+    ],
+)
+def test_the_warm_up_that_was_asked_for(filled, flags, expected):
+    args = filled("emotion", **flags)
+    assert (args.warmup_ratio, args.warmup_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"warmup_ratio": 0.2, "warmup_steps": 7}, "--warmup_steps 7 and --warmup_ratio 0.2: give one of them"),
+        ({"warmup_ratio": 0.2, "lr_scheduler_type": "constant"}, "--warmup_ratio 0.2: does nothing without another"),
+        ({"warmup_steps": 7, "lr_scheduler_type": "constant"}, "--warmup_steps 7: does nothing without another"),
+    ],
+)
+def test_a_warm_up_that_there_is_not(filled, flags, message):
+    with pytest.raises(UserError, match=message):
+        filled("emotion", **flags)
+
+
+def test_a_warm_up_as_long_as_the_run(filled, capsys):
+    """160 rows in batches of 8 are 20 steps an epoch, and 60 in three."""
+    task = BUILT_IN_TASKS["emotion"]
+    assert warm_up(filled("emotion", warmup_steps=59), task, 160) == 59
+    with pytest.raises(UserError, match="--warmup_steps 60: must be fewer than the run's 60 steps"):
+        warm_up(filled("emotion", warmup_steps=60), task, 160)
+    with pytest.raises(UserError, match="--warmup_steps 60: must be fewer than the run's 30 steps"):
+        warm_up(filled("emotion", warmup_steps=60, gradient_accumulation_steps=2), task, 160)
+    assert not capsys.readouterr().out
+    assert warm_up(filled("emotion"), task, 160) == 0.05
+    assert "the 500 steps of warm-up that emotion takes by default are not fewer than the run's 60" in (
+        capsys.readouterr().out
+    )
+    assert warm_up(filled("emotion"), task, 16_000) == 500
+    assert warm_up(filled("emotion", max_steps=1), task, 160) == 0  # else its only step is taken at a rate of 0

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pandas
@@ -374,6 +375,71 @@ def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):
     expected, found = adapter(args.output_dir), adapter(killed.output_dir)
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
+
+
+RESUMED = {  # flags, the step after which the run is killed, the checkpoint it goes on from
+    "several updates on the same answers": (dict(num_iterations=2), 4, 3),
+    "answers drawn ahead": (dict(steps_per_generation=2), 4, 3),
+    "both": (dict(num_iterations=2, steps_per_generation=2, dynamic_sampling=True), 4, 3),
+    "several batches a step, drawn one by one": (
+        dict(gradient_accumulation_steps=2, steps_per_generation=1, num_iterations=3), 5, 4,
+    ),
+    "between two epochs": (dict(num_epochs=2.0, max_steps=None), 4, 3),
+    "in the second epoch": (dict(num_epochs=2.0, max_steps=None), 5, 4),
+    "epochs that end with half a step": (
+        dict(num_epochs=3.0, max_steps=None, gradient_accumulation_steps=2, steps_per_generation=1,
+             dynamic_sampling=True), 4, 3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_killed_run_learns_on_from_the_answers_it_had_drawn(args, tmp_path, monkeypatch, case):
+    from tests.test_sft import KillAt, Killed
+
+    flags, step, checkpoint = RESUMED[case]
+    few = "".join(Path(args.train_data_path).read_text(encoding="utf-8").splitlines(keepends=True)[:6])
+    (tmp_path / "train.tsv").write_text(few, encoding="utf-8")  # three batches an epoch
+    args = dataclasses.replace(args, **{"max_steps": 5} | flags, eval_steps=1)
+    main(args)
+    killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
+    build = main_grpo.build_trainer
+
+    def build_and_kill(*arguments):
+        trainer = build(*arguments)
+        trainer.add_callback(KillAt(step))
+        return trainer
+
+    monkeypatch.setattr(main_grpo, "build_trainer", build_and_kill)
+    with pytest.raises(Killed):
+        main(killed)
+    monkeypatch.undo()
+    main(killed)
+    resumed_from = json.loads((tmp_path / "killed" / "train_results.json").read_text())["resumed_from"]
+    assert resumed_from.endswith(f"-{checkpoint}")
+    assert rewards_csv(killed) == rewards_csv(args)
+    expected, found = adapter(args.output_dir), adapter(killed.output_dir)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_run_that_is_prolonged_between_two_drawings(args, tmp_path, capsys):
+    args = dataclasses.replace(args, num_iterations=2, lr_scheduler_type="constant", max_steps=5, eval_steps=3)
+    main(args)
+    shorter = dataclasses.replace(args, max_steps=3, output_dir=str(tmp_path / "shorter"))
+    main(shorter)
+    (tmp_path / "shorter" / "train_results.json").unlink()  # killed before the end of what was its last step
+    shutil.copytree(tmp_path / "shorter", tmp_path / "older")
+    longer = dataclasses.replace(shorter, max_steps=5)
+    main(longer)
+    last, expected = (adapter(Path(run.output_dir) / "checkpoint-5") for run in (longer, args))
+    for name, tensor in expected.items():
+        assert torch.equal(last[name], tensor), name
+    # a checkpoint as it was written before answers were kept
+    (tmp_path / "older" / "checkpoint-3" / "answers_0.pt").unlink()
+    capsys.readouterr()
+    main(dataclasses.replace(longer, output_dir=str(tmp_path / "older")))
+    assert "answers_0.pt: is not there, so other answers are drawn" in capsys.readouterr().out
 
 
 def test_an_sft_adapter_learns_on(args, tmp_path):

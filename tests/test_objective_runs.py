@@ -200,9 +200,9 @@ def test_a_run_goes_on_to_its_calibration(args, capsys):
         (dict(objective="score", cot=True), "--cot: needs --objective generate"),
         (dict(objective="classify", score_loss="contrastive"), "--score_loss contrastive: needs --objective score"),
         (dict(objective="generate", label_smoothing=0.1), "--label_smoothing: needs --objective classify"),
-        (dict(label_smoothing=1.0), "--label_smoothing 1.0: must be below 1"),
-        (dict(focal_gamma=-1.0), "--focal_gamma -1.0: must be at least 0"),
-        (dict(search=0), "--search 0: must be at least 1"),
+        (dict(label_smoothing=1.0), "--label_smoothing 1.0: must be from 0 to 0.9"),
+        (dict(focal_gamma=-1.0), "--focal_gamma -1.0: must be from 0 to 10"),
+        (dict(search=0), "--search 0: must be from 1 to 10000"),
     ],
 )
 def test_flags_that_do_not_go_together(args, flags, message):

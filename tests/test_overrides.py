@@ -47,15 +47,15 @@ TABLE = {
         "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "_save_checkpoint _init_training_state _load_best_model"
     ),
     "data.learning.objectives:LabelTraining": Over(
-        "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss evaluate"
+        "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss prediction_step evaluate"
     ),
     "data.learning.objectives:ClassifierTraining": Over("transformers:Trainer", "losses"),
     "data.learning.objectives:ContrastiveTraining": Over("trl:SFTTrainer", "losses"),
     "data.learning.group_training:GroupTraining": Over(
         "trl:GRPOTrainer",
         "__init__ _tokenize_prompts _generate_single_turn _generate_and_score_completions _prepare_inputs "
-        "_get_per_token_logps_and_entropies log evaluate",
-        "eos_token_ids log_completions _buffered_inputs control",
+        "_get_train_sampler _save_rng_state _load_rng_state _get_per_token_logps_and_entropies log evaluate",
+        "eos_token_ids log_completions _buffered_inputs _step control",
     ),
     "data.learning.group_training:FolderClient": Over(
         "trl.generation.vllm_generation:VLLMClient", "init_communicator update_named_params"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.arguments import UserError
+from data.arguments import DivergedError, UserError
 from data.learning.search import RANKS, search
 from main_SFT import Args, main
 from tests.test_objective_runs import TEXTS
@@ -82,6 +82,92 @@ def test_a_stopped_search_goes_on(args):
     assert not again.seen
     search(dataclasses.replace(args, search=8), "accuracy", again)  # more of the same
     assert len(again.seen) == 2
+
+
+def drawn(trainings: Trainings) -> list[tuple]:
+    return [(Path(seen.output_dir).name, seen.learning_rate, seen.lora_r, seen.num_epochs) for seen in trainings.seen]
+
+
+@pytest.mark.parametrize("kills", [(1, 1), (3, 4, 1, 2), (12,), ("drawing", 3), ("drawing", "drawing", 11, "drawing")])
+def test_a_killed_search_draws_what_an_undisturbed_one_draws(args, tmp_path, monkeypatch, kills):
+    """Fourteen trials: the first ten are drawn at random, the others from what was found."""
+    args = dataclasses.replace(args, search=14)
+    whole = Trainings()
+    search(args, "accuracy", whole)
+    killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
+    seen = {}
+    for kill in kills:
+        trainings = Trainings(stop_at=kill)
+        with monkeypatch.context() as patch:
+            if kill == "drawing":  # a learning rate is drawn, a rank is not
+                patch.setattr("optuna.trial.Trial.suggest_categorical", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                search(killed, "accuracy", trainings)
+        seen |= dict.fromkeys(drawn(trainings))
+    rest = Trainings()
+    search(killed, "accuracy", rest)
+    assert list(seen | dict.fromkeys(drawn(rest))) == drawn(whole)
+    assert outcome(killed) == outcome(args)
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+class Divergent(Trainings):
+    """Runs diverge above a learning rate."""
+
+    def __init__(self, limit: float, stop_at: int | None = None):
+        super().__init__(stop_at)
+        self.limit = limit
+
+    def __call__(self, args: Args) -> None:
+        super().__call__(args)
+        if args.learning_rate > self.limit:
+            raise DivergedError(f"step 3: the loss is nan at {args.learning_rate}")
+
+
+def test_a_run_that_diverges_counts_as_failed(args, capsys, tmp_path):
+    args = dataclasses.replace(args, search=12)
+    trainings = Divergent(limit=1.5e-3)
+    search(args, "accuracy", trainings)
+    assert len(trainings.seen) == 12, "a failed one counts"
+    assert len({seen.output_dir for seen in trainings.seen}) == 12, "and is not tried again"
+    bad = [seen for seen in trainings.seen if seen.learning_rate > 1.5e-3]
+    assert bad
+    said = capsys.readouterr().out
+    for seen in bad:
+        assert f"{Path(seen.output_dir).name}: failed: step 3: the loss is nan at {seen.learning_rate}" in said
+    results = outcome(args)
+    assert {t["folder"] for t in results["trials"] if "failed" in t} == {Path(seen.output_dir).name for seen in bad}
+    assert results["best"] not in {Path(seen.output_dir).name for seen in bad}
+    again = Divergent(limit=1.5e-3)
+    search(args, "accuracy", again)
+    assert not again.seen
+    # killed between failures, it draws the same
+    killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
+    before, after = Divergent(1.5e-3, stop_at=7), Divergent(1.5e-3)
+    with pytest.raises(KeyboardInterrupt):
+        search(killed, "accuracy", before)
+    search(killed, "accuracy", after)
+    assert drawn(before)[:-1] + drawn(after) == drawn(trainings)
+
+
+def test_all_runs_diverge(args):
+    with pytest.raises(UserError, match="--search: all 6 runs failed; the last: step 3: the loss is nan at"):
+        search(args, "accuracy", Divergent(limit=0))
+    trainings = Divergent(limit=0)
+    with pytest.raises(UserError, match="--search: all 6 runs failed"):
+        search(args, "accuracy", trainings)
+    assert not trainings.seen, "nor are they tried for ever"
+
+
+def test_another_mistake_ends_the_search(args):
+    def broken(trial: Args) -> None:
+        raise UserError("--lora_target_modules w_pack: the model has down_proj")
+
+    with pytest.raises(UserError, match="w_pack"):
+        search(args, "accuracy", broken)
 
 
 def test_another_search_in_the_same_folder(args):

@@ -25,11 +25,11 @@ from data.engine.packing import pack
 from data.engine.tree_attention import SPAN_ATTENTION
 from data.learning.checkpoints import find_checkpoint
 from data.learning.objectives import AnswerCollator, LabelTraining, LossSettings, PackingCollator, answer_rows
-from data.learning.trainers import load_data
+from data.learning.trainers import Data, load_data
 from data.loading import Example, load_examples
 from data.tasks import BUILT_IN_TASKS, resolve_task
 from inference import Predictor
-from main_SFT import MAY_CHANGE, Args, main, share_batches
+from main_SFT import MAY_CHANGE, Args, load_trainable_model, main, share_batches
 from tests.conftest import ROOT, SAMPLE
 
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
@@ -210,6 +210,106 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+# --- the loss of the validation rows ---------------------------------------------------------------------------------
+
+EVALUATED = {
+    "generate": dict(task=ORIGINAL),
+    "score": dict(task=BUILT_IN_TASKS["goemotions-group"], objective="score"),
+    "classify": dict(task=BUILT_IN_TASKS["goemotions-group"], objective="classify", head="linear"),
+    "contrastive": dict(
+        task=BUILT_IN_TASKS["goemotions-group"], objective="score", score_loss="contrastive", head=None
+    ),
+}  # fmt: skip
+
+
+def of_many_lengths(task) -> list[Example]:
+    """Eleven rows whose texts and answers differ in length."""
+    return [Example(str(i), f"text {i} " + "and more " * (i % 4), task.labels[: 1 + i % 3]) for i in range(11)]
+
+
+def evaluated_loss(way: str, model_dir: str, folder: str, batch_size: int, sharing: str) -> float:
+    """`eval_loss` of `of_many_lengths`."""
+    flags = dict(EVALUATED[way])
+    task = flags.pop("task")
+    examples = of_many_lengths(task)
+    args = Args(
+        model_path=model_dir, task=task.name, train_data_path="x", output_dir=folder, precision="fp32", lora_r=4,
+        lora_alpha=8, lora_dropout=0.0, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_ratio=0.0,
+        warmup_steps=0, weight_decay=0.0, save_total_limit=1, prefix_sharing=sharing, **{"objective": "generate"} | flags,
+    )  # fmt: skip
+    data = Data(task, examples, examples, [], [])
+    contract = Contract(task, objective=args.objective, head=args.head, base_model=model_dir)
+    torch.manual_seed(0)
+    model = load_trainable_model(args, contract)
+    encoder = contract.encoder(load_tokenizer(model_dir))
+    trainer = main_SFT.build_trainer(args, data, model, encoder, contract)
+    for name, parameter in trainer.model.named_parameters():
+        if "score" in name:  # a new head is zero, and so is an adapter
+            torch.nn.init.normal_(parameter, std=0.5)
+    loop = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation", prediction_loss_only=True)
+    assert loop.num_samples == len(trainer.eval_dataset)
+    return loop.metrics["eval_loss"]
+
+
+@pytest.mark.parametrize("way", EVALUATED)
+def test_the_loss_of_the_validation_rows_depends_on_them_alone(tiny_model_dir, tmp_path, way):
+    found = {
+        (batch_size, sharing): evaluated_loss(way, str(tiny_model_dir), str(tmp_path), batch_size, sharing)
+        for batch_size, sharing in ((1, "off"), (3, "off"), (8, "off"), (1, "on"), (3, "on"), (8, "on"))
+    }
+    assert found == pytest.approx(dict.fromkeys(found, found[1, "off"]), rel=1e-6)
+
+
+def test_the_loss_of_the_validation_rows_is_a_mean_over_answer_tokens(tiny_model_dir, tmp_path):
+    found = evaluated_loss("generate", str(tiny_model_dir), str(tmp_path), 8, "on")
+    rows = list(answer_rows(of_many_lengths(ORIGINAL), Encoder(ORIGINAL, load_tokenizer(str(tiny_model_dir)))))
+    answer_tokens = sum(label != -100 for row in rows for label in row["labels"])
+    model = load_model(str(tiny_model_dir), "fp32", "cpu", attention="eager")
+    with torch.no_grad():
+        assert found == pytest.approx(float(plain_loss(model, rows, answer_tokens)), rel=1e-6)
+
+
+def test_the_best_checkpoint_by_its_loss(args):
+    main(dataclasses.replace(args, metric_for_best="loss"))
+    history = json.loads((Path(args.output_dir) / "trainer_state.json").read_text())["log_history"]
+    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    assert list(losses) == [2, 4, 6]
+    results = json.loads((Path(args.output_dir) / "train_results.json").read_text())
+    assert results["best_metric"] == min(losses.values())
+    assert losses[results["best_step"]] == results["best_metric"]
+
+
+def test_two_processes_find_the_loss_of_one(tiny_model_dir, tmp_path):
+    """The last batch of eleven rows is filled up with rows that were there before: they do not count again."""
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_EVALUATIONS, str(tiny_model_dir), str(tmp_path)], cwd=ROOT, timeout=120,
+        env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0
+    for way in ("generate", "classify"):
+        alone = evaluated_loss(way, str(tiny_model_dir), str(tmp_path), 4, "on")
+        both = [json.loads((tmp_path / f"{rank}.json").read_text())[way] for rank in range(2)]
+        assert both == pytest.approx([alone, alone], rel=1e-6)
+
+
+TWO_EVALUATIONS = """
+import os, sys
+from tests.test_sft import evaluate_together
+children = [os.fork() or evaluate_together(rank, *sys.argv[1:]) for rank in range(2)]
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def evaluate_together(rank: int, model_dir: str, folder: str) -> None:
+    """What one of two processes does; in a process of its own, which ends here."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    found = {way: evaluated_loss(way, model_dir, folder, 4, "on") for way in ("generate", "classify")}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    os._exit(0)
 
 
 UNRELATED = [[i + 10, *range(19)] for i in range(40)]

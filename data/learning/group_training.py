@@ -7,6 +7,7 @@ of what is TRL's and what is ours.
 Shapes: G answers to a text, B answers in all, P tokens of the longest prompt, C of the longest answer.
 """
 
+import math
 import os
 import random
 import tempfile
@@ -162,10 +163,45 @@ class GroupTraining(LabelEvaluationMixin):
         """TRL's, but groups stay together: it shuffles single answers, which then share fewer prefixes in a batch."""
         from trl.trainer.utils import split_tensor_dict
 
-        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 or self._buffered_inputs is None:
+        if not self._is_learning_on() or self._buffered_inputs is None:
             drawn_batch = self._generate_and_score_completions(generation_batch)
             self._buffered_inputs = split_tensor_dict(drawn_batch, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_train_sampler(self, dataset=None):
+        """TRL's, but the order of an epoch's texts follows from its number, not from the epochs drawn before it."""
+        sampler = super()._get_train_sampler(dataset)
+        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        return sampler
+
+    def _is_learning_on(self) -> bool:
+        """Whether answers that were drawn are still to be learnt from (again), before others are drawn."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Transformers', and the answers that are still to be learnt from: a later model would draw others."""
+        super()._save_rng_state(output_dir)
+        if self._is_learning_on():
+            torch.save(self._buffered_inputs, self._answers_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Transformers', and how far the checkpoint is with the answers that were drawn; TRL begins with new ones."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        batches = len(self.callback_handler.train_dataloader)
+        epochs, steps = divmod(self.state.global_step, math.ceil(batches / self.args.gradient_accumulation_steps))
+        self._step = epochs * batches + steps * self.args.gradient_accumulation_steps
+        if not self._is_learning_on():
+            return
+        file = self._answers_file(checkpoint)
+        if file.is_file():
+            self._buffered_inputs = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+        else:
+            print(f"{file}: is not there, so other answers are drawn than the run would have learnt from")
+
+    def _answers_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint, f"answers_{self.args.process_index}.pt")
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **other
@@ -218,7 +254,8 @@ class GroupTraining(LabelEvaluationMixin):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's, with two of the answers on the console."""
-        self.log_completions = "loss" in logs  # not the same answers once more with the summary at the end
+        # not the same answers once more with the summary at the end, nor none where a run goes on between two drawings
+        self.log_completions = "loss" in logs and bool(self._logs["prompt"])
         super().log(logs, start_time)
         if self.log_completions and self.accelerator.is_main_process:
             print("\n".join(self._shown_answers()))

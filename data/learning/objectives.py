@@ -26,6 +26,7 @@ from data.loading import Example
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import EvalPrediction
 
 MAX_POSITIVE_WEIGHT = 10.0  # of a rare label in a multi-label task: more makes every text have it
 
@@ -269,6 +270,12 @@ def padded_log_probs(model, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
 # --- trainers -------------------------------------------------------------------------------------------------------
 
 
+def mean_loss(evaluated: "EvalPrediction") -> dict[str, float]:
+    """Mean over all answer tokens, or all texts, of what `LabelTraining.prediction_step` found of every row."""
+    sums, counts = evaluated.predictions, evaluated.label_ids
+    return {"loss": float(sums.sum(dtype="float64") / counts.sum())}
+
+
 class LabelTraining(LabelEvaluationMixin):
     """Mixin over a Transformers `Trainer`: the loss of `generate` and `score`, and label metrics at each evaluation.
 
@@ -279,14 +286,14 @@ class LabelTraining(LabelEvaluationMixin):
 
     def __init__(self, *, loss_settings: LossSettings, **arguments: Any):
         self.loss_settings = loss_settings
-        super().__init__(**arguments)
+        super().__init__(compute_metrics=mean_loss, **arguments)
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None
     ) -> Tensor | tuple[Tensor, dict]:
         """Mean loss over the whole (accumulated, distributed) batch: over answer tokens, or over texts."""
         with self.accelerator.autocast():  # by which `row_inputs` sees the number format
-            losses = self.losses(model, inputs)
+            losses, _ = self.losses(model, inputs)
         if num_items_in_batch is None:
             loss = losses.mean()
         else:
@@ -295,15 +302,27 @@ class LabelTraining(LabelEvaluationMixin):
                 loss = loss * self.accelerator.num_processes  # DDP takes the mean of the gradients, not their sum
         return (loss, {}) if return_outputs else loss
 
-    def losses(self, model, inputs) -> Tensor:
-        """Losses (targets,) of the answers' tokens.
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None) -> tuple[None, Tensor, Tensor]:
+        """The sum (B,) of each row's losses, and how many they are (B,), for `mean_loss`.
+
+        Transformers would take the mean of a batch, and then the mean of batches: with answers of unequal length, and
+        rows that fill up the last batch of several processes, another figure for each batch size.
+        """
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            losses, rows = self.losses(model, inputs)
+        sums = losses.new_zeros(len(inputs["weight"])).index_add(0, rows, losses)
+        return None, sums, rows.bincount(minlength=len(sums))
+
+    def losses(self, model, inputs) -> tuple[Tensor, Tensor]:
+        """Losses (targets,) of the answers' tokens, and which row of the batch (targets,) each is of.
 
         TRL's own projects every position onto the vocabulary; here only those that predict an answer's token are,
         about one in twenty.
         """
         packed = "row" in inputs
         log_probs, rows = (packed_log_probs if packed else padded_log_probs)(model, inputs)
-        return answer_losses(log_probs, inputs["weight"][rows], self.loss_settings)
+        return answer_losses(log_probs, inputs["weight"][rows], self.loss_settings), rows
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """The loss and the label metrics of the validation rows, logged and named `eval_…`."""
@@ -316,18 +335,20 @@ class LabelTraining(LabelEvaluationMixin):
 class ClassifierTraining(LabelTraining):
     """Mixin over a Transformers `Trainer`: the loss of `classify`."""
 
-    def losses(self, model, inputs) -> Tensor:
-        """Losses (B,) of the texts."""
+    def losses(self, model, inputs) -> tuple[Tensor, Tensor]:
+        """Losses (B,) of the texts, and their places (B,) in the batch."""
         logits = text_logits(model, inputs)
+        rows = torch.arange(len(logits), device=logits.device)
         if self.contract.activation == "sigmoid":
-            return yes_or_no_losses(logits, inputs["gold"], self.loss_settings)
-        return choice_losses(logits, inputs["gold"], inputs["weight"], self.loss_settings)
+            return yes_or_no_losses(logits, inputs["gold"], self.loss_settings), rows
+        return choice_losses(logits, inputs["gold"], inputs["weight"], self.loss_settings), rows
 
 
 class ContrastiveTraining(LabelTraining):
     """Mixin over a Transformers `Trainer`: the loss of `score` with `--score_loss contrastive`."""
 
-    def losses(self, model, inputs) -> Tensor:
-        """Losses (B,) of the texts."""
+    def losses(self, model, inputs) -> tuple[Tensor, Tensor]:
+        """Losses (B,) of the texts, and their places (B,) in the batch."""
         scores = candidate_scores(model, inputs, len(self.contract.task.labels))
-        return choice_losses(scores, inputs["gold"], inputs["weight"], self.loss_settings)
+        rows = torch.arange(len(scores), device=scores.device)
+        return choice_losses(scores, inputs["gold"], inputs["weight"], self.loss_settings), rows

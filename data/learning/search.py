@@ -1,23 +1,27 @@
 """Hyperparameter search over whole runs, with Optuna: learning rate, rank of the adapter, epochs. (no torch)
 
 Each trial is a run of its own in `<output_dir>/trial-<n>`; what was tried stands in `<output_dir>/search.db`. A search
-that was stopped goes on where it was, the trial it was in included, when the same command is given again.
+that was stopped goes on where it was, the trial it was in included, when the same command is given again; it draws what
+it would have drawn. A run that diverges counts as one that failed, and the search goes on.
 """
 
 import math
-import os
+import random
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, check_output_dir, spelled
+from data.arguments import DivergedError, UserError, check_output_dir, process_count, spelled
 from data.contract import same_setting
 from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, read_json, write_json
+from data.learning.flags import BOUNDS
 
 LEARNING_RATE_SPAN = 4.0  # tried: from a quarter of --learning_rate to four times as much
 RANKS = (4, 8, 16, 32, 64)
+SETTLED = ("COMPLETE", "PRUNED")  # Optuna's names for trials that count: with a result, or failed for good
 NOT_OF_THE_RESULT = ("checkpoint-*", "runs", ARGS_FILE, ".*")  # a trial's files that are not copied
 
 
@@ -30,13 +34,13 @@ def search(args, default_metric: str, train: Callable[[Any], Any]) -> None:
         train: trains one run, with the flags it is given, in their `output_dir`.
 
     Raises:
-        UserError: no Optuna, several processes, or another search in `output_dir`.
+        UserError: no Optuna, several processes, another search in `output_dir`, or all runs diverged.
     """
     try:
         import optuna
     except ImportError as error:
         raise UserError("--search: needs Optuna (pip install -r requirements.txt)") from error
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise UserError("--search: runs its trials one after the other in one process; start it without a launcher")
     metric = args.metric_for_best or default_metric
     output_dir = Path(args.output_dir)
@@ -49,59 +53,77 @@ def search(args, default_metric: str, train: Callable[[Any], Any]) -> None:
         study_name="search",
         storage=f"sqlite:///{output_dir / 'search.db'}",
         direction="minimize" if metric == "loss" else "maximize",
-        sampler=optuna.samplers.TPESampler(seed=args.seed),
         load_if_exists=True,
     )
     _check_same_search(study, args)
     _go_on_with_unfinished(study)
-    if not study.trials and args.search > 1:
+    if not _trials(study, *SETTLED, "WAITING") and args.search > 1:
         study.enqueue_trial(_start(args))
 
     def run_trial(trial) -> float:
-        trial.set_user_attr("folder", _folder(trial))
-        chosen = replace(args, search=None, output_dir=str(output_dir / _folder(trial)), **_suggested(trial, args))
-        print(f"{_folder(trial)} of {args.search}: {trial.params}")
-        train(chosen)
-        results = read_json(Path(chosen.output_dir) / TRAIN_RESULTS_FILE)
-        print(f"{_folder(trial)}: {metric} {results['best_metric']:.4f}")
-        return results["best_metric"]
+        chosen = _suggested(trial, args)
+        folder = trial.user_attrs.get("folder") or _new_folder(study)
+        trial.set_user_attr("folder", folder)  # the last of what is drawn
+        print(f"{folder} of {args.search}: {trial.params}")
+        try:
+            train(replace(args, search=None, output_dir=str(output_dir / folder), **chosen))
+        except DivergedError as error:
+            print(f"{folder}: failed: {error}")
+            trial.set_user_attr("failed", str(error))
+            raise optuna.TrialPruned from error  # counts, is not tried again, and the sampler keeps away from it
+        result = read_json(output_dir / folder / TRAIN_RESULTS_FILE)["best_metric"]
+        print(f"{folder}: {metric} {result:.4f}")
+        return result
 
-    done = len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
-    study.optimize(run_trial, n_trials=max(args.search - done, 0))
+    while (number := len(_trials(study, *SETTLED))) < args.search:
+        # a seed for each trial, so that a search that was killed draws what it would have drawn
+        seed = random.Random(f"{args.seed} {number}").getrandbits(32)
+        study.sampler = optuna.samplers.TPESampler(seed=seed)
+        study.optimize(run_trial, n_trials=1)
+    complete, failed = _trials(study, "COMPLETE"), _trials(study, "PRUNED")
+    if not complete:
+        raise UserError(f"--search: all {len(failed)} runs failed; the last: {failed[-1].user_attrs['failed']}")
     best = output_dir / _folder(study.best_trial)
     write_json(output_dir / ARGS_FILE, asdict(args))
     shutil.copytree(best, output_dir, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_OF_THE_RESULT))
-    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     tried = [{"folder": _folder(t), metric: t.value, **t.params} for t in complete]
+    tried += [{"folder": _folder(t), metric: None, **t.params, "failed": t.user_attrs["failed"]} for t in failed]
     write_json(output_dir / "search_results.json", {"metric": metric, "best": best.name, "trials": tried})
-    print(f"best of {len(complete)}: {best.name} with {metric} {study.best_value:.4f}: {study.best_params}")
+    print(f"best of {len(tried)}: {best.name} with {metric} {study.best_value:.4f}: {study.best_params}")
 
 
 def _go_on_with_unfinished(study) -> None:
     """Put trials that a kill or an error left half-way in the queue again, each in its own folder."""
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(states=[TrialState.RUNNING]):
+    for trial in _trials(study, "RUNNING"):
         study.tell(trial.number, state=TrialState.FAIL)
-    settled = {_folder(trial) for trial in study.get_trials(states=[TrialState.COMPLETE, TrialState.WAITING])}
-    for trial in study.get_trials(states=[TrialState.FAIL]):
-        if trial.params and _folder(trial) not in settled:
-            settled.add(_folder(trial))
-            study.enqueue_trial(trial.params, user_attrs={"folder": _folder(trial)})
+    settled = {_folder(trial) for trial in _trials(study, *SETTLED, "WAITING")}
+    for trial in _trials(study, "FAIL"):
+        if (folder := _folder(trial)) is not None and folder not in settled:
+            settled.add(folder)
+            study.enqueue_trial(trial.params, user_attrs={"folder": folder})
 
 
-def _folder(trial) -> str:
-    """Where a trial's run is; one that goes on after a kill keeps its first folder."""
-    return trial.user_attrs.get("folder", f"trial-{trial.number}")
+def _trials(study, *states: str) -> list:
+    return [trial for trial in study.trials if trial.state.name in states]
+
+
+def _folder(trial) -> str | None:
+    """Where a trial's run is; one that goes on after a kill keeps its folder. None as long as it is being drawn."""
+    return trial.user_attrs.get("folder")
+
+
+def _new_folder(study) -> str:
+    taken = {_folder(trial) for trial in study.trials}
+    return next(name for number in count() if (name := f"trial-{number}") not in taken)
 
 
 def _suggested(trial, args) -> dict[str, Any]:
-    rate = args.learning_rate
-    chosen = {
-        "learning_rate": trial.suggest_float(
-            "learning_rate", rate / LEARNING_RATE_SPAN, rate * LEARNING_RATE_SPAN, log=True
-        )
-    }
+    smallest, largest = BOUNDS["learning_rate"]
+    low, high = args.learning_rate / LEARNING_RATE_SPAN, args.learning_rate * LEARNING_RATE_SPAN
+    rate = trial.suggest_float("learning_rate", max(low, smallest), min(high, largest), log=True)
+    chosen = {"learning_rate": rate}
     if args.tuning in ("lora", "qlora"):
         chosen["lora_r"] = trial.suggest_categorical("lora_r", RANKS)
     if args.max_steps is None and args.num_epochs > 1:

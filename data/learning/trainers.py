@@ -1,4 +1,4 @@
-"""What main_SFT.py and main_grpo.py do alike: check flags, read the data, make the adapter, evaluate, train.
+"""What main_SFT.py and main_grpo.py do alike: read the data, make the adapter, evaluate, train.
 
 `args` is in each function the stage's own `Args`; the flags it reads are named alike in both.
 """
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.arguments import UserError, check_at_least, check_output_dir, is_first_process
+from data.arguments import UserError, is_first_process
 from data.contract import HASHES, Contract
 from data.encoding import Encoder
 from data.engine.models import pick_device
@@ -32,37 +32,6 @@ from data.tasks import BUILT_IN_TASKS, Task
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-# --- flags ----------------------------------------------------------------------------------------------------------
-
-
-def check_training_flags(args) -> None:
-    """Raise a `UserError` naming the first flag that both stages have and whose value cannot be."""
-    for name in ("model_path", "train_data_path"):
-        if getattr(args, name) is None:
-            raise UserError(f"--{name} is needed")
-    check_at_least(
-        args, batch_size=1, gradient_accumulation_steps=1, max_length=1, lora_r=1, lora_alpha=1, lora_dropout=0,
-        max_steps=1, val_ratio=0, warmup_ratio=0, weight_decay=0, eval_steps=1, eval_samples=0, save_steps=1,
-        save_total_limit=1, logging_steps=1, predict_batch_size=1, seed=0,
-    )  # fmt: skip
-    for name in ("val_ratio", "warmup_ratio", "lora_dropout"):
-        if (getattr(args, name) or 0) >= 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be below 1")
-    check_positive(args, "learning_rate", "num_epochs")
-    if args.seed >= 2**32:
-        raise UserError(f"--seed {args.seed}: must be below 2**32")
-    if args.eval_steps and args.save_steps and args.save_steps % args.eval_steps:
-        raise UserError(f"--save_steps {args.save_steps}: must be a multiple of --eval_steps {args.eval_steps}")
-    check_output_dir(args.output_dir)
-
-
-def check_positive(args, *names: str) -> None:
-    """Raise a `UserError` naming the first of these flags that is given, but not above 0 and finite."""
-    for name in names:
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
-            raise UserError(f"--{name} {getattr(args, name)}: must be above 0 and finite")
-
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
