@@ -127,9 +127,13 @@ class Encoder:
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompts; a text that leaves no room for the answer loses its end."""
+        return self.prompts_and_cuts(texts)[0]
+
+    def prompts_and_cuts(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """`prompt_ids`, and whether each text lost its end."""
         room = self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
         encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded]
+        return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded], [len(ids) > room for ids in encoded]
 
     def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
         """Token ids of an answer, its end token included."""

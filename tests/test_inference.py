@@ -3,9 +3,11 @@ import io
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from math import exp
 
 import pytest
 import torch
+from scipy.special import softmax
 
 from data.arguments import UserError
 from data.contract import Contract
@@ -15,11 +17,11 @@ from data.engine import predictor as predictor_module
 from data.engine.backends import TransformersBackend
 from data.engine.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.engine.models import check_model_path, load_model, pick_device
-from data.loading import Example
+from data.loading import Example, load_examples
 from data.tasks import BUILT_IN_TASKS, Task
 from inference import Args, Predictor, evaluate, main
 from scripts import gather
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE
 
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"]
 
@@ -155,14 +157,105 @@ def test_constrained_reasoning(tiny_model_dir):
         assert prediction.completion.startswith("<think>\n")
 
 
-def test_written_answers_with_probabilities(tiny_model_dir):
-    flags = dict(task="emotion", precision="fp32", device="cpu")
-    written = Predictor(str(tiny_model_dir), probabilities=True, **flags).predict_batch(TEXTS)
-    compared = Predictor(str(tiny_model_dir), objective="score", **flags).predict_batch(TEXTS)
-    plain = Predictor(str(tiny_model_dir), **flags).predict_batch(TEXTS)
-    for one, other, bare in zip(written, compared, plain, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-        assert (one.labels, one.completion) == (bare.labels, bare.completion)
+@pytest.mark.parametrize("name", ["emotion", "goemotions-original"])
+def test_labels_and_probabilities_are_one_distribution(tiny_model_dir, name):
+    """The most probable label is always among the labels, and what the answers come to is what they were scored."""
+    flags = dict(task=name, precision="fp32", device="cpu", batch_size=7)
+    texts = [example.text for example in load_examples(SAMPLE / "test.tsv", BUILT_IN_TASKS["goemotions-original"])][:40]
+    predictor = Predictor(str(tiny_model_dir), probabilities=True, **flags)
+    written = Predictor(str(tiny_model_dir), **flags).predict_batch(texts)
+    alone, task = predictor.label_scores(texts), predictor.task
+    several = 0
+    for one, bare, scores in zip(predictor.predict_batch(texts), written, alone, strict=True):
+        best = max(one.probabilities, key=one.probabilities.get)
+        assert best in one.labels
+        assert one.valid
+        assert one.completion == task.target(one.labels)
+        if task.kind == "single_label":
+            assert one.labels == (best,)
+            assert sum(one.probabilities.values()) == pytest.approx(1)
+            assert one.probabilities == pytest.approx(dict(zip(task.labels, softmax(scores), strict=True)), abs=1e-5)
+            continue
+        assert one.labels in ((best,), bare.labels)
+        # e^score of the single answers, and of the one that was written: their shares, whatever the others
+        shares = {label: one.probabilities[label] for label in task.labels if label not in bare.labels}
+        ratios = [share / exp(scores[task.ids[label]] - max(scores)) for label, share in shares.items() if share > 1e-6]
+        assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3)
+        if len(bare.labels) > 1:
+            several += 1
+            rest = ratios[0] * exp(scores[task.ids[bare.labels[0]]] - max(scores))
+            together = one.probabilities[bare.labels[0]] - rest
+            singles = sum(ratios[0] * exp(score - max(scores)) for score in scores)
+            assert singles + together == pytest.approx(1, abs=1e-3)
+            if len(one.labels) > 1:
+                assert one.confidence == pytest.approx(together, abs=1e-3)
+    assert task.kind == "single_label" or several > 10
+
+
+def test_free_answers_have_no_probabilities(tiny_model_dir):
+    with pytest.raises(UserError, match="--probabilities: are those of valid answers"):
+        Predictor(str(tiny_model_dir), "emotion", probabilities=True, constrained=False, device="cpu")
+
+
+@pytest.mark.parametrize("flags", [
+    {}, {"constrained": False}, {"probabilities": True}, {"objective": "score"}, {"cot": True},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_no_predictions(tiny_model_dir, flags, broken):
+    predictor = Predictor(str(tiny_model_dir), "goemotions-group", precision="fp32", device="cpu", **flags)
+    with torch.no_grad():
+        predictor.backend.model.get_output_embeddings().weight[3] = broken
+        predictor.backend.model.model.norm.weight[:] = broken
+    with pytest.raises(
+        UserError, match=r"tiny-qwen2\d*: its score of text 1 \('what a terrible.* is not a finite number"
+    ):
+        predictor.predict_batch(TEXTS[2:3])
+
+
+def test_a_head_whose_scores_are_not_finite(tiny_model_dir, tokenizer):
+    contract = Contract(BUILT_IN_TASKS["goemotions-group"], objective="classify")
+    model = load_model(str(tiny_model_dir), "fp32", "cpu", contract=contract)
+    predictor = Predictor.from_model(model, contract.encoder(tokenizer), contract)
+    assert predictor.predict_batch(TEXTS)
+    with torch.no_grad():
+        model.score.weight[2] = float("nan")
+    with pytest.raises(UserError, match=r"the model: its score of text \d"):
+        predictor.predict_batch(TEXTS)
+    with pytest.raises(UserError, match=r"the model: its score of text \d"):
+        predictor.label_scores(TEXTS)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_is_predicted_after_close(tiny_model_dir, workers):
+    flags = dict(task="emotion", precision="fp32", device="cpu", workers=workers)
+    with Predictor(str(tiny_model_dir), **flags) as predictor:
+        assert predictor.predict("fine").labels
+    predictor.close()
+    for use in (predictor.predict_batch, lambda texts: list(predictor.predictions(texts)), predictor.label_scores):
+        with pytest.raises(RuntimeError, match="this Predictor is closed"):
+            use(TEXTS)
+
+
+def test_what_is_no_text(model, encoder):
+    predictor = Predictor.from_model(model, encoder, Contract(encoder.task), constrained=True)
+    assert predictor.predict_batch([]) == []
+    for texts, message in (
+        (["fine", ""], "text 2 of 2 is empty"), (["\n"], "text 1 of 1 is empty"),
+        ([3, "fine"], "text 1 of 2 is of type int, expected str"), ([None], "of type NoneType"),
+        ([b"fine"], "of type bytes"), (["half \ud83d"], "text 1 of 1 holds half a character"),
+        ("fine", "one text, expected several"),
+    ):  # fmt: skip
+        for use in (predictor.predict_batch, predictor.label_scores):
+            with pytest.raises(ValueError, match=message):
+                use(texts)
+
+
+def test_a_text_that_is_cut_says_so(tiny_model_dir):
+    flags = dict(task="goemotions-group", precision="fp32", device="cpu", max_length=256)
+    texts = ["no", "word " * 500, "w" * 3_000]
+    for way in ({}, {"probabilities": True}, {"objective": "score"}, {"constrained": False}):
+        predictions = Predictor(str(tiny_model_dir), **flags, **way).predict_batch(texts)
+        assert [prediction.truncated for prediction in predictions] == [False, True, True]
 
 
 def test_texts_come_one_by_one(model, encoder, monkeypatch):
