@@ -1,15 +1,21 @@
 """task.json: what a trained directory promises about how it was trained, and inference obeys. (no torch)"""
 
+import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from data.arguments import UserError, spelled
+from data.arguments import UserError, one_line, spelled
 from data.encoding import Encoder, Objective
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
-from data.tasks import Task, check_same_labels, resolve_task, stored_task
+from data.tasks import Task, check_same_labels, of_built_in, resolve_task
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
@@ -38,12 +44,17 @@ class Contract:
         base_fingerprint: tells its weights from others (`models.fingerprint`), None where no adapter needs them.
         seed: the run's seed.
         library_versions: the libraries the run was made with.
+
+    Raises:
+        ValueError: values that no run can have.
     """
+
+    __pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012  (of `load`)
 
     task: Task
     cot: bool = False
     objective: Objective = "generate"
-    head: str | None = None
+    head: Literal["linear", "mlp"] | None = None
     thresholds: dict[str, float] | None = None
     temperature: float = 1.0
     max_length: int = DEFAULT_MAX_LENGTH
@@ -52,6 +63,22 @@ class Contract:
     base_fingerprint: str | None = None
     seed: int = 42
     library_versions: dict[str, str] = field(default_factory=_library_versions)
+
+    def __post_init__(self):
+        if not 1 <= self.max_length < 2**31:
+            raise ValueError(f"max_length {self.max_length}: must be at least 1 and below 2**31")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature}: must be above 0 and finite")
+        if self.head is not None and self.objective != "classify":
+            raise ValueError(f"head {self.head}: objective {self.objective} has none")
+        if self.cot and self.objective != "generate":
+            raise ValueError(f"cot: objective {self.objective} writes no reasoning")
+        if self.thresholds is not None:
+            if set(self.thresholds) != set(self.task.labels):
+                raise ValueError(f"thresholds: are of {list(self.thresholds)}, not of the labels")
+            for label, threshold in self.thresholds.items():
+                if not 0 <= threshold <= 1:
+                    raise ValueError(f"threshold of {label} is {threshold}: must be from 0 to 1")
 
     @property
     def activation(self) -> Literal["softmax", "sigmoid"]:
@@ -81,22 +108,45 @@ class Contract:
             UserError: the file is broken, of a newer format, or its prompt was edited after training.
         """
         path = Path(directory) / TASK_FILE
-        content = read_json(path)
-        try:
-            version = content.pop("format_version")
-            if version != FORMAT_VERSION:
-                raise UserError(f"{path}: format version {version}; this EmoTune reads version {FORMAT_VERSION}")
-            stored = content.pop("task")
-            template_hash = stored.pop("template_hash")
-            task = stored_task(stored)
-            contract = cls(task=task, **content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path}: not a task.json that EmoTune wrote ({error})") from error
+        content = read_json(path, fields={"format_version": int, "task": dict})
+        version = content.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UserError(f"{path}: format version {version}; this EmoTune reads version {FORMAT_VERSION}")
+        template_hash = content.get("task", {}).pop("template_hash", None)
+        contract = _checked(content, path)
+        task = of_built_in(contract.task)
         if task.template_hash != template_hash:
             raise UserError(
-                f"{path}: the prompt template has hash {task.template_hash}, the model was trained with {template_hash}"
+                f"{path}: the prompt template has hash {task.template_hash}, the model was trained with "
+                f"{one_line(template_hash, 60)}"
             )
-        return contract
+        return replace(contract, task=task)
+
+
+@cache
+def _schema() -> "TypeAdapter[Contract]":
+    """The fields of `Contract` and of its task, and their types, as a schema."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Contract)
+
+
+def _checked(content: dict[str, Any], path: Path) -> Contract:
+    """The contract in a task.json, every field of it checked.
+
+    Raises:
+        UserError: names the first field that is missing, unknown or of another type, or a value that cannot be.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _schema().validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        found = "" if first["type"] in ("missing", "value_error") else f" is {one_line(repr(first['input']), 60)}"
+        reason = one_line(first["msg"].removeprefix("Value error, "))
+        raise UserError(f"{path}: not a task.json that EmoTune wrote ({place}{found}: {reason})") from error
 
 
 def contract_for(

@@ -125,15 +125,21 @@ class Encoder:
         reasoning = RATIONALE_TOKENS + len(self.token_ids(frame)) if self.cot else 0
         return labels + reasoning + 1
 
-    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of the prompts; a text that leaves no room for the answer loses its end."""
-        return self.prompts_and_cuts(texts)[0]
-
     def prompts_and_cuts(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """`prompt_ids`, and whether each text lost its end."""
+        """Token ids of the prompts, and which texts have lost their end because they left no room for the answer.
+
+        Spaces and line breaks around a text are no part of it: files, flags and the page spell one text alike.
+        """
+        if not texts:
+            return [], []
         room = self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        texts = [text.strip() for text in texts]
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded], [len(ids) > room for ids in encoded]
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts; see `prompts_and_cuts`."""
+        return self.prompts_and_cuts(texts)[0]
 
     def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
         """Token ids of an answer, its end token included."""
@@ -160,10 +166,6 @@ class Encoder:
     def candidate_ids(self) -> list[list[int]]:
         """Token ids of each label as an answer of its own, end token included, in the task's order."""
         return [self.target_ids((label,)) for label in self.task.labels]
-
-    def is_full(self, prompt: Sequence[int]) -> bool:
-        """Whether `prompt` is as long as `max_length` allows: its text just fitted, or has lost its end."""
-        return len(prompt) == self.max_length - self.answer_tokens
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The answer as text, without its end token."""

@@ -6,6 +6,7 @@ A text walks down once: `LabelTask.messages` (or `.plain_prompt`) -> `data/encod
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -26,6 +27,7 @@ COT_FORM = "Reason first, between <think> and </think>. Then, between <answer> a
 # Instruction and labels first, text last: the prompts of a data set share all of their beginning.
 CUSTOM_TEMPLATE = "Labels: {labels}\nWhich fits the text? {answer_form}\n\nText:\n{text}"
 TEXT_ONLY = "{text}"  # the template of heads that read nothing but the text
+_GAPS = re.compile(r"\{(text|labels|answer_form)\}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class LabelTask:
     The last two belong to the name: they are not in task.json, and tasks that differ in them only are equal.
 
     Raises:
-        ValueError: fewer than two labels, an empty or repeated one (upper and lower case are one), a separator in a
-            label, or a template without `{text}`.
+        ValueError: fewer than two labels, a repeated one (upper and lower case are one), one that cannot be written
+            (`label_problem`), or a template that does not hold `{text}` once.
     """
 
     name: str
@@ -92,12 +94,12 @@ class LabelTask:
         if len(self.labels) < 2:
             raise ValueError(f"task {self.name}: needs at least two labels, got {list(self.labels)}")
         for label in self.labels:
-            if not label or label != label.strip() or "\n" in label or SEPARATORS.search(label):
-                raise ValueError(f"task {self.name}: label {label!r} is empty, padded, or holds a comma or line break")
+            if problem := label_problem(label):
+                raise ValueError(f"task {self.name}: label {label!r} {problem}")
         if len(self._by_folded) != len(self.labels):
             raise ValueError(f"task {self.name}: a label stands twice (upper and lower case count as one)")
-        if "{text}" not in self.template:
-            raise ValueError(f"task {self.name}: the prompt template has no {{text}}")
+        if (count := self.template.count("{text}")) != 1:
+            raise ValueError(f"task {self.name}: the prompt template has {{text}} {count} times, expected once")
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -106,12 +108,20 @@ class LabelTask:
 
     @cached_property
     def _by_folded(self) -> dict[str, str]:
-        return {_folded(label): label for label in self.labels}
+        return {folded(label): label for label in self.labels}
+
+    @cached_property
+    def _by_spelling(self) -> dict[str, str]:
+        return {composed(label): label for label in self.labels}
+
+    def named(self, name: str) -> str | None:
+        """The label that is spelt `name`, however accents in it are encoded; None where there is none."""
+        return self._by_spelling.get(composed(name))
 
     @cached_property
     def _anywhere(self) -> re.Pattern:
         """Finds labels inside other words; longer labels first, so that "money-fx" is not read as "money"."""
-        alternatives = (re.escape(folded) for folded in sorted(self._by_folded, key=len, reverse=True))
+        alternatives = map(re.escape, sorted(self._by_folded, key=len, reverse=True))
         guarded = (rf"(?<!\w){a}(?!\w)" if a.isascii() else a for a in alternatives)
         return re.compile("|".join(guarded))
 
@@ -136,8 +146,8 @@ class LabelTask:
         template = self.template
         if cot and "{answer_form}" not in template:
             template = "{answer_form}\n" + template
-        filled = template.replace("{answer_form}", form).replace("{labels}", SEPARATOR.join(self.labels))
-        return filled.replace("{text}", text)  # last: a text may hold braces of its own
+        filled = {"text": text, "labels": SEPARATOR.join(self.labels), "answer_form": form}
+        return _GAPS.sub(lambda gap: filled[gap[1]], template)  # at once: what is filled in may hold braces of its own
 
     def messages(self, text: str, cot: bool = False) -> list[dict[str, str]]:
         """The question as a chat of one user turn."""
@@ -158,7 +168,7 @@ class LabelTask:
         Raises:
             KeyError: a gold label that the task does not have.
         """
-        answer = SEPARATOR.join(self._in_order(gold))
+        answer = SEPARATOR.join(self.in_order(gold))
         return answer if rationale is None else f"{self.reasoning(rationale)}<answer>{answer}</answer>"
 
     def reasoning(self, rationale: str) -> str:
@@ -186,18 +196,23 @@ class LabelTask:
 
     def _read(self, answer: str) -> tuple[tuple[str, ...], bool]:
         """Labels in `answer`, and whether there was nothing else in it."""
-        pieces = [_folded(piece) for piece in SEPARATORS.split(answer.strip(" \t\r\n,，、"))]
+        pieces = [folded(piece) for piece in SEPARATORS.split(answer.strip(" \t\r\n,，、"))]
         # as it stands first: a label may end with a full stop of its own
         known = [self._by_folded.get(p) or self._by_folded.get(p.rstrip(_CLOSING)) for p in pieces]
         if all(known):
             found, clean = known, len(set(known)) == len(known)
         else:
-            found, clean = [self._by_folded[m] for m in self._anywhere.findall(_folded(answer))], False
+            found, clean = [self._by_folded[m] for m in self._anywhere.findall(folded(answer))], False
         if self.kind == "single_label":
             return tuple(found[:1]), clean and len(found) == 1
-        return self._in_order(found), clean
+        return self.in_order(found), clean
 
-    def _in_order(self, labels: Iterable[str]) -> tuple[str, ...]:
+    def in_order(self, labels: Iterable[str]) -> tuple[str, ...]:
+        """Labels in the task's order, each once.
+
+        Raises:
+            KeyError: one that the task does not have.
+        """
         return tuple(sorted(set(labels), key=self.ids.__getitem__))
 
 
@@ -206,9 +221,36 @@ def rationale_in(completion: str) -> str:
     return next(filter(str.strip, _TAGS.split(completion)), "").strip()
 
 
-def _folded(text: str) -> str:
-    """Case and spaces that make no difference taken out."""
-    return " ".join(text.split()).casefold()
+def composed(text: str) -> str:
+    """Accents in one character with their letter where Unicode has it (NFC): an "é" may also come as two.
+
+    >>> len("e\\u0301"), len(composed("e\\u0301"))
+    (2, 1)
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def folded(text: str) -> str:
+    """Case, spaces and encodings of accents that make no difference taken out."""
+    return composed(" ".join(composed(text).split()).casefold())
+
+
+def holds_tags(text: str) -> bool:
+    """Whether a tag of ours stands in `text`, such as `</think>`."""
+    return bool(_TAGS.search(text))
+
+
+def label_problem(label: str) -> str | None:
+    """Why this can be no label, or None: an answer that holds it could not be read."""
+    if not label or label != label.strip() or len(label.splitlines()) > 1:
+        return "is empty, padded, or holds a line break"
+    if SEPARATORS.search(label):
+        return "holds a comma, which separates the labels of an answer"
+    if holds_tags(label):
+        return "holds a tag that stands around reasoning or answer"
+    if any(unicodedata.category(character) == "Cs" for character in label):
+        return "holds half a character (a lone surrogate)"
+    return None
 
 
 def _after_reasoning(completion: str) -> tuple[str, str | None]:

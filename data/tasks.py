@@ -1,49 +1,68 @@
 """The built-in tasks, and which task the flags, or a task.json, name. (no torch)"""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data.arguments import UserError
-from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, SEPARATORS, TEXT_ONLY, LabelTask
+from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, TEXT_ONLY, LabelTask, composed, folded, label_problem
 from data.published import DATA_SETS
 
 Task = LabelTask  # what stages say where the kind of task makes no difference
 BUILT_IN_TASKS: dict[str, Task] = {
     task.name: task for data_set in DATA_SETS.values() for task in data_set.tasks.values()
 }
+MOST_LABELS = 10_000
+_LONGEST_LABEL = 200  # characters
+_MOST_LABEL_BYTES = 10 << 20
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """Labels of a `labels.txt`: one a line, line number = id (the first is 0).
+    """Labels of a `labels.txt`: one a line, line number = id (the first is 0); accents are composed (Unicode NFC).
 
     Raises:
-        UserError: the file is missing, empty, not UTF-8, or a line is blank or stands twice.
+        UserError: the file is missing, empty, not UTF-8, too large for labels, or a line is blank, stands twice, or
+            can be no label.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")  # as editors count lines
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--label_path {path}: cannot be read ({_reason(error)})") from error
-    if len(lines) < 2:
-        raise UserError(f"--label_path {path}: needs at least two labels, one a line; found {len(lines)}")
+    lines = _label_text(Path(path)).rstrip().split("\n")  # as editors count lines
+    if not 2 <= len(lines) <= MOST_LABELS:
+        expected = "at least two labels" if len(lines) < 2 else f"at most {MOST_LABELS:,} labels"
+        raise UserError(f"--label_path {path}: needs {expected}, one a line; found {len(lines):,}")
+    labels = [composed(line.strip()) for line in lines]
     seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        label = line.strip()
-        if not label:
-            raise UserError(f"{path}:{number}: empty line; every line is a label, its number the label's id")
-        if SEPARATORS.search(label):
-            raise UserError(f"{path}:{number}: label {label!r} holds a comma, which separates the labels of an answer")
-        if label.casefold() in seen:
-            raise UserError(f"{path}:{number}: label {label!r} stands already on line {seen[label.casefold()]}")
-        seen[label.casefold()] = number
-    return tuple(line.strip() for line in lines)
+    for number, label in enumerate(labels, start=1):
+        if problem := _line_problem(label):
+            raise UserError(f"{path}:{number}: {problem}")
+        if (first := seen.setdefault(folded(label), number)) != number:
+            raise UserError(f"{path}:{number}: label {label!r} stands already on line {first}")
+    return tuple(labels)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start}: not UTF-8"
-    return getattr(error, "strerror", None) or str(error)
+def _label_text(path: Path) -> str:
+    try:
+        if path.exists() and not path.is_file():  # a pipe may never end
+            raise UserError(f"--label_path {path}: is no file")
+        with path.open("rb") as file:
+            content = file.read(_MOST_LABEL_BYTES + 1)
+        if len(content) > _MOST_LABEL_BYTES:
+            raise UserError(f"--label_path {path}: over {_MOST_LABEL_BYTES >> 20} MB; expected labels, one a line")
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
+        raise UserError(f"--label_path {path}: cannot be read ({_reason(error)})") from error
+
+
+def _line_problem(label: str) -> str | None:
+    """Why a line of a label file is no label, or None."""
+    if not label:
+        return "empty line; every line is a label, its number the label's id"
+    if len(label) > _LONGEST_LABEL:
+        return f"label {label[:20]!r}… has {len(label):,} characters; a label has at most {_LONGEST_LABEL}"
+    if any(unicodedata.category(character) == "Cc" for character in label):
+        return f"label {label!r} holds a control character"
+    problem = label_problem(label)
+    return problem and f"label {label!r} {problem}"
 
 
 def resolve_task(name: str | None, label_path: str | None) -> Task | None:
@@ -77,13 +96,8 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     return LabelTask(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
 
 
-def stored_task(stored: dict[str, Any]) -> Task:
-    """The task that a task.json tells of; what is not in there comes from the built-in task of its name.
-
-    Raises:
-        ValueError, TypeError, KeyError: it tells of no task.
-    """
-    task = LabelTask(**{**stored, "labels": tuple(stored["labels"])})
+def of_built_in(task: Task) -> Task:
+    """A task as a task.json tells of it, with what is not in there from the built-in task of its name."""
     known = BUILT_IN_TASKS.get(task.name, task)
     return replace(task, instruction_first=known.instruction_first, header_allowed=known.header_allowed)
 
@@ -99,7 +113,8 @@ def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_o
 
 def check_same_labels(one: str, labels: Sequence[str], other: str, expected: Sequence[str]) -> None:
     """Raise a `UserError` naming the first id at which the label lists of `one` and `other` differ."""
-    if tuple(labels) == tuple(expected):
+    labels, expected = [[composed(label) for label in each] for each in (labels, expected)]
+    if labels == expected:
         return
     for i in range(max(len(labels), len(expected))):
         a, b = (labels[i] if i < len(labels) else "nothing"), (expected[i] if i < len(expected) else "nothing")

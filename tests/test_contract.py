@@ -273,6 +273,51 @@ def test_headers_are_refused_as_the_name_says(tmp_path):
         load_examples(tmp_path / "dev.tsv", Contract.load(tmp_path).task)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("task", "labels"), None, "task.labels is None: "),
+        (("task", "labels"), "negative", "task.labels is 'negative': "),
+        (("task", "labels"), ["a", 3], "task.labels.1 is 3: "),
+        (("task", "labels"), ["a", "a"], "a label stands twice"),
+        (("task", "kind"), "several", "task.kind is 'several': "),
+        (("task", "template"), ["{text}"], "task.template is "),
+        (("task", "use_chat_template"), 1, "task.use_chat_template is 1: "),
+        (("task",), [], "task is [], expected an object"),
+        (("format_version",), "1", "format_version is '1', expected a whole number"),
+        (("format_version",), 2, "format version 2; this EmoTune reads version 1"),
+        (("cot",), "off", "cot is 'off': "),
+        (("objective",), "guess", "objective is 'guess': "),
+        (("head",), "linear", "head linear: objective generate has none"),
+        (("temperature",), 0, "temperature 0.0: must be above 0"),
+        (("temperature",), "1", "temperature is '1': "),
+        (("temperature",), float("nan"), "temperature is "),
+        (("thresholds",), {"neutral": 0.5}, "thresholds: are of ['neutral']"),
+        (("thresholds",), dict.fromkeys(GROUP.labels, 1.5), "threshold of ambiguous is 1.5: must be from 0 to 1"),
+        (("thresholds",), dict.fromkeys(GROUP.labels, "0.5"), "thresholds.ambiguous is '0.5': "),
+        (("max_length",), 0, "max_length 0: must be at least 1 and"),
+        (("max_length",), 10**30, "must be at least 1 and below 2**31"),
+        (("max_length",), 300.5, "max_length is 300.5: "),
+        (("seed",), None, "seed is None: "),
+        (("base_model",), None, "base_model is None: "),
+        (("library_versions",), {"torch": 2}, "library_versions.torch is 2: "),
+        (("unheard_of",), 1, "unheard_of is 1: "),
+        (("task", "unheard_of"), 1, "task.unheard_of is 1: "),
+    ],
+)
+def test_every_field_of_a_task_json_is_checked(run_dir, place, value, message):
+    path = run_dir / "task.json"
+    content = json.loads(path.read_text())
+    holder = content if len(place) == 1 else content[place[0]]
+    holder[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        Contract.load(run_dir)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("missing", ["kind", "labels", "template", "name"])
 def test_a_task_that_is_not_whole_is_not_filled_in(tmp_path, missing):
     content = json.loads(OF_A_GROUP_RUN)

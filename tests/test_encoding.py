@@ -53,11 +53,21 @@ def test_markup_in_a_text_cannot_end_the_turn(tokenizer):
 
 def test_a_long_text_loses_its_end_and_leaves_room_for_the_answer(tokenizer):
     encoder = Encoder(ORIGINAL, tokenizer, max_length=300)
-    (prompt,) = encoder.prompt_ids(["word " * 1000])
+    (prompt,), cuts = encoder.prompts_and_cuts(["word " * 1000])
     assert len(prompt) == 300 - encoder.answer_tokens
     assert prompt[-len(encoder.tail_ids) :] == encoder.tail_ids
-    assert encoder.is_full(prompt)
-    assert not encoder.is_full(encoder.prompt_ids(["word"])[0])
+    assert cuts == [True]
+    room = 300 - encoder.answer_tokens - len(encoder.head_ids) - len(encoder.tail_ids)
+    (fits, over), cuts = encoder.prompts_and_cuts(["\x01" * room, "\x01" * (room + 1)])  # a token each
+    assert len(fits) == len(over) == len(prompt)
+    assert cuts == [False, True]
+    assert encoder.prompts_and_cuts([]) == ([], [])
+
+
+def test_spaces_around_a_text_make_no_difference(tokenizer):
+    encoder = Encoder(ORIGINAL, tokenizer)
+    bare, *others = encoder.prompt_ids(["so glad", "so glad\n", " \t so glad", "\u3000so glad\r\n\r\n"])
+    assert all(ids == bare for ids in others)
 
 
 def test_max_length_shorter_than_the_prompt_is_an_error(tokenizer):

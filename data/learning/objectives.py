@@ -175,10 +175,10 @@ def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[f
 
 def prompt_ids(examples: Sequence[Example], encoder: Encoder) -> list[list[int]]:
     """Prompts of examples; says on the console how many texts do not fit."""
-    prompts = encoder.prompt_ids([e.text for e in examples])
-    full = sum(encoder.is_full(prompt) for prompt in prompts)
-    if full and is_first_process():
-        print(f"{full} of {len(examples)} texts fill --max_length {encoder.max_length}; what is longer loses its end")
+    prompts, cuts = encoder.prompts_and_cuts([example.text for example in examples])
+    if any(cuts) and is_first_process():
+        print(f"{sum(cuts)} of {len(examples)} texts are longer than --max_length {encoder.max_length} allows and lose "
+              "their end")  # fmt: skip
     return prompts
 
 
