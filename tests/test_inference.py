@@ -113,7 +113,17 @@ def test_evaluate_writes_what_it_returns(model, encoder, tmp_path):
     assert [(row["id"], row["text"], row["gold"]) for row in rows] == [
         (e.id, e.text, ["joy", "love"]) for e in examples
     ]
-    assert set(rows[0]) == {"id", "text", "gold", "labels", "probabilities", "confidence", "valid", "completion"}
+    assert set(rows[0]) == {
+        "id",
+        "text",
+        "gold",
+        "labels",
+        "probabilities",
+        "confidence",
+        "valid",
+        "completion",
+        "truncated",
+    }
     assert "macro F1" in (tmp_path / "test_summary.txt").read_text()
 
 
@@ -364,7 +374,7 @@ def test_a_conversation(file_args, monkeypatch, capsys):
 
 
 def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("first text\n\n  second text\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"first text\n\n  second text\n")))
     main(dataclasses.replace(file_args, test_data_path=None, text="-"))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 2

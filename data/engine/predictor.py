@@ -187,7 +187,7 @@ class Predictor:
         check_texts(texts)
         with self._lock:
             self._check_open()
-            prompts, cuts = self.encoder.prompts_and_cuts(texts) if texts else ([], [])
+            prompts, cuts = self.encoder.prompts_and_cuts(texts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest batch first
         values: list[Any] = [None] * len(prompts)
         for rows in in_parts(order, self.backend.window):
