@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract
-from data.encoding import Encoder, Objective
+from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
 from data.engine.models import (
     base_model_path,
@@ -425,9 +425,10 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     set_seed(args.seed)  # a new head is drawn before the trainer is there
     contract = Contract(
         data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
-        base_model=args.model_path, seed=args.seed,
+        base_model=args.model_path, seed=args.seed, prompt=Contract.load(checkpoint).prompt if checkpoint else None,
     )  # fmt: skip
     encoder = contract.encoder(load_tokenizer(args.model_path))
+    contract = contract.frozen(encoder)
     model = load_trainable_model(args, contract)
     check_positions(model, args.max_length, args.model_path)
     below = fingerprint(model) if args.tuning in ("lora", "qlora") else None
@@ -478,7 +479,8 @@ def main(args: Args) -> None:
         raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
     task = resolve_task(args.task, args.label_path)
     args = with_defaults(args, task)
-    data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot)
+    most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
+    data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)
     data = replace(data, task=with_prompt(data.task, args.prompt))
     if args.search is not None:
         if not data.dev:

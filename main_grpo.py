@@ -53,13 +53,13 @@ import os
 import urllib.request
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, check_at_least, flag, is_first_process, run
 from data.contract import Contract, contract_for
-from data.encoding import RATIONALE_TOKENS, Encoder
+from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
 from data.engine.models import (
     base_model_path,
@@ -463,13 +463,17 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
     """Build everything and train. Returns whether this process is the one that goes on to report."""
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
-    encoder = Encoder(data.task, load_tokenizer(args.model_path), started.cot, started.max_length)
+    contract = Contract(
+        data.task, cot=started.cot, max_length=started.max_length, seed=args.seed,
+        base_model=base_model_path(args.model_path) or args.model_path,
+        prompt=(Contract.load(checkpoint) if checkpoint else started).prompt,
+    )  # fmt: skip
+    encoder = contract.encoder(load_tokenizer(args.model_path))
+    contract = contract.frozen(encoder)
     _, limit = answer_lengths(args, encoder, data.train)
     model = load_policy(args, longest=started.max_length - encoder.answer_tokens + limit)
-    contract = Contract(
-        data.task, cot=started.cot, max_length=started.max_length,
-        base_model=base_model_path(args.model_path) or args.model_path,
-        base_revision=getattr(model.config, "_commit_hash", None), seed=args.seed,
+    contract = replace(
+        contract, base_revision=getattr(model.config, "_commit_hash", None),
         base_fingerprint=fingerprint(model) if args.tuning != "full" else None,
     )  # fmt: skip
     trainer = build_trainer(args, data, model, encoder, contract)
@@ -488,7 +492,8 @@ def main(args: Args) -> None:
     if started.objective != "generate":
         raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()
-    data = load_data(args, started.task, kind_known=trained_before or args.task is not None)
+    kind_known = trained_before or args.task is not None
+    data = load_data(args, started.task, kind_known, most_labels=MAX_ANSWER_LABELS)
     checkpoint = find_checkpoint(args, MAY_CHANGE)
     check_same_task(checkpoint, data.task)
     if is_finished(args):

@@ -65,22 +65,15 @@ class AnswerTrie:
         labels = range(len(task.labels))
         self._limit = min(MAX_ANSWER_LABELS, len(labels))
         self._nodes: dict[frozenset[_Piece], Node] = {}
-        whole = [tuple(encoder.answer_ids([label])) for label in task.labels]
+        first, self._later, self._ends = (
+            [tuple(ids) for ids in pieces]
+            for pieces in (encoder.pieces.first, encoder.pieces.later, encoder.pieces.ends)
+        )
         if task.kind == "single_label":
-            self.root = self.node(frozenset(_Piece(ids, None, 1) for ids in whole))
-            self.token_ids = sorted({token for ids in whole for token in ids})
-            return
-        first = [tuple(encoder.answer_ids([label], closed=False)) for label in task.labels]
-        closing = encoder.answer_text([""]).removeprefix(encoder.answer_text([""], closed=False))
-        end = (*encoder.token_ids(closing), encoder.end_id)
-        self._ends = [_behind(whole[i], first[i], end) for i in labels]
-        # a later label as it stands behind the task's first one
-        listed = [tuple(encoder.answer_ids([task.labels[0], task.labels[i]], closed=False)) for i in labels]
-        self._later = [
-            _behind(listed[i], first[0], tuple(encoder.token_ids(SEPARATOR + task.labels[i]))) for i in labels
-        ]
-        self.root = self.node(frozenset(_Piece(first[i], i, 1) for i in labels))
-        self.token_ids = sorted({token for ids in (*first, *self._ends, *self._later) for token in ids})
+            self.root = self.node(frozenset(_Piece(first[i] + self._ends[i], None, 1) for i in labels))
+        else:
+            self.root = self.node(frozenset(_Piece(first[i], i, 1) for i in labels))
+        self.token_ids = sorted({token for ids in (*first, *self._later, *self._ends) for token in ids})
 
     def node(self, pieces: frozenset[_Piece]) -> Node:
         """The place where these are what may follow."""
@@ -97,11 +90,6 @@ class AnswerTrie:
             later = range(piece.last + 1, len(self._later))
             following |= {_Piece(self._later[i], i, piece.count + 1) for i in later}
         return following
-
-
-def _behind(ids: tuple[int, ...], begin: tuple[int, ...], otherwise: tuple[int, ...]) -> tuple[int, ...]:
-    """What stands in `ids` behind `begin`; `otherwise` where a tokenizer writes the two together in another way."""
-    return ids[len(begin) :] if ids[: len(begin)] == begin and len(ids) > len(begin) else otherwise
 
 
 def answer_texts(encoder: Encoder) -> list[str]:

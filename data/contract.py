@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from data.arguments import UserError, one_line, spelled
 from data.encoding import Encoder, Objective
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
+from data.rendering import PromptIds
 from data.tasks import Task, check_same_labels, of_built_in, resolve_task
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Contract:
         thresholds: label -> probability from which it is predicted, None where nothing was calibrated.
         temperature: divides the scores before they become probabilities (1.0 = not calibrated).
         max_length: tokens of prompt and answer together.
+        prompt: the words around a text as token ids, as they were when the run began; None = as the tokenizer spells
+            them now (an untuned model, runs of earlier versions).
         base_model: the model that was fine-tuned, as the user named it.
         base_revision: its revision on the hub, None for a folder.
         base_fingerprint: tells its weights from others (`models.fingerprint`), None where no adapter needs them.
@@ -58,6 +61,7 @@ class Contract:
     thresholds: dict[str, float] | None = None
     temperature: float = 1.0
     max_length: int = DEFAULT_MAX_LENGTH
+    prompt: PromptIds | None = None
     base_model: str = ""
     base_revision: str | None = None
     base_fingerprint: str | None = None
@@ -90,9 +94,13 @@ class Contract:
         """Texts -> token ids under this contract; `tokenizer` is a Hugging Face tokenizer.
 
         Raises:
-            UserError: `max_length` leaves no room for a text.
+            UserError: see `Encoder`.
         """
-        return Encoder(self.task, tokenizer, self.cot, self.max_length, self.objective)
+        return Encoder(self.task, tokenizer, self.cot, self.max_length, self.objective, self.prompt)
+
+    def frozen(self, encoder: Encoder) -> "Contract":
+        """This contract, by which a text is asked about for ever as `encoder` does now."""
+        return replace(self, prompt=encoder.prompt)
 
     def save(self, directory: str | Path) -> None:
         """Write `task.json` into `directory`."""

@@ -1,11 +1,14 @@
 """Token ids of a task's prompts and targets: the only way from a text to what a model reads. (no torch)"""
 
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Literal
 
-from data.arguments import UserError
+from data.arguments import UserError, one_line
 from data.labels import SEPARATOR
+from data.rendering import PromptIds, spelt_prompt
+from data.spelling import Spelling
 from data.tasks import Task
 
 Objective = Literal["generate", "classify", "score"]
@@ -18,7 +21,6 @@ ENCODERS = frozenset(
         "yoso",
     )
 )  # fmt: skip
-_TEXT, _ANSWER = "\u2402", "\u2403"  # stand-ins for text and answer while the chat template is rendered
 RATIONALE_TOKENS = 256  # room for the reasoning of a --cot answer
 MAX_ANSWER_LABELS = 5  # room for a multi-label answer: GoEmotions, the widest task, never has more
 
@@ -26,6 +28,24 @@ MAX_ANSWER_LABELS = 5  # room for a multi-label answer: GoEmotions, the widest t
 def is_bidirectional(model_type: str) -> bool:
     """Whether this is an encoder: its tokens see what follows them, so it classifies, but writes and scores nothing."""
     return model_type in ENCODERS
+
+
+@dataclass(frozen=True)
+class AnswerPieces:
+    """Token ids that answers are put together from: training teaches these, and inference allows no others.
+
+    For most labels they are what a tokenizer makes of the whole answer. Not so for a label that ends in punctuation: of
+    "fear (mild), joy" a tokenizer may write ")," as one token, and then no answer "fear (mild)" could go on.
+
+    Attributes:
+        first: of each of the task's K labels, as an answer begins with it.
+        later: of each label behind another one, with the separator; empty where answers have one label.
+        ends: of what ends an answer behind each label, end token included.
+    """
+
+    first: list[list[int]]
+    later: list[list[int]]
+    ends: list[list[int]]
 
 
 class Encoder:
@@ -41,22 +61,34 @@ class Encoder:
         cot: ask for reasoning before the answer.
         max_length: tokens of prompt and answer together; longer texts lose their end.
         objective: "generate" and "score" keep room for an answer, "classify" has none.
+        prompt: the words around a text as they were when a run began; None = as the tokenizer spells them now.
+
+    Attributes:
+        prompt: the words around a text, in either case.
+        head_ids, tail_ids: token ids before and behind a text.
+        end_id: the token that ends an answer; None where none is written.
 
     Raises:
-        UserError: `max_length` leaves no room for a text.
+        UserError: `max_length` leaves no room for a text, a label cannot be written and read back, `prompt` is of
+            another tokenizer, or the chat template does not print the question.
     """
 
     def __init__(
-        self, task: Task, tokenizer, cot: bool = False, max_length: int = 512, objective: Objective = "generate"
-    ):
+        self, task: Task, tokenizer, cot: bool = False, max_length: int = 512, objective: Objective = "generate",
+        prompt: PromptIds | None = None,
+    ):  # fmt: skip
         self.task, self.tokenizer, self.cot, self.max_length = task, tokenizer, cot, max_length
         self.objective = objective
-        head, tail = self._rendered()
-        begin, end = ([], []) if self._chat else self._special_ids()
-        self.head_ids: list[int] = begin + self.token_ids(head)
-        self.tail_ids: list[int] = self.token_ids(tail) + (end if objective == "classify" else [])
-        # " joy" is the usual token after "Answer:"; after a chat header or a Chinese colon the answer starts at once
-        self._target_prefix = " " if not self._chat and tail[-1:].isascii() else ""
+        self._spelling = Spelling(tokenizer)
+        writes = objective != "classify"
+        self.prompt = prompt or spelt_prompt(task, self._spelling, cot, writes)
+        unknown = tokenizer.is_fast and None in tokenizer.convert_ids_to_tokens(self.prompt.token_ids)
+        if unknown or (self.prompt.end is not None) != writes:
+            raise UserError(f"task {task.name}: its prompt was spelt by another tokenizer than that of --model_path")
+        self.head_ids, self.tail_ids = list(self.prompt.head), list(self.prompt.tail)
+        self.end_id = self.prompt.end
+        if writes:
+            self._check_labels()
         needed = len(self.head_ids) + len(self.tail_ids) + self.answer_tokens
         if max_length <= needed:
             raise UserError(
@@ -65,50 +97,45 @@ class Encoder:
                 f"must be over {needed}"
             )
 
-    @property
-    def _chat(self) -> bool:
-        return self.task.use_chat_template and bool(self.tokenizer.chat_template)
-
-    def _rendered(self) -> tuple[str, str]:
-        """The prompt as text, without its text: what stands before it and what stands behind it."""
-        if self._chat:
-            prompt = self.tokenizer.apply_chat_template(
-                self.task.messages(_TEXT, self.cot),
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=self.cot,
-            )
-            # templates of reasoning-only models open the reasoning themselves; our targets bring their own tag
-            prompt = (
-                prompt.removesuffix("\n").removesuffix("<think>") if prompt.rstrip().endswith("<think>") else prompt
-            )
-        else:
-            prompt = self.task.plain_prompt(_TEXT, self.cot)
-        head, _, tail = prompt.partition(_TEXT)
-        return head, tail
+    def _check_labels(self) -> None:
+        """Raise a `UserError` naming a label that this tokenizer cannot write so that it is read back as it was."""
+        labels = self.task.labels
+        before = self.task.reasoning("-") if self.cot else ""
+        for label, ids in zip(labels, self._spelling.ids(labels), strict=True):
+            where = f"task {self.task.name}: label {one_line(repr(label))}"
+            if markup := self._spelling.markup.intersection(ids):
+                token = self.tokenizer.convert_ids_to_tokens(min(markup))
+                raise UserError(
+                    f"{where} holds {token}, which is no word to the tokenizer of --model_path, but a command"
+                )
+            behind_another = [(labels[0], label)] if self.pieces.later and label != labels[0] else []
+            for answer in [(label,), *behind_another]:
+                written = self.decode(self.answer_ids(answer))
+                read = self.task.parse(before + written, self.cot)
+                if not read.valid or read.labels != answer:
+                    meant = one_line(repr(self.answer_text(answer).strip()))
+                    raise UserError(f"{where} cannot be written: of {meant}, the tokenizer of --model_path makes "
+                                    f"{one_line(repr(written))}")  # fmt: skip
 
     def token_ids(self, text: str) -> list[int]:
         """Token ids of words of our own; markup in them is read as markup."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._spelling.ids([text])[0]
 
-    def _special_ids(self) -> tuple[list[int], list[int]]:
-        """What this tokenizer puts before and behind a plain text, such as [CLS] and [SEP]."""
-        mask = self.tokenizer("a", return_special_tokens_mask=True)
-        ids, inside = mask["input_ids"], [i for i, special in enumerate(mask["special_tokens_mask"]) if not special]
-        return (ids[: inside[0]], ids[inside[-1] + 1 :]) if inside else ([], [])
+    def prompts_and_cuts(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of the prompts, and which texts have lost their end because they left no room for the answer.
 
-    @cached_property
-    def end_id(self) -> int:
-        """The token that ends an answer: what the chat template puts after a turn, else the tokenizer's own end."""
-        if self._chat:
-            turns = [*self.task.messages(_TEXT, self.cot), {"role": "assistant", "content": _ANSWER}]
-            behind = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition(_ANSWER)[2]
-            ids = self.token_ids(behind)
-            if ids and ids[0] in self.tokenizer.added_tokens_decoder:
-                return ids[0]
-        if self.tokenizer.eos_token_id is None:
-            raise UserError("--model_path: the tokenizer has no end-of-text token, so an answer could never end")
-        return self.tokenizer.eos_token_id
+        Spaces and line breaks around a text are no part of it: files, flags and the page spell one text alike.
+        """
+        if not texts:
+            return [], []
+        room = self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
+        texts = [text.strip() for text in texts]
+        encoded = self._spelling.plain_ids(texts)
+        return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded], [len(ids) > room for ids in encoded]
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts; see `prompts_and_cuts`."""
+        return self.prompts_and_cuts(texts)[0]
 
     @cached_property
     def answer_tokens(self) -> int:
@@ -123,27 +150,36 @@ class Encoder:
         labels = sum(sorted(lengths.values())[-count:]) + max(first, 0) + (count - 1) * len(self.token_ids(","))
         frame = self.task.target(self.task.labels[:1], "")
         reasoning = RATIONALE_TOKENS + len(self.token_ids(frame)) if self.cot else 0
-        return labels + reasoning + 1
+        in_pieces = self._longest_answer(count) + (RATIONALE_TOKENS + len(self.reasoning_ids("")) if self.cot else 0)
+        return max(labels + reasoning + 1, in_pieces)  # the first alone is what earlier versions kept
 
-    def prompts_and_cuts(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of the prompts, and which texts have lost their end because they left no room for the answer.
+    def _longest_answer(self, count: int) -> int:
+        """Tokens of the longest answer of up to `count` labels, as it is put together from pieces."""
+        first, later, ends = ([len(ids) for ids in pieces] for pieces in astuple(self.pieces))
+        others = sorted(range(len(later)), key=later.__getitem__, reverse=True)[:count]
+        behind = (sum(later[j] for j in [j for j in others if j != i][: count - 1]) for i in range(len(first)))
+        return max(map(sum, zip(first, behind, strict=True))) + max(ends)
 
-        Spaces and line breaks around a text are no part of it: files, flags and the page spell one text alike.
-        """
-        if not texts:
-            return [], []
-        room = self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
-        texts = [text.strip() for text in texts]
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded], [len(ids) > room for ids in encoded]
+    @cached_property
+    def pieces(self) -> AnswerPieces:
+        """What answers are put together from."""
+        labels, several = self.task.labels, self.task.kind == "multi_label" and self.objective == "generate"
+        first = self._spelling.ids([self.answer_text([label], closed=False) for label in labels])
+        whole = self._spelling.ids([self.answer_text([label]) for label in labels])
+        closing = self.answer_text([""]).removeprefix(self.answer_text([""], closed=False))
+        closing_ids = self.token_ids(closing) if closing else []
+        ends = [[*_behind(ids, begin, closing_ids), self.end_id] for ids, begin in zip(whole, first, strict=True)]
+        return AnswerPieces(first, self._later_pieces() if several else [], ends)
 
-    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of the prompts; see `prompts_and_cuts`."""
-        return self.prompts_and_cuts(texts)[0]
-
-    def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
-        """Token ids of an answer, its end token included."""
-        return [*self.token_ids(self._target_prefix + self.task.target(labels, rationale)), self.end_id]
+    def _later_pieces(self) -> list[list[int]]:
+        labels = self.task.labels
+        alone = self._spelling.ids([SEPARATOR + label for label in labels])
+        for begin in (*labels, "a"):  # behind the first that keeps clear of the separator
+            ids = self.token_ids(self.answer_text([begin], closed=False))
+            if _behind(self.token_ids(self.answer_text([begin, labels[0]], closed=False)), ids, []):
+                listed = self._spelling.ids([self.answer_text([begin, label], closed=False) for label in labels])
+                return [_behind(whole, ids, apart) for whole, apart in zip(listed, alone, strict=True)]
+        return alone
 
     def answer_text(self, labels: Sequence[str], closed: bool = True) -> str:
         """An answer of these labels as it stands behind a prompt, or behind the reasoning.
@@ -152,23 +188,52 @@ class Encoder:
             labels: in the order in which they are written.
             closed: False leaves out what stands behind the last label.
         """
-        before, behind = ("<answer>", "</answer>") if self.cot else (self._target_prefix, "")
+        before, behind = ("<answer>", "</answer>") if self.cot else (self.prompt.answer_prefix, "")
         return before + SEPARATOR.join(labels) + (behind if closed else "")
 
-    def answer_ids(self, labels: Sequence[str], closed: bool = True) -> list[int]:
-        """Token ids of `answer_text`, with the end token if it is `closed`."""
-        return self.token_ids(self.answer_text(labels, closed)) + [self.end_id] * closed
+    def answer_ids(self, labels: Sequence[str]) -> list[int]:
+        """Token ids of `answer_text` and the end token."""
+        first, *later = (self.task.ids[label] for label in labels)
+        ids = list(self.pieces.first[first])
+        for label in later:
+            ids += self.pieces.later[label]
+        return ids + self.pieces.ends[later[-1] if later else first]
+
+    def target_ids(self, labels: Sequence[str], rationale: str | None = None) -> list[int]:
+        """Token ids of an answer to train on: with the reasoning before it, labels in the task's order.
+
+        Raises:
+            KeyError: a label that the task does not have.
+        """
+        reasoning = [] if rationale is None else self.reasoning_ids(rationale)
+        return reasoning + self.answer_ids(self.task.in_order(labels))
+
+    def reasoning_ids(self, rationale: str) -> list[int]:
+        """Token ids of the reasoning with its tags; markup inside it is read as plain characters."""
+        whole, frame = self._spelling.ids([self.task.reasoning(rationale), self.task.reasoning("")])
+        if sum(map(self._is_markup, whole)) == sum(map(self._is_markup, frame)):
+            return whole
+        before, behind = self.task.reasoning("\0").split("\0")
+        return [*self.token_ids(before), *self._spelling.plain_ids([rationale])[0], *self.token_ids(behind)]
+
+    def _is_markup(self, token: int) -> bool:
+        return token in self._spelling.markup
 
     def reasoned_ids(self, prompt: Sequence[int], rationale: str) -> list[int]:
         """Token ids of a `cot` prompt with its reasoning, up to where the answer begins."""
-        return [*prompt, *self.token_ids(self.task.reasoning(rationale))]
+        return [*prompt, *self.reasoning_ids(rationale)]
 
     def candidate_ids(self) -> list[list[int]]:
         """Token ids of each label as an answer of its own, end token included, in the task's order."""
-        return [self.target_ids((label,)) for label in self.task.labels]
+        return [self.answer_ids((label,)) for label in self.task.labels]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The answer as text, without its end token."""
         ids = list(token_ids)
         end = ids.index(self.end_id) if self.end_id in ids else len(ids)
         return self.tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
+
+
+def _behind(ids: list[int], begin: list[int], otherwise: list[int]) -> list[int]:
+    """What stands in `ids` behind `begin`; `otherwise` where a tokenizer writes the two together in another way."""
+    return ids[len(begin) :] if ids[: len(begin)] == begin and len(ids) > len(begin) else otherwise

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.arguments import UserError
 from data.formats import Row, read_rows
+from data.labels import holds_tags
 from data.tasks import Task
 
 
@@ -34,6 +35,7 @@ def load_examples(
     labels_required: bool = True,
     cot: bool = False,
     rejected: list[dict[str, Any]] | None = None,
+    most_labels: int | None = None,
 ) -> list[Example]:
     """Read and check a data file.
 
@@ -44,12 +46,13 @@ def load_examples(
         labels_required: False also takes files without any labels (to predict on).
         cot: every row needs a rationale.
         rejected: where bad rows are put, with file, line and error; None = stop at the first.
+        most_labels: that a row may have, since an answer holds no more; None = all.
 
     Raises:
         UserError: the file or one of its rows is not right.
     """
     before = len(rejected or ())
-    examples = list(read_examples(path, task, flag, labels_required, cot, rejected))
+    examples = list(read_examples(path, task, flag, labels_required, cot, rejected, most_labels))
     if bad := len(rejected or ()) - before:
         print(f"{path}: {bad} bad rows skipped")
     return examples
@@ -57,7 +60,7 @@ def load_examples(
 
 def read_examples(
     path: str | Path, task: Task, flag: str, labels_required: bool = True, cot: bool = False,
-    rejected: list[dict[str, Any]] | None = None,
+    rejected: list[dict[str, Any]] | None = None, most_labels: int | None = None,
 ) -> Iterator[Example]:  # fmt: skip
     """The rows of a data file one by one; see `load_examples`."""
     path = Path(path)
@@ -67,7 +70,7 @@ def read_examples(
     first_line, bad = 0, 0
     for row in read_rows(path, lambda cell: _is_gold(cell, task), labels_required, task.header_allowed):
         try:
-            example = _example(row, task, labels_required, cot)
+            example = _example(row, task, labels_required, cot, most_labels)
         except _RowError as error:
             if rejected is None:
                 raise UserError(f"{path}:{row.line}: {error}") from error
@@ -125,7 +128,7 @@ class ExampleFile:
         return islice(self._read([] if self._skips else None), self._begin, self._end)
 
 
-def _example(row: Row, task: Task, labels_required: bool, cot: bool) -> Example:
+def _example(row: Row, task: Task, labels_required: bool, cot: bool, most_labels: int | None) -> Example:
     if row.problem:
         raise _RowError(row.problem)
     if not isinstance(row.text, str) or not row.text.strip():
@@ -136,6 +139,10 @@ def _example(row: Row, task: Task, labels_required: bool, cot: bool) -> Example:
     rationale = str(row.rationale).strip() if row.rationale is not None else ""
     if cot and not rationale:
         raise _RowError("no rationale, which --cot needs (a column named rationale)")
+    if cot and holds_tags(rationale):
+        raise _RowError("the rationale holds a tag of those that stand around reasoning and answer")
+    if most_labels is not None and len(labels) > most_labels:
+        raise _RowError(f"{len(labels)} labels, while an answer holds at most {most_labels}")
     identity = str(row.id) if row.id not in (None, "") else str(row.line)
     return Example(identity, row.text.strip(), labels, rationale or None)
 

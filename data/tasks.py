@@ -50,7 +50,9 @@ def _label_text(path: Path) -> str:
             raise UserError(f"--label_path {path}: over {_MOST_LABEL_BYTES >> 20} MB; expected labels, one a line")
         return content.decode("utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-        raise UserError(f"--label_path {path}: cannot be read ({_reason(error)})") from error
+        reason = f"byte {error.start}: not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        reason = getattr(error, "strerror", None) or str(reason)
+        raise UserError(f"--label_path {path}: cannot be read ({reason})") from error
 
 
 def _line_problem(label: str) -> str | None:

@@ -1,8 +1,11 @@
+import json
 import re
 from itertools import combinations
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from data.answers import AnswerTrie, answer_grammar
 from data.encoding import MAX_ANSWER_LABELS, Encoder
@@ -12,7 +15,9 @@ from data.engine.models import load_model
 from data.engine.tree_attention import computes_spans, enable_packing, ordinary_attention, read_on
 from data.labels import CUSTOM_TEMPLATE
 from data.tasks import BUILT_IN_TASKS, Task
+from tests.conftest import CHAT_TEMPLATE, ROOT, make_tokenizer
 
+ENDS_ODDLY = ("fear (mild)", "a.", "why?", "joy", "{text}", "\u2402", "sad…", "100%", "\u2403 \ue000")
 ODD = ("a", "ab", "a b", "U.S.", "money-fx", "负面", "100 %", '"quoted"')
 TEXTS = [
     "thanks a lot",
@@ -52,6 +57,8 @@ def answers_of(task: Task) -> set[tuple[str, ...]]:
 TASKS = [
     Task("odd", "single_label", ODD, CUSTOM_TEMPLATE),
     Task("odd", "multi_label", ODD, CUSTOM_TEMPLATE),
+    Task("ends-oddly", "multi_label", ENDS_ODDLY, CUSTOM_TEMPLATE),
+    Task("ends-oddly", "multi_label", ENDS_ODDLY[1::-1], CUSTOM_TEMPLATE),
     BUILT_IN_TASKS["goemotions-group"],
     BUILT_IN_TASKS["chnsenticorp"],
 ]
@@ -85,6 +92,70 @@ def test_what_training_writes_is_a_path(tokenizer, name):
             assert token in trie.token_ids
             node = node.children[token]
         assert not node.children
+
+
+@pytest.mark.parametrize("cot", [False, True])
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.kind}")
+@pytest.mark.parametrize("chat", [False, True])
+def test_inference_allows_every_answer_that_training_teaches(joining_tokenizer, task, cot, chat):
+    """Also where a tokenizer joins a label's last character with the comma behind it."""
+    joining_tokenizer.chat_template = CHAT_TEMPLATE if chat else None
+    encoder = Encoder(task, joining_tokenizer, cot, max_length=2048)
+    trie = AnswerTrie(encoder)
+    reasoning = encoder.reasoning_ids("since so") if cot else []
+    for labels in answers_of(task):
+        target = encoder.target_ids(labels, "since so" if cot else None)
+        assert target[: len(reasoning)] == reasoning
+        node = trie.root
+        for token in target[len(reasoning) :]:
+            node = node.children[token]
+        assert not node.children
+        assert len(target) <= encoder.answer_tokens
+        read = task.parse(encoder.decode(target), cot)
+        assert (read.labels, read.valid) == (labels, True)
+
+
+@pytest.fixture(scope="module")
+def joining_tokenizer():
+    """One that writes punctuation and the comma behind it as one token, as large vocabularies do."""
+    tokenizer = make_tokenizer()
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = content["model"]
+    for first in (")", ".", "?", "%"):
+        model["vocab"][first + ","] = max(*model["vocab"].values(), 1) + 1
+        model["merges"].append([first, ","])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def test_the_joining_tokenizer_joins(joining_tokenizer):
+    assert ")," in joining_tokenizer.tokenize("fear (mild), joy")
+
+
+@pytest.mark.parametrize("cot", [False, True])
+@pytest.mark.parametrize("name", BUILT_IN_TASKS)
+def test_ordinary_answers_are_spelt_as_a_whole(tokenizer, name, cot):
+    """So that runs of earlier versions, which learnt the whole string, stay valid."""
+    assert_spelt_as_a_whole(Encoder(BUILT_IN_TASKS[name], tokenizer, cot, max_length=2048))
+
+
+def assert_spelt_as_a_whole(encoder):
+    task, rationale = encoder.task, "Since so, or not?" if encoder.cot else None
+    several = task.kind == "multi_label"
+    for labels in [*((label,) for label in task.labels), *(combinations(task.labels[-6:], 3) if several else [])]:
+        whole = encoder.token_ids(task.target(labels, rationale))
+        assert encoder.target_ids(labels, rationale) == [*whole, encoder.end_id]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("cot", [False, True])
+@pytest.mark.parametrize("name", BUILT_IN_TASKS)
+def test_ordinary_answers_of_a_real_tokenizer(name, cot):
+    from data.engine.models import load_tokenizer
+
+    real = load_tokenizer(str(ROOT / "models" / "smollm2-135m-instruct"))
+    assert_spelt_as_a_whole(Encoder(BUILT_IN_TASKS[name], real, cot, max_length=2048))
 
 
 def test_an_answer_of_many_labels_ends(tokenizer):

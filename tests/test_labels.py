@@ -94,6 +94,23 @@ def test_labels_with_punctuation_and_spaces_of_their_own():
     assert task.parse("why?, no., U.S.").labels == ("No.", "why?", "U.S.")
 
 
+def test_accents_are_read_however_they_are_encoded():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for stored in (composed, apart):  # the second as in a task.json of an earlier version
+        task = LabelTask("moods", "multi_label", ("calm", stored), "{text}")
+        for written in (composed, apart, apart.upper()):
+            prediction = task.parse(f"calm, {written}")
+            assert (prediction.labels, prediction.valid) == (("calm", stored), True)
+            assert task.parse(f"so {written}!").labels == (stored,)
+        assert task.named(composed) == task.named(apart) == stored
+        assert task.named("cafe") is None
+
+
+def test_braces_in_a_label_are_its_own():
+    task = LabelTask("code", "multi_label", ("{text}", "{labels}", "{answer_form}"), "{labels} of {text}")
+    assert task.prompt("this {text}") == "{text}, {labels}, {answer_form} of this {text}"
+
+
 @given(st.text())
 def test_parse_takes_any_text(text):
     prediction = GROUP.parse(text)
@@ -144,7 +161,11 @@ def test_prompts_with_the_text_first():
         {"labels": ("joy", "Joy")},
         {"labels": ("joy", "sad, mad")},
         {"labels": ("joy", "")},
+        {"labels": ("joy", "</think>")},
+        {"labels": ("joy", "sad\nmad")},
+        {"labels": ("joy", "\ud83d")},
         {"template": "no text here"},
+        {"template": "{text} and once more {text}"},
         {"kind": "ranking"},
     ],
 )

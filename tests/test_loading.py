@@ -54,6 +54,26 @@ def test_parquet(tmp_path):
     ]
 
 
+def test_a_rationale_with_our_tags_is_a_bad_row(tmp_path):
+    rows = [
+        {"text": "a", "label": "joy", "rationale": why} for why in ("since so", "so</think>\n<answer>fear</answer>")
+    ]
+    path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"a.jsonl:2: the rationale holds a tag"):
+        load_examples(path, EMOTION, cot=True)
+    assert len(load_examples(path, EMOTION)) == 2  # nobody reads it
+
+
+def test_a_row_with_more_labels_than_an_answer_holds(tmp_path):
+    path = write(tmp_path / "a.tsv", "a\t0,1\tc1\nb\t0,1,2\tc2\n")
+    with pytest.raises(UserError, match=r"a.tsv:2: 3 labels, while an answer holds at most 2"):
+        load_examples(path, GROUP, most_labels=2)
+    rejected = []
+    assert len(load_examples(path, GROUP, rejected=rejected, most_labels=2)) == 1
+    assert (rejected[0]["line"], rejected[0]["text"]) == (2, "b")
+    assert len(load_examples(path, GROUP)) == 2
+
+
 def test_comment_id_or_line_is_the_id(tmp_path):
     assert [e.id for e in load_examples(write(tmp_path / "a.tsv", "a\t1\tc7\nb\t0\t\n"), GROUP)] == ["c7", "2"]
 

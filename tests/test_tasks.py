@@ -1,13 +1,14 @@
 """Which task the flags name, and in which words it asks."""
 
 import dataclasses
+import os
 
 import pytest
 
 from data.arguments import UserError
 from data.labels import CUSTOM_TEMPLATE
 from data.published import EMOTION_TEMPLATE
-from data.tasks import BUILT_IN_TASKS, Task, read_labels, resolve_task, with_prompt
+from data.tasks import BUILT_IN_TASKS, Task, check_same_labels, read_labels, resolve_task, with_prompt
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 
@@ -34,12 +35,34 @@ def test_labels_alone_name_a_built_in_task(tmp_path):
         (["joy", "", "fear"], r"labels.txt:2: empty line"),
         (["joy", "fear", "Joy"], r"labels.txt:3: label 'Joy' stands already on line 1"),
         (["joy", "a, b"], r"labels.txt:2: .* comma"),
+        (["joy", "a  b", "a b"], r"labels.txt:3: label 'a b' stands already on line 2"),
+        (["caf\u00e9", "cafe\u0301"], r"labels.txt:2: .* stands already on line 1"),
+        (["joy", "a\x00b"], r"labels.txt:2: label 'a\\x00b' holds a control character"),
+        (["joy", "a\u2028b"], r"labels.txt:2: .* line break"),
+        (["joy", "<answer>"], r"labels.txt:2: .* holds a tag"),
+        (["joy", "a" * 300], r"labels.txt:2: label 'a{20}'… has 300 characters; a label has at most 200"),
+        ([f"label {i}" for i in range(10_001)], r"needs at most 10,000 labels, one a line; found 10,001"),
+        (["a" * 2**20] * 11, r"labels.txt: over 10 MB"),
         (["joy"], "at least two labels"),
     ],
 )
 def test_bad_label_files(tmp_path, lines, message):
     with pytest.raises(UserError, match=message):
         read_labels(write_labels(tmp_path / "labels.txt", *lines))
+
+
+@pytest.mark.parametrize("path", ["pipe", "folder", "/dev/zero"])
+def test_a_label_path_that_is_no_file(tmp_path, path):
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=rf"--label_path {tmp_path / path}: is no file"):
+        read_labels(tmp_path / path)
+
+
+def test_labels_are_composed(tmp_path):
+    path = write_labels(tmp_path / "labels.txt", "cafe\u0301", "tea")
+    assert read_labels(path) == ("caf\u00e9", "tea")
+    check_same_labels("one", ["cafe\u0301", "tea"], "other", ["caf\u00e9", "tea"])
 
 
 def test_task_and_labels_that_contradict(tmp_path):

@@ -69,7 +69,7 @@ class Data:
     rejected: list[dict[str, Any]]
 
 
-def load_data(args, task: Task, kind_known: bool, rationales: bool = False) -> Data:
+def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most_labels: int | None = None) -> Data:
     """Read and check all files before anything heavy starts.
 
     Args:
@@ -77,6 +77,7 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False) -> D
         task: the labels.
         kind_known: whether `task.kind` is certain; else one label on every row makes it "single_label".
         rationales: training and validation rows have to bring their reasoning.
+        most_labels: that a training or validation row may have; None = all.
 
     Raises:
         UserError: a broken file or row, or nothing to validate on where the flags ask for it.
@@ -89,7 +90,10 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False) -> D
             return []
         learnt_from = flag_name != "test_data_path"  # the model writes its own reasoning about test rows
         bad_rows = rejected if args.skip_bad_rows else None
-        return load_examples(path, task, f"--{flag_name}", cot=rationales and learnt_from, rejected=bad_rows)
+        most = most_labels if learnt_from else None
+        return load_examples(
+            path, task, f"--{flag_name}", cot=rationales and learnt_from, rejected=bad_rows, most_labels=most
+        )
 
     train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
     kind_known = kind_known or task in BUILT_IN_TASKS.values()
