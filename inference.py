@@ -34,8 +34,8 @@ From Python:
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +44,32 @@ from data.contract import Contract, contract_for
 from data.encoding import Objective
 from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
-from data.engine.models import check_model_path
+from data.engine.models import adapter_stack, check_model_path
 from data.engine.predictor import DEMO_TEXTS, Predictor
-from data.files import PREDICTIONS_FILE, REJECTED_FILE, SUMMARY_FILE, TASK_FILE, write_json_lines
+from data.files import (
+    PREDICTIONS_FILE,
+    REJECTED_FILE,
+    SUMMARY_FILE,
+    TASK_FILE,
+    exclusive,
+    file_hash,
+    sample_hash,
+    write_json_lines,
+)
 from data.labels import Prediction
 from data.loading import ExampleFile
-from data.prediction_files import PART_NAME
+from data.prediction_files import PART_NAME, Settings
+
+# files of a model's directory that decide what it says
+MODEL_FILES = (
+    TASK_FILE, "*config.json", "tokenizer*", "*tokens*.json", "vocab.*", "merges.txt", "chat_template.*", "*.model",
+    "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin",
+)  # fmt: skip
+# flags that decide nothing about a prediction; files are known by what is in them, wherever they lie
+UNDECIDING = (
+    "text", "interactive", "demo", "output_dir", "batch_size", "workers", "compile", "tensor_parallel_size", "device",
+    "seed", "shard", "test_data_path", "label_path",
+)  # fmt: skip
 
 
 @dataclass
@@ -144,18 +164,20 @@ def main(args: Args) -> None:
     contract = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective)
     if args.probabilities and contract.cot:
         raise UserError("--probabilities: not of answers with reasoning (--cot)")
+    free = contract.objective == "generate" and not args.constrained
+    if args.probabilities and free:
+        raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
     if args.test_data_path is not None:
         predict_file(args, contract)
         return
-    with open_predictor(args, probabilities=args.backend != "vllm") as predictor:
+    with open_predictor(args, probabilities=args.backend != "vllm" and not free) as predictor:
         if args.demo:
             for text in DEMO_TEXTS:
                 print(f"{text}\n{shown(predictor.predict(text))}\n")
         elif args.interactive:
             interact(predictor)
         else:
-            texts = [args.text] if args.text != "-" else filter(str.strip, map(str.strip, sys.stdin))
-            for text in texts:
+            for text in [args.text] if args.text != "-" else texts_from_stdin():
                 print(json.dumps(asdict(predictor.predict(text)), ensure_ascii=False), flush=True)
 
 
@@ -171,11 +193,12 @@ def predict_file(args: Args, contract: Contract) -> None:
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
     name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
-    settings = prediction_settings(args)
-    with open_predictor(args, args.probabilities) as predictor:
-        if rejected:
-            write_json_lines(output_dir / REJECTED_FILE, rejected)
-        evaluate(predictor, examples, output_dir, args.seed, settings, name)
+    with exclusive(output_dir, name):
+        settings = prediction_settings(args) | examples.span
+        with open_predictor(args, args.probabilities) as predictor:
+            if rejected:
+                write_json_lines(output_dir / REJECTED_FILE, rejected)
+            evaluate(predictor, examples, output_dir, args.seed, settings, name)
     if examples.labelled and name == PREDICTIONS_FILE:
         print((output_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     print(f"written to {output_dir / name}")
@@ -188,29 +211,49 @@ def output_directory(args: Args) -> Path:
     return Path(args.output_dir or Path(args.model_path) / "test")
 
 
-def prediction_settings(args: Args) -> dict[str, Any]:
-    """What decides a file's predictions: flags, and the state of the files they name."""
-    settings = asdict(args)
-    for name in (
-        "text", "interactive", "demo", "output_dir", "batch_size", "workers", "compile", "tensor_parallel_size",
-        "device", "seed",
-    ):  # fmt: skip
-        del settings[name]
-    weights = sorted(Path(args.model_path).glob("*.safetensors"))
-    for name, files in (("model_path", weights), ("test_data_path", [Path(args.test_data_path)])):
-        states = [f"{path.name}: {path.stat().st_size} bytes of {_modified(path)}" for path in files]
-        settings[name] = f"{settings[name]} ({'; '.join(states)})" if states else settings[name]
-    return settings
+def prediction_settings(args: Args) -> Settings:
+    """What decides a file's predictions: flags, and what is in the files they name."""
+    flags = {name: value for name, value in asdict(args).items() if name not in UNDECIDING}
+    files = {"--test_data_path": Path(args.test_data_path)}
+    if args.label_path is not None:
+        files["--label_path"] = Path(args.label_path)
+    for depth, model in enumerate(reversed(adapter_stack(args.model_path))):
+        role = "--model_path" + " of its base" * depth
+        found = sorted(path for pattern in MODEL_FILES for path in Path(model).glob(pattern) if path.is_file())
+        files |= {f"{role} {path.name}": path for path in found}
+    if Path(args.model_path).is_dir():
+        del flags["model_path"]
+    hashes = {role: _content(path) for role, path in files.items()}
+    return {"flags": flags, "files": {role: {"path": str(path), "hash": hashes[role]} for role, path in files.items()}}
 
 
-def _modified(path: Path) -> str:
-    return datetime.fromtimestamp(path.stat().st_mtime).isoformat()
+def _content(path: Path) -> str:
+    weights = path.suffix in (".safetensors", ".bin") and not path.name.startswith("adapter_")
+    return sample_hash(path) if weights else file_hash(path)
+
+
+def texts_from_stdin() -> Iterator[str]:
+    """The texts of standard input, one a line, each as soon as it is there.
+
+    Raises:
+        UserError: it is closed, or a line is not UTF-8.
+    """
+    if sys.stdin is None:
+        raise UserError("--text -: standard input is closed")
+    for number, raw in enumerate(sys.stdin.buffer, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input:{number}: byte 0x{raw[error.start]:02x} is not UTF-8") from error
+        yield from filter(None, map(str.strip, line.split("\r")))  # which ended lines once
 
 
 def interact(predictor: Predictor) -> None:
     """Ask for texts until quit, exit or Ctrl-D."""
     import readline  # noqa: F401  (arrow keys and history in input())
 
+    if sys.stdin is None:
+        raise UserError("--interactive: standard input is closed")
     print(f"task {predictor.task.name}: {', '.join(predictor.task.labels)}\nA text, or quit:")
     while True:
         try:
@@ -218,16 +261,23 @@ def interact(predictor: Predictor) -> None:
         except EOFError:
             print()
             return
+        except UnicodeDecodeError as error:
+            print(f"  not UTF-8 ({error.reason})")
+            continue
         if text.casefold() in ("quit", "exit"):
             return
-        if text:
-            print(shown(predictor.predict(text)))
+        try:
+            if text:
+                print(shown(predictor.predict(text)))
+        except ValueError as error:
+            print(f"  {error}")
 
 
 def shown(prediction: Prediction, most: int = 5) -> str:
     """A prediction as a person reads it: labels, and the `most` probable ones with their probabilities."""
     confidence = f"  ({prediction.confidence:.0%})" if prediction.confidence is not None else ""
-    lines = [f"  {', '.join(prediction.labels) or f'no label in {prediction.completion!r}'}{confidence}"]
+    cut = "  (the text was too long and lost its end)" if prediction.truncated else ""
+    lines = [f"  {', '.join(prediction.labels) or f'no label in {prediction.completion!r}'}{confidence}{cut}"]
     ranked = sorted((prediction.probabilities or {}).items(), key=lambda item: -item[1])
     lines += [f"    {share:>6.1%}  {'█' * round(share * 30):<30}  {label}" for label, share in ranked[:most]]
     return "\n".join(lines)

@@ -92,6 +92,38 @@ def set_probability(probabilities, labels: Sequence[str], task: Task, activation
     return float(numpy.where(chosen, probabilities, 1 - probabilities).prod())
 
 
+def weigh_answers(
+    scores: Sequence[float], several: Sequence[str], task: Task, temperature: float = 1.0
+) -> tuple[tuple[str, ...], float, numpy.ndarray]:
+    """One distribution over the answers that were compared: the answer it stands for, and what it says of each label.
+
+    A label's probability is that of all answers that hold it together. In a multi-label task they need not add up to 1.
+
+    Args:
+        scores: of the K labels as answers of their own, and behind them that of one answer with several labels, if
+            there is one.
+        several: the labels of that answer, else none.
+        task: the labels.
+        temperature: see `probabilities`.
+
+    Returns:
+        The most probable of the answers that hold the most probable label, its probability, and those of the labels
+        (K,).
+
+    Raises:
+        ValueError: see `probabilities`.
+    """
+    shares = probabilities([scores], "softmax", temperature)[0]
+    alone, together = shares[: len(task.labels)], shares[len(task.labels) :]
+    of_labels = alone.copy()
+    of_labels[[task.ids[label] for label in several]] += together
+    of_labels = of_labels.clip(max=1.0)  # a sum's last digit
+    best = int(of_labels.argmax())
+    if task.labels[best] in several and together[0] >= alone[best]:
+        return tuple(several), float(together[0]), of_labels
+    return (task.labels[best],), float(alone[best]), of_labels
+
+
 def fit_temperature(scores, gold: Gold, task: Task, activation: Activation) -> float:
     """The temperature under which the gold labels are the most probable (Guo et al., 2017, "On Calibration of Modern
     Neural Networks").

@@ -42,6 +42,7 @@ class Prediction:
         confidence: probability of the whole answer under the model, 0 to 1, where the backend measured it; where only
             valid answers may be written, among those (and given the reasoning, if there is any).
         probabilities: label -> probability, where the backend measured them.
+        truncated: the text was longer than `max_length` allows and lost its end.
     """
 
     labels: tuple[str, ...]
@@ -50,6 +51,7 @@ class Prediction:
     completion: str = ""
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
+    truncated: bool = False
 
     @property
     def label(self) -> str | None:

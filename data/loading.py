@@ -114,6 +114,7 @@ class ExampleFile:
 
     Attributes:
         labelled: whether the rows have gold labels.
+        total: how many rows there are with those of the other parts.
     """
 
     def __init__(
@@ -130,9 +131,15 @@ class ExampleFile:
             print(f"{one_line(path)}: {len(rejected)} bad rows skipped")
         count = min(count, limit or count)
         self._begin, self._end = (count * i // shard[1] for i in (shard[0] - 1, shard[0]))
+        self.total = count
 
     def __len__(self) -> int:
         return self._end - self._begin
+
+    @property
+    def span(self) -> dict[str, int]:
+        """Which of the whole's rows these are."""
+        return {"first_row": self._begin + 1, "last_row": self._end, "rows": self.total}
 
     def __iter__(self) -> Iterator[Example]:
         return islice(self._read([] if self._skips else None), self._begin, self._end)

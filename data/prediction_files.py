@@ -1,21 +1,38 @@
-"""predictions.jsonl: written as rows are predicted, continued after a kill, measured from the file. (no torch)"""
+"""predictions.jsonl: written as rows are predicted, continued after a kill, replaced whole, put together. (no torch)
 
-import json
+What lies in a directory at any moment: `predictions.jsonl` with its scores, both whole and of one another; while others
+are made, `predictions.partial.jsonl` and in `predictions.partial.json` what decides them. When the last row is there,
+the new scores are written, and then the rows take their place. Killed in between, the same command finds the partial
+file whole and does these last steps again.
+"""
+
 import os
-from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy
-
-from data.calibration import calibration_scores, probabilities
-from data.contract import Contract, check_run_settings
-from data.files import PREDICTIONS_FILE, RESULTS_FILE, SUMMARY_FILE, write_json, write_text
-from data.labels import Prediction
-from data.metrics import format_summary, label_metrics
+from data.arguments import UserError, one_line, spelled
+from data.files import (
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    SUMMARY_FILE,
+    as_json,
+    atomic_writer,
+    file_hash,
+    read_json,
+    write_json,
+    write_text,
+)
+from data.loading import Example
+from data.metrics import format_summary
+from data.prediction_rows import FIELDS, row_in
+from data.tasks import Task
 
 PART_NAME = "predictions-{i}-of-{n}.jsonl"  # of a file that several machines share
+Settings = dict[str, Any]
+"""What decides predictions: `flags` (name -> value) and `files` (role -> path and hash); and which rows they are of:
+`first_row` and `last_row`, from 1, of `rows`."""
 
 
 class PredictionFile:
@@ -23,105 +40,120 @@ class PredictionFile:
 
     Args:
         directory: where it goes.
-        settings: what decides the predictions; a file begun with others is not continued.
+        examples: what is predicted; the rows of a file that is continued are compared with them.
+        task: theirs.
+        settings: what decides the predictions; a file begun with the same is continued, with others it is an error.
+            None = begin anew.
         name: its name when it is whole.
-        go_on: False begins anew.
 
     Attributes:
-        done: rows that are in it already.
+        done: rows that were in it already.
+        rows: rows that are in it.
+        unfinished: the file until it is whole.
 
     Raises:
-        UserError: a file begun with other settings.
+        UserError: a file begun with other settings, or by an EmoTune that kept no hashes.
     """
 
     def __init__(
-        self, directory: str | Path, settings: dict[str, Any], name: str = PREDICTIONS_FILE, go_on: bool = True
-    ):
+        self, directory: str | Path, examples: Iterable[Example], task: Task, settings: Settings | None = None,
+        name: str = PREDICTIONS_FILE,
+    ):  # fmt: skip
         self.path = Path(directory) / name
-        self._partial = self.path.with_suffix(".partial.jsonl")
-        self._settings = self.path.with_suffix(".partial.json")
+        self.unfinished = self.path.with_suffix(".partial.jsonl")
+        self._settings_path, self._settings = self.path.with_suffix(".partial.json"), settings
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not go_on:
-            self._partial.unlink(missing_ok=True)
-        if self._partial.is_file():
-            check_run_settings(self._settings, settings, may_change=())
+        if settings is None:
+            self.unfinished.unlink(missing_ok=True)
+            self._settings_path.unlink(missing_ok=True)
+        elif self.unfinished.is_file() and self.unfinished.stat().st_size:
+            self._check_settings(settings)
         else:
-            write_json(self._settings, settings)
-        self._file = self._partial.open("a+b")
-        self.done = self._whole_rows()
+            write_json(self._settings_path, settings)
+        self._file = self.unfinished.open("a+b")
+        self.done = self.rows = self._right_rows(examples, task)
 
-    def _whole_rows(self) -> int:
-        """How many rows there are; half a row at the end, from a kill while it was written, is cut off."""
+    def _check_settings(self, settings: Settings) -> None:
+        choice = "remove it to begin anew, or choose another --output_dir"
+        before = read_json(self._settings_path, missing_ok=True, fields={"flags": dict, "files": dict})
+        if not {"flags", "files"} <= before.keys():
+            raise UserError(
+                f"{self.unfinished}: nothing says what is in the files it was begun with, as with an earlier EmoTune; "
+                f"{choice}"
+            )
+        if difference := different_settings(before, settings, str(self.unfinished)):
+            raise UserError(f"{difference}; {choice}")
+
+    def _right_rows(self, examples: Iterable[Example], task: Task) -> int:
+        """How many rows are right; the file is cut behind the last of them, as after half a row that a kill left."""
         rows = end = 0
+        size = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
-        for line in self._file:
-            if not line.endswith(b"\n"):
+        for line, example in zip(self._file, examples if size else (), strict=False):
+            if not _is_row_of(line, example, task):
                 break
             rows, end = rows + 1, end + len(line)
         self._file.truncate(end)
+        if end < size:
+            print(f"{self.unfinished}: {rows:,} rows are right; what stands behind them is predicted anew")
         return rows
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write rows behind those that are there, each as it comes; they outlive this process."""
         for row in rows:
-            self._file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+            self._file.write(f"{as_json(row, self.unfinished)}\n".encode(errors="backslashreplace"))
             self._file.flush()
+            self.rows += 1
 
     def close(self) -> None:
         """Write no more; what is there can be continued."""
         self._file.close()
 
     def finish(self) -> None:
-        """Put the file in its place."""
-        with self._partial.open("rb") as file:
+        """Put the file in its place, and beside a part what it is a part of."""
+        with self.unfinished.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(self._partial, self.path)
-        self._settings.unlink(missing_ok=True)
+        if self.path.name != PREDICTIONS_FILE:
+            write_json(self.path.with_suffix(".json"), {**(self._settings or {}), "sha256": file_hash(self.unfinished)})
+        os.replace(self.unfinished, self.path)
+        self._settings_path.unlink(missing_ok=True)
 
 
-def rows_of(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file of predictions."""
-    with Path(path).open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+def _is_row_of(line: bytes, example: Example, task: Task) -> bool:
+    """Whether this is a whole line, and what EmoTune would write of this text."""
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        row = row_in(line, "", task)
+    except UserError:
+        return False
+    same = (row["id"], row["text"], row["gold"]) == (example.id, example.text, list(example.labels) or None)
+    return same and row.keys() == FIELDS.keys()
 
 
-def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any]:
-    """Scores of predicted rows, as `test_results.json` has them.
+def different_settings(before: Settings, now: Settings, place: str) -> str | None:
+    """In words, the first flag or file in which the settings of `place` differ from those of now."""
+    for name, value in now["flags"].items():
+        if name not in before["flags"] or before["flags"][name] != value:
+            found = spelled(before["flags"].get(name))
+            return f"--{name} {spelled(value)}: {place} began with {one_line(found, 100)}"
+    for role, file in now["files"].items():
+        known = before["files"].get(role)
+        if not isinstance(known, dict) or known.get("hash") != file["hash"]:
+            return f"{file['path']}: is not what {place} was begun with: its content differs"
+    for role in before["files"]:
+        if role not in now["files"]:
+            return f"{role}: is not there any more, but was when {place} was begun"
+    return None
 
-    Args:
-        rows: rows of predictions.jsonl; gone through once.
-        contract: what they were predicted under.
 
-    Returns:
-        `n`; where the rows have gold labels, `label_metrics`; where they have probabilities, too, `ece`, `brier` and
-        `auc`, and under `uncalibrated` the first two without the contract's temperature.
-    """
-    task = contract.task
-    gold: list[tuple[str, ...]] = []
-    predicted: list[Prediction] = []
-    flat = array("f")  # probabilities (n, K), row by row
-    one: dict[Any, Any] = {}  # equal label sets and predictions are one object: a file may have millions of them
-    count = 0
-    for count, row in enumerate(rows, start=1):  # noqa: B007
-        if row["gold"] is None:
-            continue
-        labels, answer = tuple(row["gold"]), (tuple(row["labels"]), row["valid"])
-        gold.append(one.setdefault(labels, labels))
-        predicted.append(one.setdefault(answer, Prediction(*answer)))
-        if row["probabilities"] is not None:
-            flat.extend(row["probabilities"].values())
-    if not gold:
-        return {"n": count}
-    results = label_metrics(gold, predicted, task)
-    if len(flat) == len(gold) * len(task.labels):
-        calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
-        results |= calibration_scores(calibrated, gold, task)
-        if contract.objective != "generate":
-            plain = probabilities(_scores(calibrated, contract), contract.activation)
-            before = calibration_scores(plain, gold, task)
-            results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
-    return results
+@contextmanager
+def new_predictions(directory: str | Path, rows: Iterable[dict[str, Any]]) -> Iterator[Iterator[dict[str, Any]]]:
+    """Within this context the rows are to be gone through, which writes them; they become predictions.jsonl at its end,
+    which is no sooner than their scores are there, too."""
+    path = Path(directory) / PREDICTIONS_FILE
+    with atomic_writer(path) as file:
+        yield (file.write(as_json(row, path) + "\n") and row for row in rows)
 
 
 def write_results(directory: str | Path, results: dict[str, Any], title: str) -> str:
@@ -133,16 +165,6 @@ def write_results(directory: str | Path, results: dict[str, Any], title: str) ->
 
 
 def remove_results(directory: str | Path) -> None:
-    """Remove the scores of earlier predictions, which others are about to replace."""
+    """Remove the scores of earlier predictions, which others without any are about to replace."""
     for name in (RESULTS_FILE, SUMMARY_FILE):
         (Path(directory) / name).unlink(missing_ok=True)
-
-
-def _scores(calibrated, contract: Contract) -> numpy.ndarray:
-    """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
-    from scipy.special import logit
-
-    tiny = numpy.finfo(numpy.float32).tiny
-    if contract.activation == "softmax":
-        return numpy.log(numpy.maximum(calibrated, tiny)) * contract.temperature
-    return logit(numpy.clip(calibrated.astype(float), tiny, 1 - 1e-7)) * contract.temperature

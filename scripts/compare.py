@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_output_dir, flag, run
-from data.files import RESULTS_FILE, read_json, write_json, write_text
+from data.files import RESULTS_FILE, exclusive, write_json, write_text
 from data.metrics import LABEL_METRICS
+from data.report.run_files import read_run_file
 from data.report.tables import is_number, markdown_table
 
 COLUMNS = (
     "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
 )  # fmt: skip
 KNOWN_COLUMNS = tuple(dict.fromkeys((*COLUMNS, *LABEL_METRICS, "brier")))
+COMPARISON_FILE = "baseline_comparison.json"
 _SEED_SUFFIX = re.compile(r"(?P<system>.+)(?:-seed|_seed|-s)\d+")
 
 
@@ -110,7 +112,7 @@ def read_runs(specs: Sequence[str], group_seeds: bool) -> dict[str, list[Run]]:
         specs = with_results(specs)
     systems: dict[str, list[Run]] = defaultdict(list)
     for name, folder in named_folders(specs, group_seeds):
-        new = Run(name, folder, read_json(Path(folder) / RESULTS_FILE))
+        new = Run(name, folder, read_run_file(folder, RESULTS_FILE))
         for other in systems[name]:
             if Path(other.folder).resolve() == Path(folder).resolve():
                 raise UserError(f"--runs: {name} has {folder} twice")
@@ -180,7 +182,8 @@ def main(args: Args) -> None:
     if args.markdown_path is not None:
         write_text(args.markdown_path, f"{text}\n")
     if args.output_dir is not None:
-        write_json(Path(args.output_dir) / "baseline_comparison.json", summaries)
+        with exclusive(args.output_dir, COMPARISON_FILE):
+            write_json(Path(args.output_dir) / COMPARISON_FILE, summaries)
 
 
 if __name__ == "__main__":

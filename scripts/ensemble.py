@@ -15,25 +15,25 @@ A run is a folder with a predictions.jsonl; its task.json is there or, for <run>
           labels that at least half of the runs gave, or else those given most often
 """
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy
 
-from data.arguments import UserError, check_output_dir, flag, run
+from data.arguments import UserError, check_output_dir, flag, one_line, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.contract import Contract
-from data.files import PREDICTIONS_FILE, TASK_FILE, write_json_lines
+from data.files import PREDICTIONS_FILE, TASK_FILE, exclusive
 from data.labels import Prediction
+from data.loading import Example
 from data.metrics import label_metrics
-from data.prediction_files import remove_results, write_results
+from data.prediction_files import new_predictions, remove_results, write_results
+from data.prediction_rows import check_row, prediction_row, rows_of
 from data.tasks import Task, check_same_labels, resolve_task
 
-FIELDS = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool, "probabilities": dict | None}
 TABLE = {
     "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard", "auc": "AUC",
     "ece": "ECE",
@@ -112,13 +112,7 @@ def read_member(folder: str) -> Member:
         UserError: no predictions there, or a line that is none.
     """
     path = Path(folder) / PREDICTIONS_FILE
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    rows = [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    rows = list(rows_of(path))
     if not rows:
         raise UserError(f"{path}: no predictions in it")
     places = (Path(folder), Path(folder).resolve().parent)
@@ -126,18 +120,6 @@ def read_member(folder: str) -> Member:
     if place is None:
         return Member(folder, rows, None, None)
     return Member(folder, rows, Contract.load(place), place / TASK_FILE)
-
-
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = {"probabilities": None, **json.loads(line)}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}:{number}: not a JSON object ({error})") from error
-    for field, wanted in FIELDS.items():
-        if field not in row or not isinstance(row[field], wanted):
-            found = _cut(row[field]) if field in row else "not there"
-            raise UserError(f"{path}:{number}: {field} is {found}, so this is no line of predictions")
-    return row
 
 
 def common_task(args: Args, members: Sequence[Member]) -> Task:
@@ -173,9 +155,10 @@ def check_same_rows(members: Sequence[Member]) -> None:
         for row, expected in zip(other.rows[:both], first.rows[:both], strict=True):
             for field in ("id", "text", "gold"):
                 if row[field] != expected[field]:
+                    found, wanted = (one_line(repr(each[field]), 60) for each in (row, expected))
                     raise UserError(
-                        f"{other.path}: id {row['id']!r} has {field} {_cut(row[field])}, "
-                        f"{first.path} has {_cut(expected[field])} in its place; they predict different files"
+                        f"{other.path}: id {row['id']!r} has {field} {found}, {first.path} has {wanted} in its place; "
+                        "they predict different files"
                     )
         if len(other.rows) != len(first.rows):
             longer, shorter = (other, first) if len(other.rows) > len(first.rows) else (first, other)
@@ -183,31 +166,6 @@ def check_same_rows(members: Sequence[Member]) -> None:
                 f"{shorter.path}: ends before id {longer.rows[len(shorter.rows)]['id']!r} of {longer.path} "
                 f"({len(shorter.rows)} rows, not {len(longer.rows)})"
             )
-
-
-def _cut(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"
-
-
-def check_labels(member: Member, task: Task) -> None:
-    """Raise a `UserError` naming the first row with a label, or a set of probabilities, that is not the task's."""
-    for row in member.rows:
-        for label in (*(row["gold"] or ()), *row["labels"]):
-            if label not in task.ids:
-                raise UserError(f"{member.path}: id {row['id']!r} has label {label!r}, which task {task.name} has not")
-        if task.kind == "single_label" and row["gold"] is not None and len(row["gold"]) != 1:
-            raise UserError(
-                f"{member.path}: id {row['id']!r} has {len(row['gold'])} gold labels, but task {task.name} takes one"
-            )
-        found = row["probabilities"]
-        if found is not None and found.keys() != task.ids.keys():
-            raise UserError(
-                f"{member.path}: id {row['id']!r} has probabilities of {_cut(list(found))}, not of the labels of task "
-                f"{task.name}"
-            )
-        if found is not None and not all(isinstance(p, (int, float)) and 0 <= p <= 1 for p in found.values()):
-            raise UserError(f"{member.path}: id {row['id']!r} has probabilities that are not from 0 to 1")
 
 
 # --- combining ------------------------------------------------------------------------------------------------------
@@ -262,10 +220,11 @@ def combine(
     if how == "vote" or not all(member.has_probabilities for member in members):
         answers = zip(*([row["labels"] for row in member.rows] for member in members), strict=True)
         return [Prediction(given, valid=bool(given)) for given in (voted(a, weights, task) for a in answers)], None
-    probabilities = sum(weight * member.probabilities(task) for member, weight in zip(members, weights, strict=True))
+    means = sum(weight * member.probabilities(task) for member, weight in zip(members, weights, strict=True))
+    probabilities = numpy.clip(means, 0, 1)  # the last digit of a sum
     decided = decide(probabilities, task, mean_thresholds(members, weights))
-    compete = any(member.contract is None or member.contract.activation == "softmax" for member in members)
-    activation = "softmax" if compete else "sigmoid"
+    # labels compete where they share what there is: not under heads that may find several, nor in written answers
+    activation = "softmax" if numpy.allclose(probabilities.sum(axis=1), 1, atol=1e-4) else "sigmoid"
     return [
         Prediction(
             labels,
@@ -302,30 +261,33 @@ def main(args: Args) -> None:
     task = common_task(args, members)
     check_same_rows(members)
     for member in members:
-        check_labels(member, task)
+        for row in member.rows:
+            check_row(row, str(member.path), task)
     weights = args.weights or [1.0] * len(members)
     predictions, probabilities = combine(members, [weight / sum(weights) for weight in weights], task, args.how)
-    rows = map(_prediction_row, members[0].rows, predictions)
-    remove_results(args.output_dir)
-    write_json_lines(Path(args.output_dir) / PREDICTIONS_FILE, rows)
+    rows = map(_prediction_row, zip(*(member.rows for member in members), strict=True), predictions)
     gold = [row["gold"] for row in members[0].rows]
-    if all(gold):
-        how = "vote" if probabilities is None else "mean"
-        scores = {m.folder: scores_of(m.predictions, m.probabilities(task), gold, task) for m in members}
-        results = scores_of(predictions, probabilities, gold, task)
-        print(side_by_side(scores | {f"ensemble ({how})": results}))
-        facts = {"backend": "ensemble", "how": how, "runs": args.runs, "weights": weights, "seed": None}
-        title = f"task {task.name}, {len(args.runs)} runs together ({how})"
-        write_results(args.output_dir, {**results, "examples_per_second": None, **facts}, title)
+    with exclusive(args.output_dir, PREDICTIONS_FILE), new_predictions(args.output_dir, rows) as written:
+        for _ in written:
+            pass
+        if not all(gold):
+            remove_results(args.output_dir)
+        else:
+            how = "vote" if probabilities is None else "mean"
+            scores = {m.folder: scores_of(m.predictions, m.probabilities(task), gold, task) for m in members}
+            results = scores_of(predictions, probabilities, gold, task)
+            print(side_by_side(scores | {f"ensemble ({how})": results}))
+            facts = {"backend": "ensemble", "how": how, "runs": args.runs, "weights": weights, "seed": None}
+            title = f"task {task.name}, {len(args.runs)} runs together ({how})"
+            write_results(args.output_dir, {**results, "examples_per_second": None, **facts}, title)
     print(f"written to {args.output_dir}")
 
 
-def _prediction_row(row: dict[str, Any], prediction: Prediction) -> dict[str, Any]:
-    return {
-        **{name: row[name] for name in ("id", "text", "gold")},
-        "labels": list(prediction.labels),
-        **{name: getattr(prediction, name) for name in ("probabilities", "confidence", "valid", "completion")},
-    }
+def _prediction_row(rows: Sequence[dict[str, Any]], prediction: Prediction) -> dict[str, Any]:
+    """The ensemble's row for a text, from those of its members."""
+    example = Example(rows[0]["id"], rows[0]["text"], tuple(rows[0]["gold"] or ()))
+    cut = any(row.get("truncated", False) for row in rows)
+    return prediction_row(example, replace(prediction, truncated=cut))
 
 
 if __name__ == "__main__":

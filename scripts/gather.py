@@ -7,14 +7,19 @@ would have. The parts stay.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.arguments import UserError, flag, run
 from data.contract import contract_for
 from data.engine.models import check_model_path
-from data.files import PREDICTIONS_FILE, write_json_lines
-from data.prediction_files import PART_NAME, measure, remove_results, rows_of, write_results
+from data.files import PREDICTIONS_FILE, exclusive, file_hash, read_json
+from data.prediction_files import PART_NAME, different_settings, new_predictions, remove_results, write_results
+from data.prediction_rows import Cuts, measure, rows_of
+from data.tasks import Task
+
+SETTINGS = {"flags": dict, "files": dict, "rows": int, "first_row": int, "last_row": int, "sha256": str}
 
 
 @dataclass
@@ -52,17 +57,54 @@ def find_parts(folder: Path) -> list[Path]:
     return [found[part] for part in wanted]
 
 
+def check_parts(parts: Sequence[Path], task: Task) -> None:
+    """Raise a `UserError` naming the first part that is not whole, or does not belong to the same whole as the others.
+
+    What a part is of stands beside it. One of an earlier EmoTune has nothing beside it: its rows are read and counted.
+    """
+    beside = [read_json(path.with_suffix(".json"), missing_ok=True, fields=SETTINGS) for path in parts]
+    known = [(path, settings) for path, settings in zip(parts, beside, strict=True) if "flags" in settings]
+    for path, settings in known[1:]:
+        first, of_first = known[0]
+        difference = different_settings(of_first, settings, first.name)
+        if difference or settings.get("rows") != of_first.get("rows"):
+            raise UserError(f"{path}: is of other predictions than {first.name}: {difference or 'of another file'}")
+    for path, settings in zip(parts, beside, strict=True):
+        if settings and settings.get("sha256") != file_hash(path):
+            raise UserError(
+                f"{path}: is not what was predicted: its SHA-256 is not that in {path.with_suffix('.json')}"
+            )
+    counts = [
+        settings["last_row"] - settings["first_row"] + 1
+        if settings.keys() >= SETTINGS.keys() else sum(1 for _ in rows_of(path, task))
+        for path, settings in zip(parts, beside, strict=True)
+    ]  # fmt: skip
+    total = known[0][1].get("rows", sum(counts)) if known else sum(counts)
+    for i, (path, count) in enumerate(zip(parts, counts, strict=True)):
+        wanted = total * (i + 1) // len(parts) - total * i // len(parts)
+        if count != wanted:
+            raise UserError(
+                f"{path}: has {count:,} rows, but part {i + 1} of {len(parts)} of {total:,} rows has {wanted:,}"
+            )
+
+
 def main(args: Args) -> None:
     check_model_path(args.model_path)
     contract = contract_for(args.model_path, args.task, args.label_path)
     folder = Path(args.output_dir)
     parts = find_parts(folder)
-    remove_results(folder)
-    write_json_lines(folder / PREDICTIONS_FILE, (row for part in parts for row in rows_of(part)))
-    results = measure(rows_of(folder / PREDICTIONS_FILE), contract) | {"parts": len(parts), "seed": args.seed}
+    cuts = Cuts(contract.max_length)
+    with exclusive(folder, PREDICTIONS_FILE):
+        check_parts(parts, contract.task)
+        rows = (row for part in parts for row in rows_of(part, contract.task))
+        with new_predictions(folder, rows) as written:
+            results = measure(cuts.counted(written), contract) | {"parts": len(parts), "seed": args.seed}
+            if "accuracy" in results:
+                print(write_results(folder, results, f"task {contract.task.name}"))
+            else:
+                remove_results(folder)
     print(f"{folder / PREDICTIONS_FILE}: {results['n']} rows of {len(parts)} parts")
-    if "accuracy" in results:
-        print(write_results(folder, results, f"task {contract.task.name}"))
+    cuts.say()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
-from data.files import REWARDS_FILE, STATE_FILE, read_json
+from data.files import REWARDS_FILE, STATE_FILE
 from data.metrics import LABEL_METRICS
-from data.report.charts import logged, read_rewards, reward_figure, save
+from data.report.charts import logged, reward_figure, save
+from data.report.run_files import read_rewards, read_run_file
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Args:
 
 def main(args: Args) -> None:
     rewards = [read_rewards(folder) for folder in args.runs]
-    states = [read_json(Path(folder) / STATE_FILE) for folder in args.runs]
+    states = [read_run_file(folder, STATE_FILE) for folder in args.runs]
     validation = [logged(state, f"eval_{args.metric}") for state in states]
     save(reward_figure(rewards, validation, args.metric, args.window), args.output_path)
     print(f"written to {args.output_path}")

@@ -14,6 +14,7 @@ from data.calibration import (
     fit_thresholds,
     probabilities,
     set_probability,
+    weigh_answers,
 )
 from data.tasks import BUILT_IN_TASKS, Task
 
@@ -94,6 +95,39 @@ def test_scores_far_from_zero_do_not_overflow():
     assert probabilities(scores, "softmax") == pytest.approx(numpy.array([[e / (1 + e), 1 / (1 + e)], [1.0, 0.0]]))
     assert probabilities(scores, "sigmoid").tolist() == [[0.0, 0.0], [1.0, 0.0]]
     assert numpy.isfinite(fit_temperature(scores, [("Negative",), ("Positive",)], SST2, "softmax"))
+
+
+@without_deadline
+@given(
+    st.lists(st.floats(-50, 0), min_size=5, max_size=5),
+    st.booleans(),
+    st.sets(st.sampled_from(GROUPS.labels), min_size=2),
+)
+def test_the_most_probable_label_is_in_the_answer(scores, several, labels):
+    labels = tuple(label for label in GROUPS.labels if label in labels) if several else ()
+    answer, confidence, of_labels = weigh_answers(scores if several else scores[:4], labels, GROUPS)
+    best = GROUPS.labels[of_labels.argmax()]
+    assert best in answer
+    assert answer in ((best,), labels)
+    shares = softmax(scores if several else scores[:4])
+    assert confidence == pytest.approx(shares[4] if answer == labels else shares[GROUPS.ids[best]])
+    for label, share, probability in zip(GROUPS.labels, shares, of_labels, strict=False):
+        assert probability == pytest.approx(share + (shares[4] if label in labels else 0))
+        assert 0 <= probability <= 1
+
+
+def test_answers_weighed_by_hand():
+    scores = numpy.log([0.3, 0.1, 0.15, 0.05, 0.4])
+    # positive and neutral each gain 0.4; neutral comes to 0.55
+    answer, confidence, of_labels = weigh_answers(scores, ("neutral", "positive"), GROUPS)
+    assert answer == ("neutral", "positive")
+    assert confidence == pytest.approx(0.4)
+    assert of_labels.tolist() == pytest.approx([0.3, 0.1, 0.55, 0.45])
+    # the answer that was written is less probable than the label alone
+    answer, confidence, _ = weigh_answers(numpy.log([0.5, 0.1, 0.1, 0.1, 0.2]), ("ambiguous", "positive"), GROUPS)
+    assert (answer, confidence) == (("ambiguous",), pytest.approx(0.5))
+    with pytest.raises(ValueError, match="not finite"):
+        weigh_answers([0, numpy.nan], (), SST2)
 
 
 def test_no_texts():

@@ -1,10 +1,13 @@
 """What is drawn, read from the figures themselves."""
 
+import json
+
 import pytest
 from matplotlib.image import imread
 
 from data.files import write_json
-from data.report.charts import draw_training_curves, logged, read_rewards, reward_figure, training_figure
+from data.report.charts import draw_training_curves, logged, reward_figure, training_figure
+from data.report.run_files import read_rewards
 from tests.test_run_report import HISTORY
 
 
@@ -37,7 +40,7 @@ def test_curves_of_less():
 
 
 def test_the_file_of_the_curves(tmp_path):
-    write_json(tmp_path / "trainer_state.json", {"log_history": HISTORY})
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": HISTORY}))
     draw_training_curves(tmp_path)
     assert imread(tmp_path / "training_curves.png").shape[:2] == (494, 1794)  # three panels of 4.6 x 3.8 inches
     assert {path.name for path in tmp_path.iterdir()} == {"trainer_state.json", "training_curves.png"}

@@ -103,6 +103,11 @@ CASES = {
     "merge: no such base": ("merge_lora.py --training_output_dir {dir}/moved --base_model_path {dir}/nowhere", "--base_model_path {dir}/nowhere: no such directory"),
     "merge: unknown format": ("merge_lora.py --training_output_dir {dir}/moved --dtype int8", "--dtype: invalid choice: 'int8'"),
     "gather: nothing given": ("scripts/gather.py", "--output_dir is needed"),
+    "gather: no parts": ("scripts/gather.py --model_path {dir}/trained --output_dir {dir}", "--output_dir {dir}: no parts such as"),
+    "probabilities of free answers": (f"{INFER} --test_data_path {{dir}}/good.tsv --probabilities --constrained off", "--probabilities: are those of valid answers"),
+    "compare: results of another type": ("scripts/compare.py --runs {dir}/odd", "{dir}/odd/test_results.json: accuracy is 'high', expected a number or null"),
+    "compare: results too deep": ("scripts/compare.py --runs {dir}/deep", "{dir}/deep/test_results.json: not a JSON object"),
+    "ensemble: no rows of predictions": ("scripts/ensemble.py --runs {dir}/odd {dir}/deep --output_dir {dir}/out", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
     "empty --text": (f"{INFER} --text ''", "--text is empty"),
     "unknown sharing": (f"{SFT} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
     "compile what": (f"{SFT} --compile maybe", "--compile: expected on or off, found 'maybe'"),
@@ -170,8 +175,11 @@ def write_files(directory: Path) -> None:
         "run/adapter_config.json": "{}",
         "moved/adapter_config.json": '{"base_model_name_or_path": "models/gone"}',
         "trained/config.json": "{}",
+        "odd/test_results.json": '{"accuracy": "high"}',
+        "odd/predictions.jsonl": '{"id": "1", "text": "hi", "gold": "joy", "labels": ["joy"], "valid": true}\n',
+        "deep/test_results.json": "[" * 100_000,
     }
-    for folder in ("run", "trained", "moved"):
+    for folder in ("run", "trained", "moved", "odd", "deep"):
         (directory / folder).mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from data.arguments import UserError
+from data.files import exclusive
 from scripts.compare import Args, main, named_folders
 from tests.conftest import ROOT
 
@@ -142,3 +143,33 @@ def test_places_that_cannot_be_written(tmp_path):
         Args(runs=["a"], markdown_path=str(tmp_path))
     with pytest.raises(UserError, match=r"--markdown_path .*: is a file"):
         Args(runs=["a"], markdown_path=str(tmp_path / "file" / "table.md"))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"n": "many"}', "n is 'many', expected a whole number or null"), ('{"accuracy": [0.5]}', r"accuracy is \[0.5\]"),
+    ('{"n": ' + "9" * 40 + "}", "n is 999.*, which is out of range"), ('{"per_label": 3}', "per_label is 3"),
+    ("[" * 100_000, "not a JSON object"), ("null", "not a JSON object"),
+])  # fmt: skip
+def test_results_that_are_none(tmp_path, content, message):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "test_results.json").write_text(content)
+    with pytest.raises(UserError, match=f"test_results.json: {message}"):
+        main(Args(runs=[str(folder)], output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_every_size(tmp_path, capsys):
+    for name, value in (("a", 1.7e308), ("b", -1.7e308)):
+        write_run(tmp_path / name, n=3, accuracy=value, own=10**30 if name == "a" else None, rouge=1e153)
+    main(Args(runs=[f"x={tmp_path}/a", f"x={tmp_path}/b"], columns=["n", "rouge"]))
+    assert cells(capsys.readouterr().out.splitlines()[0]) == ["name", "n", "rouge"]
+
+
+def test_one_process_writes_a_comparison(tmp_path):
+    folder = write_run(tmp_path / "a", n=3)
+    with (
+        exclusive(tmp_path / "out", "baseline_comparison.json"),
+        pytest.raises(UserError, match="another process is writing"),
+    ):
+        main(Args(runs=[folder], output_dir=str(tmp_path / "out")))

@@ -23,7 +23,7 @@ def row(number: int, labels, gold, task: Task, probabilities=None) -> dict:
     names = dict(zip(task.labels, probabilities, strict=True)) if probabilities else None
     return {
         "id": f"c{number}", "text": f"text {number}", "gold": gold, "labels": labels, "probabilities": names,
-        "confidence": None, "valid": bool(labels), "completion": "",
+        "confidence": None, "valid": bool(labels), "completion": "", "truncated": False,
     }  # fmt: skip
 
 
@@ -147,6 +147,32 @@ def test_the_mean_of_thresholds_counts_in_multi_label_tasks(tmp_path):
     assert ensemble([a, plain], tmp_path / "half")[0][0]["labels"] == ["positive"]  # 0.32 against 0.5
 
 
+def test_probabilities_of_written_answers_need_not_add_up_to_one(tmp_path):
+    """An answer of two labels gives its probability to both; how sure the ensemble is stays from 0 to 1."""
+    runs = [group_run(tmp_path / name, None, (0.1, 0.8, 0.05, 0.9)) for name in "ab"]
+    (row,), _ = ensemble(runs, tmp_path / "out")
+    assert row["labels"] == ["negative", "positive"]
+    assert row["confidence"] == pytest.approx(0.9 * 0.8 * 0.95 * 0.9)
+    heads = [write_run(tmp_path / n, [json.loads(json.dumps(row))], GROUPS) for n in "cd"]
+    assert ensemble(heads, tmp_path / "again")[0][0]["probabilities"] == pytest.approx(row["probabilities"])
+
+
+def test_a_text_that_one_run_cut_was_cut(runs, tmp_path):
+    rows = [json.loads(line) for line in (Path(runs[0]) / "predictions.jsonl").read_text().splitlines()]
+    cut = [rows[0] | {"truncated": True}, *rows[1:-1], {k: v for k, v in rows[-1].items() if k != "truncated"}]
+    runs.append(write_run(tmp_path / "cut", cut, SST2))
+    assert [row["truncated"] for row in ensemble(runs, tmp_path / "out")[0]] == [True, False, False, False]
+
+
+def test_a_broken_member_leaves_the_ensemble_of_last_time(runs, tmp_path):
+    ensemble(runs, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (Path(runs[1]) / "predictions.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"b/predictions.jsonl:1: id is not there"):
+        ensemble(runs, tmp_path / "out")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
 def test_the_task_may_stand_above_or_in_flags(tmp_path):
     above = write_run(tmp_path / "run" / "test", sst2_rows("a"), SST2, contract_dir=tmp_path / "run")
     bare = [write_run(tmp_path / "x" / name, sst2_rows(name), None) for name in "bc"]
@@ -171,7 +197,7 @@ def test_the_task_may_stand_above_or_in_flags(tmp_path):
 def test_texts_without_gold_are_predicted_but_not_scored(tmp_path):
     runs = [write_run(tmp_path / n, [r | {"gold": None} for r in sst2_rows(n)], SST2) for n in POSITIVE]
     main(Args(runs=runs, output_dir=str(tmp_path / "out")))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["predictions.jsonl"]
     rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [r["labels"][0] for r in rows] == list(GOLD)
     assert all(r["gold"] is None for r in rows)
@@ -207,7 +233,7 @@ def test_files_that_are_no_predictions(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"/empty/predictions.jsonl: cannot be read \(No such file or directory\)"):
         ensemble([*runs, str(tmp_path / "empty")], tmp_path / "out")
-    cases = {b"{}\n[1]": ":1: id is not there", b"{": ":1: not a JSON object", b"\xff": ": not UTF-8"}
+    cases = {b"{}\n[1]": ":1: id is not there", b"{": ":1: not a JSON object", b"\xff": ":1: byte 0xff is not UTF-8"}
     for content, message in cases.items():
         (tmp_path / "empty" / "predictions.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=rf"/empty/predictions.jsonl{message}"):
@@ -223,7 +249,7 @@ def test_files_that_are_no_predictions(runs, tmp_path):
         ("a b --output_dir b", r"--output_dir b: is one of the runs"),
         ("a b --output_dir out --weights 1", r"--weights: 1 numbers for 2 runs; give one per run"),
         ("a b --output_dir out --weights 1 -1", r"--weights -1.0: must be at least 0 and finite"),
-        ("a b --output_dir out --weights 1 nan", r"--weights nan: must be at least 0 and finite"),
+        ("a b --output_dir out --weights 1 nan", r"--weights: must be finite, found 'nan'"),
         ("a b --output_dir out --weights 0 0", r"--weights: all are 0, so no run counts"),
         ("a b --output_dir out --how max", r"--how: invalid choice: 'max'"),
         ("a b --output_dir out --task sst", r"--task sst: unknown"),

@@ -1,11 +1,20 @@
 import dataclasses
 import io
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from math import exp
+from pathlib import Path
 
 import pytest
 import torch
+from scipy.special import softmax
 
 from data.arguments import UserError
 from data.contract import Contract
@@ -15,11 +24,13 @@ from data.engine import predictor as predictor_module
 from data.engine.backends import TransformersBackend
 from data.engine.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.engine.models import check_model_path, load_model, pick_device
-from data.loading import Example
+from data.files import exclusive
+from data.loading import Example, load_examples
+from data.prediction_files import PredictionFile
 from data.tasks import BUILT_IN_TASKS, Task
-from inference import Args, Predictor, evaluate, main
+from inference import Args, Predictor, evaluate, main, prediction_settings
 from scripts import gather
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SAMPLE
 
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us", "ok then", "so proud!! 🎉"]
 
@@ -111,7 +122,17 @@ def test_evaluate_writes_what_it_returns(model, encoder, tmp_path):
     assert [(row["id"], row["text"], row["gold"]) for row in rows] == [
         (e.id, e.text, ["joy", "love"]) for e in examples
     ]
-    assert set(rows[0]) == {"id", "text", "gold", "labels", "probabilities", "confidence", "valid", "completion"}
+    assert set(rows[0]) == {
+        "id",
+        "text",
+        "gold",
+        "labels",
+        "probabilities",
+        "confidence",
+        "valid",
+        "completion",
+        "truncated",
+    }
     assert "macro F1" in (tmp_path / "test_summary.txt").read_text()
 
 
@@ -155,14 +176,105 @@ def test_constrained_reasoning(tiny_model_dir):
         assert prediction.completion.startswith("<think>\n")
 
 
-def test_written_answers_with_probabilities(tiny_model_dir):
-    flags = dict(task="emotion", precision="fp32", device="cpu")
-    written = Predictor(str(tiny_model_dir), probabilities=True, **flags).predict_batch(TEXTS)
-    compared = Predictor(str(tiny_model_dir), objective="score", **flags).predict_batch(TEXTS)
-    plain = Predictor(str(tiny_model_dir), **flags).predict_batch(TEXTS)
-    for one, other, bare in zip(written, compared, plain, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
-        assert (one.labels, one.completion) == (bare.labels, bare.completion)
+@pytest.mark.parametrize("name", ["emotion", "goemotions-original"])
+def test_labels_and_probabilities_are_one_distribution(tiny_model_dir, name):
+    """The most probable label is always among the labels, and what the answers come to is what they were scored."""
+    flags = dict(task=name, precision="fp32", device="cpu", batch_size=7)
+    texts = [example.text for example in load_examples(SAMPLE / "test.tsv", BUILT_IN_TASKS["goemotions-original"])][:40]
+    predictor = Predictor(str(tiny_model_dir), probabilities=True, **flags)
+    written = Predictor(str(tiny_model_dir), **flags).predict_batch(texts)
+    alone, task = predictor.label_scores(texts), predictor.task
+    several = 0
+    for one, bare, scores in zip(predictor.predict_batch(texts), written, alone, strict=True):
+        best = max(one.probabilities, key=one.probabilities.get)
+        assert best in one.labels
+        assert one.valid
+        assert one.completion == task.target(one.labels)
+        if task.kind == "single_label":
+            assert one.labels == (best,)
+            assert sum(one.probabilities.values()) == pytest.approx(1)
+            assert one.probabilities == pytest.approx(dict(zip(task.labels, softmax(scores), strict=True)), abs=1e-5)
+            continue
+        assert one.labels in ((best,), bare.labels)
+        # e^score of the single answers, and of the one that was written: their shares, whatever the others
+        shares = {label: one.probabilities[label] for label in task.labels if label not in bare.labels}
+        ratios = [share / exp(scores[task.ids[label]] - max(scores)) for label, share in shares.items() if share > 1e-6]
+        assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3)
+        if len(bare.labels) > 1:
+            several += 1
+            rest = ratios[0] * exp(scores[task.ids[bare.labels[0]]] - max(scores))
+            together = one.probabilities[bare.labels[0]] - rest
+            singles = sum(ratios[0] * exp(score - max(scores)) for score in scores)
+            assert singles + together == pytest.approx(1, abs=1e-3)
+            if len(one.labels) > 1:
+                assert one.confidence == pytest.approx(together, abs=1e-3)
+    assert task.kind == "single_label" or several > 10
+
+
+def test_free_answers_have_no_probabilities(tiny_model_dir):
+    with pytest.raises(UserError, match="--probabilities: are those of valid answers"):
+        Predictor(str(tiny_model_dir), "emotion", probabilities=True, constrained=False, device="cpu")
+
+
+@pytest.mark.parametrize("flags", [
+    {}, {"constrained": False}, {"probabilities": True}, {"objective": "score"}, {"cot": True},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_no_predictions(tiny_model_dir, flags, broken):
+    predictor = Predictor(str(tiny_model_dir), "goemotions-group", precision="fp32", device="cpu", **flags)
+    with torch.no_grad():
+        predictor.backend.model.get_output_embeddings().weight[3] = broken
+        predictor.backend.model.model.norm.weight[:] = broken
+    with pytest.raises(
+        UserError, match=r"tiny-qwen2\d*: its score of text 1 \('what a terrible.* is not a finite number"
+    ):
+        predictor.predict_batch(TEXTS[2:3])
+
+
+def test_a_head_whose_scores_are_not_finite(tiny_model_dir, tokenizer):
+    contract = Contract(BUILT_IN_TASKS["goemotions-group"], objective="classify")
+    model = load_model(str(tiny_model_dir), "fp32", "cpu", contract=contract)
+    predictor = Predictor.from_model(model, contract.encoder(tokenizer), contract)
+    assert predictor.predict_batch(TEXTS)
+    with torch.no_grad():
+        model.score.weight[2] = float("nan")
+    with pytest.raises(UserError, match=r"the model: its score of text \d"):
+        predictor.predict_batch(TEXTS)
+    with pytest.raises(UserError, match=r"the model: its score of text \d"):
+        predictor.label_scores(TEXTS)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_is_predicted_after_close(tiny_model_dir, workers):
+    flags = dict(task="emotion", precision="fp32", device="cpu", workers=workers)
+    with Predictor(str(tiny_model_dir), **flags) as predictor:
+        assert predictor.predict("fine").labels
+    predictor.close()
+    for use in (predictor.predict_batch, lambda texts: list(predictor.predictions(texts)), predictor.label_scores):
+        with pytest.raises(RuntimeError, match="this Predictor is closed"):
+            use(TEXTS)
+
+
+def test_what_is_no_text(model, encoder):
+    predictor = Predictor.from_model(model, encoder, Contract(encoder.task), constrained=True)
+    assert predictor.predict_batch([]) == []
+    for texts, message in (
+        (["fine", ""], "text 2 of 2 is empty"), (["\n"], "text 1 of 1 is empty"),
+        ([3, "fine"], "text 1 of 2 is of type int, expected str"), ([None], "of type NoneType"),
+        ([b"fine"], "of type bytes"), (["half \ud83d"], "text 1 of 1 holds half a character"),
+        ("fine", "one text, expected several"),
+    ):  # fmt: skip
+        for use in (predictor.predict_batch, predictor.label_scores):
+            with pytest.raises(ValueError, match=message):
+                use(texts)
+
+
+def test_a_text_that_is_cut_says_so(tiny_model_dir):
+    flags = dict(task="goemotions-group", precision="fp32", device="cpu", max_length=256)
+    texts = ["no", "word " * 500, "w" * 3_000]
+    for way in ({}, {"probabilities": True}, {"objective": "score"}, {"constrained": False}):
+        predictions = Predictor(str(tiny_model_dir), **flags, **way).predict_batch(texts)
+        assert [prediction.truncated for prediction in predictions] == [False, True, True]
 
 
 def test_texts_come_one_by_one(model, encoder, monkeypatch):
@@ -256,6 +368,237 @@ def test_parts_add_up_to_the_whole(file_args, tmp_path):
     assert whole["f1_macro"] == pytest.approx(parts["f1_macro"])
 
 
+@pytest.fixture
+def run_args(file_args, tiny_model_dir, tmp_path) -> Args:
+    """The flags of a run of our own, so that its files can be changed."""
+    shutil.copytree(tiny_model_dir, tmp_path / "run")
+    Contract(BUILT_IN_TASKS["goemotions-group"]).save(tmp_path / "run")
+    (tmp_path / "labels.txt").write_text("\n".join(BUILT_IN_TASKS["goemotions-group"].labels))
+    return dataclasses.replace(
+        file_args, model_path=str(tmp_path / "run"), task=None, label_path=str(tmp_path / "labels.txt")
+    )
+
+
+def stop_after(rows: int, args: Args, monkeypatch) -> None:
+    """Predict until a kill behind so many rows."""
+    append = PredictionFile.append
+
+    def stopping(self, lines):
+        append(self, islice(lines, rows))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictionFile, "append", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            main(args)
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("rows.tsv", lambda content: content.replace(b"no 1\t", b"ok 1\t"), r"rows.tsv: is not what .* was begun with"),
+    ("labels.txt", lambda content: content + b"\n", r"labels.txt: is not what .* was begun with"),
+    ("run/task.json", lambda content: content.replace(b'"temperature": 1.0', b'"temperature": 1.5'), r"task.json: is not what"),
+    ("run/model.safetensors", lambda content: content[:-4] + b"\1\2\3\4", r"model.safetensors: is not what"),
+    ("run/tokenizer_config.json", lambda content: content + b"\n", r"tokenizer_config.json: is not what"),
+])  # fmt: skip
+def test_a_prediction_does_not_go_on_with_other_files(run_args, tmp_path, monkeypatch, name, change, message):
+    """Size and time of the file may be what they were."""
+    stop_after(6, run_args, monkeypatch)
+    path, unfinished = tmp_path / name, tmp_path / "out" / "predictions.partial.jsonl"
+    content, state, rows = path.read_bytes(), path.stat(), unfinished.read_bytes()
+    path.write_bytes(change(content))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(UserError, match=message):
+        main(run_args)
+    assert unfinished.read_bytes() == rows
+    path.write_bytes(content)
+    main(run_args)
+    assert len(lines(tmp_path / "out" / "predictions.jsonl")) == 20
+
+
+def test_an_adapter_is_known_by_its_base(run_args, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    shutil.copy(tmp_path / "run" / "task.json", tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "run")})
+    )
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    for name in ("args.json", "test_results.json", "README.md"):
+        (tmp_path / "adapter" / name).write_text("{}")
+    settings = prediction_settings(dataclasses.replace(run_args, model_path=str(tmp_path / "adapter")))
+    of_base = [role.removeprefix("--model_path of its base ") for role in settings["files"] if "of its base" in role]
+    assert {"config.json", "model.safetensors", "task.json", "tokenizer.json"} <= set(of_base)
+    assert sorted(role for role in settings["files"] if "of its base" not in role) == [
+        "--label_path", "--model_path adapter_config.json", "--model_path adapter_model.safetensors",
+        "--model_path task.json", "--test_data_path",
+    ]  # fmt: skip
+    assert not {"seed", "batch_size", "model_path"} & set(settings["flags"])
+
+
+def test_one_process_a_file_of_predictions(file_args, tmp_path):
+    with exclusive(tmp_path / "out", "predictions.jsonl"):
+        with pytest.raises(UserError, match="out: another process is writing here"):
+            main(file_args)
+        main(dataclasses.replace(file_args, shard="1/2"))  # a part is a file of its own
+        main(dataclasses.replace(file_args, shard="2/2"))
+        with pytest.raises(UserError, match="out: another process is writing here"):
+            gather.main(gather.Args(str(tmp_path / "out"), file_args.model_path, file_args.task))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_killed_at_any_moment(model, encoder, tmp_path, monkeypatch, labelled):
+    """Rows and scores that lie there without an unfinished file are always of one another."""
+    predictor = Predictor.from_model(model, encoder, Contract(encoder.task), constrained=True)
+    old = [Example(f"old{i}", text, ("joy",)) for i, text in enumerate(TEXTS[:2])]
+    new = [Example(f"new{i}", text, ("love",) * labelled) for i, text in enumerate(TEXTS)]
+    settings = {"flags": {}, "files": {}}
+    evaluate(predictor, new, tmp_path / "whole", settings=settings)
+    whole = contents(tmp_path / "whole")
+    steps = {name: getattr(module, name) for module, name in ((os, "replace"), (os, "unlink"), (os, "fsync"))}
+    for moment in range(100):
+        directory = tmp_path / str(moment)
+        evaluate(predictor, old, directory, settings=settings)
+        before, left = contents(directory), iter(range(moment))
+
+        def step(name, *values, left=left, **options):
+            if next(left, None) is None:
+                raise Killed
+            return steps[name](*values, **options)
+
+        try:
+            with monkeypatch.context() as patch:
+                for name in steps:
+                    patch.setattr(os, name, partial(step, name))
+                evaluate(predictor, new, directory, settings=settings)
+            break
+        except Killed:
+            pass
+        after = contents(directory)
+        if "predictions.partial.jsonl" not in after:
+            finished = {name: after[name] for name in after if name != "predictions.partial.json"}
+            assert finished in (before, whole), moment
+        evaluate(predictor, new, directory, settings=settings)
+        assert contents(directory) == whole, moment
+    assert 5 < moment < 99
+    assert contents(directory) == whole
+
+
+def contents(directory) -> dict[str, str]:
+    """What lies there, but for what an atomic writer left when it was killed; the time it took does not count."""
+    found = {path.name: path.read_text() for path in directory.iterdir() if not path.name.startswith(".")}
+    return {name: re.sub(r"examples_per_second.*|texts/s.*", "", text) for name, text in found.items()}
+
+
+def test_what_fails_at_the_end_takes_no_earlier_scores(model, encoder, tmp_path, monkeypatch):
+    predictor = Predictor.from_model(model, encoder, Contract(encoder.task))
+    evaluate(predictor, [Example("1", "hello", ("joy",))], tmp_path)
+    before = contents(tmp_path)
+
+    def failing(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data.engine.evaluation.measure", failing)
+    with pytest.raises(OSError, match="No space"):
+        evaluate(predictor, [Example("2", "bye", ("love",))], tmp_path)
+    assert before.items() <= contents(tmp_path).items()
+
+
+def test_rows_that_vanish_while_they_are_predicted(file_args, tmp_path, monkeypatch):
+    rows = tmp_path / "rows.tsv"
+    monkeypatch.setattr(
+        "inference.prediction_settings", lambda _: rows.write_text("one\t0\tid0\n") and {"flags": {}, "files": {}}
+    )
+    with pytest.raises(UserError, match=r"partial.jsonl: has 1 rows, expected 20: the file of the texts was changed"):
+        main(file_args)
+    assert not (tmp_path / "out" / "predictions.jsonl").exists()
+
+
+@pytest.fixture
+def parts(file_args, tmp_path):
+    """A folder with three parts, and what puts them together."""
+    main(file_args)
+    for part in ("1/3", "2/3", "3/3"):
+        main(dataclasses.replace(file_args, shard=part, output_dir=str(tmp_path / "parts")))
+    return tmp_path / "parts", gather.Args(str(tmp_path / "parts"), file_args.model_path, file_args.task)
+
+
+def test_a_part_that_is_not_whole(parts, file_args, tmp_path):
+    folder, args = parts
+    second = folder / "predictions-00002-of-00003.jsonl"
+    beside = json.loads(second.with_suffix(".json").read_text())
+    assert (beside["first_row"], beside["last_row"], beside["rows"]) == (7, 13, 20)
+    content = second.read_bytes()
+    gather.main(args)
+    assert (folder / "predictions.jsonl").read_bytes() == b"".join(map(Path.read_bytes, gather.find_parts(folder)))
+    before = contents(folder)
+    rows = content.splitlines(keepends=True)
+    for other in (content[:-9], content + rows[0], content + b"\n", b"\xef\xbb\xbf" + content, b"".join(rows[1:]), b""):
+        second.write_bytes(other)
+        with pytest.raises(
+            UserError, match=r"predictions-00002-of-00003.jsonl: is not what was predicted: its SHA-256"
+        ):
+            gather.main(args)
+    second.write_bytes(content)
+    assert contents(folder) == before
+    main(dataclasses.replace(file_args, shard="2/3", output_dir=str(folder), constrained=False))
+    with pytest.raises(
+        UserError, match=r"00002-of-00003.jsonl: is of other predictions than .*00001.*: --constrained off"
+    ):
+        gather.main(args)
+    for broken in ("[]", "{", '{"sha256": null}', '{"sha256": "12"}', '{"flags": 3}'):
+        second.with_suffix(".json").write_text(broken)
+        with pytest.raises(UserError, match=r"predictions-00002-of-00003.json"):
+            gather.main(args)
+
+
+def test_parts_of_another_file(parts, file_args, tmp_path):
+    folder, args = parts
+    rows = tmp_path / "rows.tsv"
+    rows.write_text(rows.read_text().replace("no 1\t", "ok 1\t"))
+    main(dataclasses.replace(file_args, shard="3/3", output_dir=str(folder)))
+    with pytest.raises(UserError, match=r"00003-of-00003.jsonl: is of other predictions than .*rows.tsv: is not what"):
+        gather.main(args)
+
+
+def test_parts_of_an_earlier_emotune_are_read_and_counted(parts, tmp_path):
+    folder, args = parts
+    for path in folder.glob("*-of-*.json"):
+        path.unlink()
+    gather.main(args)
+    assert (folder / "predictions.jsonl").read_bytes() == b"".join(map(Path.read_bytes, gather.find_parts(folder)))
+    before = contents(folder)
+    second = folder / "predictions-00002-of-00003.jsonl"
+    rows = second.read_bytes().splitlines(keepends=True)
+    for other, message in (
+        ([*rows, rows[0]], r"00003.jsonl: has \d rows, but part \d of 3 of 21 rows has 7"),
+        (rows[:-2], r"00003.jsonl: has \d rows, but part \d of 3 of 18 rows has 6"),
+        ([*rows[:-1], rows[-1][:20]], r"00002-of-00003.jsonl:7: not a JSON object"),
+        ([b"{}\n", *rows[1:]], r"00002-of-00003.jsonl:1: id is not there"),
+        ([rows[0].replace(b'"valid": true', b'"valid": 1'), *rows[1:]], r"00002-of-00003.jsonl:1: valid is 1"),
+    ):
+        second.write_bytes(b"".join(other))
+        with pytest.raises(UserError, match=message):
+            gather.main(args)
+    second.write_bytes(b"".join(rows))
+    assert contents(folder) == before
+
+
+def test_texts_that_were_cut_are_counted(file_args, tmp_path, capsys):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text(rows.read_text() + "long " * 300 + "\t1\tid20\n")
+    for args in (file_args, dataclasses.replace(file_args, max_length=256)):
+        main(dataclasses.replace(args, output_dir=str(tmp_path / str(args.max_length))))
+        assert (
+            "1 of 21 texts were longer than --max_length 256 allows and lost their end" in capsys.readouterr().out
+        ) == (args.max_length == 256)
+    assert [json.loads(line)["truncated"] for line in lines(tmp_path / "256" / "predictions.jsonl")] == [False] * 20 + [
+        True
+    ]
+
+
 def test_a_conversation(file_args, monkeypatch, capsys):
     said = iter(["so happy", "", "  EXIT "])
     monkeypatch.setattr("builtins.input", lambda _: next(said))
@@ -271,7 +614,7 @@ def test_a_conversation(file_args, monkeypatch, capsys):
 
 
 def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO("first text\n\n  second text\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"first text\n\n  second text\n")))
     main(dataclasses.replace(file_args, test_data_path=None, text="-"))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 2
@@ -279,6 +622,65 @@ def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
     main(dataclasses.replace(file_args, test_data_path=None, demo=True))
     shown = capsys.readouterr().out
     assert all(text in shown for text in predictor_module.DEMO_TEXTS)
+
+
+def test_a_pipe_with_a_broken_line(file_args, monkeypatch, capsys):
+    """What stood before it is answered."""
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbffirst\r\n\nsecond\rthird\ncaf\xe9\nfourth\n"))
+    )
+    with pytest.raises(UserError, match="standard input:4: byte 0xe9 is not UTF-8"):
+        main(dataclasses.replace(file_args, test_data_path=None, text="-"))
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("flags", [{"text": "-"}, {"interactive": True}])
+def test_standard_input_that_is_closed(file_args, monkeypatch, flags):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        main(dataclasses.replace(file_args, test_data_path=None, **flags))
+
+
+def test_a_conversation_goes_on_after_what_is_no_text(file_args, monkeypatch, capsys):
+    def said(_, lines=iter(["half \ud83d", b"caf\xe9", "fine", "quit"])):  # noqa: B008
+        line = next(lines)
+        return line if isinstance(line, str) else line.decode()
+
+    monkeypatch.setattr("builtins.input", said)
+    main(dataclasses.replace(file_args, test_data_path=None, interactive=True))
+    shown = capsys.readouterr().out
+    assert "half a character" in shown
+    assert "not UTF-8" in shown
+    assert "%" in shown
+
+
+def test_a_reader_that_hangs_up_and_a_terminal_without_letters(tiny_model_dir):
+    """`| head -1`, under LC_ALL=C, with Chinese labels: no traceback in either."""
+    command = [
+        sys.executable,
+        "inference.py",
+        "--model_path",
+        str(tiny_model_dir),
+        "--task",
+        "chnsenticorp",
+        "--text",
+        "-",
+    ]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdin.write("太好了\n".encode())
+    process.stdin.flush()
+    first = process.stdout.readline().decode("ascii")
+    assert json.loads(first)["labels"][0] in BUILT_IN_TASKS["chnsenticorp"].labels
+    process.stdout.close()
+    process.stdin.write("太好了\n".encode() * 3)
+    process.stdin.close()
+    errors = process.stderr.read().decode()
+    assert process.wait(60) == 141, errors
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
 
 
 def test_a_device_that_is_not_there():

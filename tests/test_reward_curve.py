@@ -55,3 +55,29 @@ def test_a_folder_that_is_no_run(runs, tmp_path):
     with pytest.raises(UserError, match=r"trainer_state.json: cannot be read"):
         main(Args(runs=runs, output_path=str(tmp_path / "a.png")))
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("", "rewards.csv: cannot be read"), ("step,reward\n", "no steps in it"), ("step\n1\n1\n", "or the same in two"),
+    ("reward\n1\n", "rewards.csv: cannot be read"), ("step,reward\n1,high\n", "reward holds something else than numbers"),
+    ("step,reward\none,1\n", "step holds something else"), ("step,reward\n1.5,1\n", "step is not a whole number"),
+    ("step,reward\n,1\n2,1\n", "step is not a whole number"), ("step,reward\nTrue,1\n", "step holds something else"),
+    ("step,reward\n1," + "9" * 500 + "\n", "reward holds something else"), ("step,reward\n1,nan\n2,inf\n3,1e999\n", None), ('step,"reward\n1,1', "cannot be read"),
+    ("step,reward\n1,\udcff\n", "cannot be read"),
+])  # fmt: skip
+def test_rewards_that_are_none(runs, tmp_path, content, message):
+    (tmp_path / "seed0" / "rewards.csv").write_text(content, encoding="utf-8", errors="surrogateescape")
+    if message is None:
+        main(Args(runs=runs, output_path=str(tmp_path / "a.png")))
+        return
+    with pytest.raises(UserError, match=rf"seed0/rewards.csv: .*{message}|{message}"):
+        main(Args(runs=runs, output_path=str(tmp_path / "a.png")))
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_log_that_is_none(runs, tmp_path):
+    (tmp_path / "seed0" / "trainer_state.json").write_text('{"log_history": [{"step": "1", "eval_jaccard": 1}]}')
+    with pytest.raises(
+        UserError, match=r"trainer_state.json: step in entry 1 of log_history is '1', expected a whole number"
+    ):
+        main(Args(runs=runs, output_path=str(tmp_path / "a.png")))

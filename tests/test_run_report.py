@@ -62,7 +62,7 @@ def run_dir(tmp_path):
     write_json(tmp_path / "args.json", ARGS)
     write_json(tmp_path / "train_results.json", TRAINED)
     write_json(tmp_path / "data_report.json", DATA)
-    write_json(tmp_path / "trainer_state.json", {"log_history": HISTORY, "best_global_step": 20})
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": HISTORY, "best_global_step": 20}))
     write_json(tmp_path / "adapter_config.json", {"r": 32, "lora_alpha": 64})
     return tmp_path
 
@@ -89,6 +89,61 @@ def read_card(directory):
     assert not re.search(r"\b(None|nan|inf)\b|[{}]", card.text), card.text
     cells = [line.strip("| ").split(" | ") for line in card.text.splitlines() if line.startswith("| ")]
     return card, {first: rest for first, *rest in cells}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), [
+    ("args.json", {"learning_rate": "fast"}, "learning_rate is 'fast', expected a number or null"),
+    ("args.json", {"batch_size": True}, "batch_size is True, expected a whole number or null"),
+    ("train_results.json", {"steps": []}, r"steps is \[\], expected a whole number or null"),
+    ("train_results.json", {"steps": 10**400}, "steps is 1000.*, which is out of range"),
+    ("train_results.json", {"best_metric": {}}, r"best_metric is \{\}, expected a number"),
+    ("data_report.json", {"rows": None}, "rows is None, expected an object"),
+    ("data_report.json", {"rows": {"train": "many"}}, "train in rows is 'many', expected a whole number"),
+    ("data_report.json", {"train_label_counts": {"joy": [1]}}, r"joy in train_label_counts is \[1\]"),
+    ("test_results.json", {"accuracy": "high"}, "accuracy is 'high', expected a number or null"),
+    ("test_results.json", {"n": 10**30}, "n is 1000.*, which is out of range"),
+    ("test_results.json", {"per_label": []}, r"per_label is \[\], expected an object"),
+    ("test_results.json", {"per_label": {"joy": 3}}, "per_label of joy is 3, expected an object"),
+    ("test_results.json", {"per_label": {"joy": {"f1": "x"}}}, "f1 in per_label of joy is 'x', expected a number"),
+    ("trainer_state.json", {"log_history": {}}, r"log_history is \{\}, expected a list"),
+    ("trainer_state.json", {"log_history": [3]}, "entry 1 of log_history is 3, expected an object"),
+    ("trainer_state.json", {"log_history": [{"loss": 1}]}, "step in entry 1 of log_history is None, expected a whole number"),
+    ("trainer_state.json", {"best_global_step": [1]}, r"best_global_step is \[1\], expected a whole number"),
+    ("adapter_config.json", {"r": "32"}, "r is '32', expected a whole number"),
+])  # fmt: skip
+def test_files_of_a_run_with_other_types(run_dir, name, change, message):
+    before = json.loads((run_dir / name).read_text()) if (run_dir / name).exists() else TEST
+    (run_dir / name).write_text(json.dumps(before | change))
+    with pytest.raises(UserError, match=f"{name}: {message}") as raised:
+        write_run_report(run_dir)
+    assert len(str(raised.value)) < 300
+    assert not (run_dir / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", [
+    "args.json", "train_results.json", "data_report.json", "test_results.json", "trainer_state.json",
+    "adapter_config.json", "task.json",
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "content", ["null", "[1]", "[" * 100_000, '{"n": ' + "9" * 10_000 + "}", "{", '{"n": "\xff"}'], ids=len
+)
+def test_files_of_a_run_that_are_no_objects(run_dir, name, content):
+    (run_dir / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=f"{name}: not a JSON object") as raised:
+        write_run_report(run_dir)
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_every_size_make_a_card(run_dir):
+    odd = dict.fromkeys(("learning_rate", "epochs", "best_metric", "accuracy", "f1_macro", "ece"), 1.7e308)
+    for name in ("args.json", "train_results.json", "test_results.json"):
+        before = json.loads((run_dir / name).read_text()) if (run_dir / name).exists() else TEST
+        (run_dir / name).write_text(json.dumps(before | odd).replace("0.47645", "1e999"))
+    history = [*HISTORY, {"step": 40, "loss": 1.7e308, "eval_f1_macro": -1.7e308, "learning_rate": 10**30}]
+    (run_dir / "trainer_state.json").write_text(json.dumps({"log_history": history, "best_global_step": 40}))
+    write_run_report(run_dir)
+    assert (run_dir / "README.md").exists()
 
 
 def test_the_card_of_a_scored_run(run_dir):
@@ -181,7 +236,7 @@ def test_a_grpo_run(run_dir):
     write_json(run_dir / "args.json", ARGS | {"model_path": "outputs/sft", "batch_size": 32})
     start = {"step": 0, "eval_f1_macro": 0.125, "eval_jaccard": 0.1875}
     state = {"log_history": [start, *HISTORY], "best_global_step": 20}
-    write_json(run_dir / "trainer_state.json", state)
+    (run_dir / "trainer_state.json").write_text(json.dumps(state))
     write_run_report(run_dir)
     card, rows = read_card(run_dir)
     assert rows["method"] == ["reinforcement learning (GRPO)"]

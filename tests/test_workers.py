@@ -38,11 +38,14 @@ def refuse(device: str):
 def test_several_processes_answer_as_one(tiny_model_dir):
     """Both what is written and how labels compare: the two questions a backend answers."""
     flags = dict(task="goemotions-original", precision="fp32", device="cpu", batch_size=4, probabilities=True)
-    alone = Predictor(str(tiny_model_dir), **flags).predict_batch(TEXTS)
+    predictor = Predictor(str(tiny_model_dir), **flags)
+    prompts = predictor.encoder.prompt_ids(TEXTS)
+    alone, written = predictor.predict_batch(TEXTS), predictor.backend.answers(prompts)
     with Predictor(str(tiny_model_dir), workers=2, **flags) as predictor:
         together = predictor.predict_batch(TEXTS)
         assert predictor.predict_batch([]) == []
-    assert len({one.completion for one in alone}) > 1
+        assert [one.completion for one in predictor.backend.answers(prompts)] == [one.completion for one in written]
+    assert len({one.completion for one in written}) > 1
     for one, other in zip(alone, together, strict=True):
         assert (one.labels, one.completion) == (other.labels, other.completion)
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
@@ -77,6 +80,8 @@ def test_errors_of_a_process_are_those_of_the_caller():
         workers.answers([[n] for n in range(20)])
     assert "in answers" in raised.value.__notes__[0]  # where it happened, in the other process
     assert not any(process.is_alive() for process in processes)
+    with pytest.raises(RuntimeError, match="the 2 processes that predicted have ended"):
+        workers.answers([[1]])
 
 
 def test_devices(monkeypatch):

@@ -8,6 +8,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from math import exp
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -35,7 +36,7 @@ class PredictionSettings:
         task, label_path, cot, max_length, objective: only for an untuned model; a trained one knows (`contract_for`).
         backend: see `data.engine.predictor.pick_backend`.
         constrained: let a model that writes its answers write valid ones only.
-        probabilities: give those of every label also where the answers are written.
+        probabilities: give those of every label also where (valid) answers are written.
         batch_size: texts a batch.
         precision: number format of the weights.
         device: where to put them; None = the first GPU, else the CPU.
@@ -89,6 +90,17 @@ class Backend(Protocol):
 
         Returns:
             A head's logits, or the labels' summed log-probabilities as answers, in nats.
+
+        Raises:
+            UserError: a backend that gives none.
+        """
+
+    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
+        """Scores of the valid answers that are compared behind each of B prompts: of the task's K labels alone, and of
+        the answer that the model writes, where that has several labels.
+
+        Returns:
+            For each prompt that answer or None, and K + 1 or K summed log-probabilities in nats, its own the last.
 
         Raises:
             UserError: a backend that gives none.
@@ -244,6 +256,28 @@ class TransformersBackend:
             candidates = self.encoder.candidate_ids()
             batch = candidate_batch(prompts, candidates, packed, self._pad_id, MAX_ROW_TOKENS)
             return candidate_scores(self.model, send_to_device(batch, self.model.device), len(candidates)).tolist()
+
+    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
+        """See `Backend.weighed`."""
+        import torch
+        from accelerate.utils import send_to_device
+
+        from data.engine.scoring import answer_batch, answer_scores
+        from data.engine.tree_attention import computes_packed_rows
+
+        several: list[Prediction | None] = [None] * len(prompts)
+        candidates = [self.encoder.candidate_ids()] * len(prompts)
+        if self.contract.task.kind == "multi_label":
+            for row, (ids, log_prob) in enumerate(zip(*self._writer.write(prompts), strict=True)):
+                written = read_answer(self.encoder, self.contract, ids, log_prob)
+                if written.valid and len(written.labels) > 1:
+                    several[row] = written
+                    candidates[row] = [*candidates[row], ids]
+        pairs = [(prompt, answer) for prompt, answers in zip(prompts, candidates, strict=True) for answer in answers]
+        batch = answer_batch(pairs, computes_packed_rows(self.model), self._pad_id, MAX_ROW_TOKENS)
+        with torch.inference_mode():
+            scores = iter(answer_scores(self.model, send_to_device(batch, self.model.device)).tolist())
+        return [(one, list(islice(scores, len(its)))) for one, its in zip(several, candidates, strict=True)]
 
     def close(self) -> None:
         """See `Backend.close`."""

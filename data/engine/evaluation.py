@@ -4,27 +4,22 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from datetime import datetime
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
+from data.arguments import UserError
 from data.calibration import calibrate
 from data.engine.predictor import Predictor
-from data.files import CALIBRATION_FILE, PREDICTIONS_FILE, SUMMARY_FILE, write_json
+from data.files import CALIBRATION_FILE, PREDICTIONS_FILE, SUMMARY_FILE, exclusive, write_json
 from data.loading import Example, ExampleFile
-from data.prediction_files import (
-    PredictionFile,
-    measure,
-    remove_results,
-    rows_of,
-    write_results,
-)
+from data.prediction_files import PredictionFile, Settings, remove_results, write_results
+from data.prediction_rows import Cuts, measure, prediction_row, rows_of
 
 
 def evaluate(
     predictor: Predictor, examples: Sequence[Example] | ExampleFile, output_dir: str | Path | None = None,
-    seed: int = 42, settings: dict[str, Any] | None = None, name: str = PREDICTIONS_FILE,
+    seed: int = 42, settings: Settings | None = None, name: str = PREDICTIONS_FILE,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict, score where there is gold, and write what a test leaves behind.
 
@@ -41,24 +36,32 @@ def evaluate(
     Returns:
         The content of `test_results.json`; `n` and `examples_per_second` only where there is no gold.
     """
-    begin = time.perf_counter()
+    begin, done, file = time.perf_counter(), 0, None
     if output_dir is None:
-        done, rows = 0, list(predicted_rows(predictor, examples))
+        rows = iter(list(predicted_rows(predictor, examples)))
     else:
-        file = PredictionFile(output_dir, settings or {"begun": datetime.now().isoformat()}, name, settings is not None)
+        file = PredictionFile(output_dir, examples, predictor.task, settings, name)
         done = file.done
         with closing(file):
             file.append(predicted_rows(predictor, examples, done))
-        if name == PREDICTIONS_FILE:
-            remove_results(output_dir)
-        file.finish()
-        rows = rows_of(file.path)
+        if file.rows != len(examples):
+            raise UserError(
+                f"{file.unfinished}: has {file.rows:,} rows, expected {len(examples):,}: the file of the texts was "
+                "changed while it was predicted; begin anew"
+            )
+        rows = rows_of(file.unfinished, predictor.task)
     rate = (len(examples) - done) / (time.perf_counter() - begin)
-    results = measure(rows, predictor.contract)
+    cuts = Cuts(predictor.contract.max_length)
+    results = measure(cuts.counted(rows), predictor.contract)
     labelled = "accuracy" in results and name == PREDICTIONS_FILE  # parts are scored when all are there
     results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend.name, "seed": seed}
-    if output_dir is not None and labelled:
-        write_results(output_dir, results, f"task {predictor.task.name}")
+    if file is not None:
+        if labelled:
+            write_results(output_dir, results, f"task {predictor.task.name}")
+        elif name == PREDICTIONS_FILE:
+            remove_results(output_dir)
+        file.finish()
+        cuts.say()
     return results
 
 
@@ -69,16 +72,7 @@ def predicted_rows(
     left, again = tee(islice(examples, done, None))  # the texts run ahead of the rows by a part of the file
     predictions = predictor.predictions((example.text for example in again), len(examples), done)
     for example, prediction in zip(left, predictions, strict=True):
-        yield {
-            "id": example.id,
-            "text": example.text,
-            "gold": list(example.labels) or None,
-            "labels": prediction.labels,
-            "probabilities": prediction.probabilities,
-            "confidence": prediction.confidence,
-            "valid": prediction.valid,
-            "completion": prediction.completion,
-        }
+        yield prediction_row(example, prediction)
 
 
 def calibrate_run(
@@ -100,5 +94,6 @@ def calibrate_run(
 
 def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:
     """Score a finished run on labelled texts, as it was written: what inference.py would load is what is measured."""
-    evaluate(Predictor(directory, batch_size=batch_size, precision=precision), examples, directory, seed)
+    with exclusive(directory, PREDICTIONS_FILE):
+        evaluate(Predictor(directory, batch_size=batch_size, precision=precision), examples, directory, seed)
     print((Path(directory) / SUMMARY_FILE).read_text(encoding="utf-8"))

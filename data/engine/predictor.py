@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from math import isfinite
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from data.arguments import UserError
-from data.calibration import decide, probabilities, set_probability
+from data.arguments import UserError, one_line
+from data.calibration import decide, probabilities, set_probability, weigh_answers
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
 from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend
@@ -59,7 +61,9 @@ class Predictor:
         if contract.objective != "classify" and asked.backend == "bert":
             raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
         encoder = contract.encoder(load_tokenizer(model_path))
-        self._set(open_backend(asked, encoder, contract), encoder, contract, asked.probabilities)
+        if asked.probabilities and not asked.constrained and contract.objective == "generate":
+            raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
+        self._set(model_path, open_backend(asked, encoder, contract), encoder, contract, asked.probabilities)
 
     @classmethod
     def from_model(
@@ -68,10 +72,11 @@ class Predictor:
         """A predictor around a model that is loaded already, such as one in training."""
         predictor = cls.__new__(cls)
         backend = TransformersBackend(model, encoder, contract, batch_size, constrained)
-        predictor._set(backend, encoder, contract, probabilities=False)
+        predictor._set(contract.base_model or "the model", backend, encoder, contract, probabilities=False)
         return predictor
 
-    def _set(self, backend: Backend, encoder: Encoder, contract: Contract, probabilities: bool) -> None:
+    def _set(self, name: str, backend: Backend, encoder: Encoder, contract: Contract, probabilities: bool) -> None:
+        self._name, self._closed = name, False
         self.backend, self.encoder, self.contract, self.task = backend, encoder, contract, contract.task
         self._probabilities = probabilities and not contract.cot  # behind no reasoning, a label is no answer
         self._lock = threading.Lock()
@@ -84,21 +89,20 @@ class Predictor:
 
     def close(self) -> None:
         """Give the model's memory back; nothing can be predicted after it."""
-        self.backend.close()
+        with self._lock:  # what another thread predicts ends before
+            self._closed = True
+            self.backend.close()
 
     def predict(self, text: str) -> Prediction:
-        """The labels of one text."""
+        """The labels of one text; see `predictions`."""
         return self.predict_batch([text])[0]
 
     def predict_batch(self, texts: Sequence[str], progress: bool = False) -> list[Prediction]:
-        """The labels of each text, in the order of the texts.
+        """The labels of each text, in the order of the texts; see `predictions`.
 
         Args:
             texts: the texts; batches are made of texts of like length.
             progress: show a progress bar.
-
-        Raises:
-            ValueError: an empty text.
         """
         return list(self.predictions(texts, len(texts) if progress else None))
 
@@ -111,32 +115,35 @@ class Predictor:
             done: how many of them were predicted earlier, and do not come again.
 
         Raises:
-            ValueError: an empty text.
+            ValueError: something else than a text with a word in it.
+            RuntimeError: it is closed.
+            UserError: the model gives scores that are not finite.
         """
+        self._check_open()
         with tqdm(total=total, initial=done, desc="predict", unit="text", disable=total is None) as bar:
-            for part in in_parts(texts, max(ROWS_AT_ONCE, self.backend.window)):
-                yield from self._predict(part, bar)
+            for part in in_parts(_not_one_text(texts), max(ROWS_AT_ONCE, self.backend.window)):
+                yield from self._predict(part, bar, done)
+                done += len(part)
 
-    def _predict(self, texts: Sequence[str], bar: tqdm) -> list[Prediction]:
+    def _predict(self, texts: Sequence[str], bar: tqdm, first: int) -> list[Prediction]:
         if self.contract.objective != "generate":
-            return self.read(self._scored(texts, bar))
-        predictions = self._by_length(self.backend.answers, texts, bar)
-        if self._probabilities:
-            of_labels = probabilities(self._scored(texts, None), "softmax", self.contract.temperature)
-            predictions = [
-                replace(prediction, probabilities=dict(zip(self.task.labels, row.tolist(), strict=True)))
-                for prediction, row in zip(predictions, of_labels, strict=True)
-            ]
-        return predictions
+            scores, cuts = self._by_length(self.backend.scores, sum, texts, bar, first)
+            predictions = self.read(self._table(scores))
+        elif self._probabilities:
+            weighed, cuts = self._by_length(self.backend.weighed, lambda value: sum(value[1]), texts, bar, first)
+            predictions = [self._most_probable(*each) for each in weighed]
+        else:
+            predictions, cuts = self._by_length(self.backend.answers, attrgetter("confidence"), texts, bar, first)
+        return [replace(p, truncated=True) if cut else p for p, cut in zip(predictions, cuts, strict=True)]
 
     def label_scores(self, texts: Sequence[str], progress: bool = False) -> np.ndarray:
         """Scores (texts, labels): a head's logits, or the labels' log-probabilities as answers.
 
         Raises:
-            ValueError: an empty text.
+            ValueError, RuntimeError, UserError: see `predictions`.
         """
         with tqdm(total=len(texts), desc="predict", unit="text", disable=not progress) as bar:
-            return self._scored(texts, bar)
+            return self._table(self._by_length(self.backend.scores, sum, _not_one_text(texts), bar)[0])
 
     def read(self, scores: np.ndarray) -> list[Prediction]:
         """Scores (texts, labels) -> predictions, by the contract's temperature and thresholds."""
@@ -152,25 +159,72 @@ class Predictor:
             for row, labels in zip(of_labels, decide(of_labels, self.task, self.contract.thresholds), strict=True)
         ]
 
-    def _scored(self, texts: Sequence[str], bar: tqdm | None) -> np.ndarray:
-        return np.array(self._by_length(self.backend.scores, texts, bar)).reshape(len(texts), len(self.task.labels))
+    def _most_probable(self, several: Prediction | None, scores: Sequence[float]) -> Prediction:
+        """What `Backend.weighed` gives for one prompt, as a prediction whose labels and probabilities agree."""
+        labels, confidence, of_labels = weigh_answers(
+            scores, several.labels if several else (), self.task, self.contract.temperature
+        )
+        completion = several.completion if several and labels == several.labels else self.task.target(labels)
+        of_labels = dict(zip(self.task.labels, of_labels.tolist(), strict=True))
+        return Prediction(labels, True, None, completion, confidence, of_labels)
 
-    def _by_length(self, compute: Callable[[list], list[T]], texts: Sequence[str], bar: tqdm | None) -> list[T]:
-        """`compute` (prompts -> one value each) over batches of prompts of like length, in the order of the texts."""
-        if any(not text.strip() for text in texts):
-            raise ValueError("a text is empty")
+    def _table(self, scores: Sequence[Sequence[float]]) -> np.ndarray:
+        return np.array(scores).reshape(len(scores), len(self.task.labels))
+
+    def _by_length(
+        self, compute: Callable[[list], list[T]], number_in: Callable[[T], float], texts: Sequence[str], bar: tqdm,
+        first: int = 0,
+    ) -> tuple[list[T], list[bool]]:  # fmt: skip
+        """`compute` (prompts -> one value each) over batches of prompts of like length, in the order of the texts.
+
+        Args:
+            number_in: a number in such a value that is not finite where one of the model's is not.
+            first: how many texts there were before these.
+
+        Returns:
+            The values, and whether each text lost its end.
+        """
+        check_texts(texts)
         with self._lock:
-            prompts = self.encoder.prompt_ids(texts) if texts else []
+            self._check_open()
+            prompts, cuts = self.encoder.prompts_and_cuts(texts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)  # the largest batch first
         values: list[Any] = [None] * len(prompts)
         for rows in in_parts(order, self.backend.window):
             with self._lock:
+                self._check_open()
                 computed = compute([prompts[i] for i in rows])
             for row, value in zip(rows, computed, strict=True):
+                if not isfinite(number_in(value)):
+                    raise UserError(
+                        f"{self._name}: its score of text {first + row + 1} ({one_line(texts[row], 60)!r}) is not a "
+                        "finite number: its weights are damaged, or too large for --precision"
+                    )
                 values[row] = value
-            if bar is not None:
-                bar.update(len(rows))
-        return values
+            bar.update(len(rows))
+        return values, cuts
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Predictor is closed; open a new one")
+
+
+def check_texts(texts: Sequence[Any]) -> None:
+    """Raise a `ValueError` that names the first of `texts` that cannot be predicted."""
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise ValueError(f"text {number} of {len(texts)} is of type {type(text).__name__}, expected str")
+        if not text.strip():
+            raise ValueError(f"text {number} of {len(texts)} is empty")
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ValueError(f"text {number} of {len(texts)} holds half a character (a lone surrogate)")
+
+
+def _not_one_text(texts: Iterable[str]) -> Iterable[str]:
+    """`texts`, which would be read letter by letter if they were one text."""
+    if isinstance(texts, str):
+        raise ValueError("one text, expected several; predict() takes one")
+    return texts
 
 
 def in_parts(items: Iterable[T], size: int) -> Iterator[list[T]]:

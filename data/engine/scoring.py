@@ -33,8 +33,15 @@ def candidate_batch(
     Returns:
         `rows`, or `input_ids`, `attention_mask` and `is_target`, each (B * K, T), padded on the left.
     """
-    sequences = [[*prompt, *answer] for prompt in prompts for answer in candidates]
-    is_target = [[False] * len(prompt) + [True] * len(answer) for prompt in prompts for answer in candidates]
+    return answer_batch([(p, candidate) for p in prompts for candidate in candidates], packed, pad_id, max_tokens)
+
+
+def answer_batch(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], packed: bool, pad_id: int, max_tokens: int | None = None
+) -> dict[str, Any]:
+    """A batch for `answer_scores`: S prompts, each with an answer behind it; see `candidate_batch`."""
+    sequences = [[*prompt, *answer] for prompt, answer in pairs]
+    is_target = [[False] * len(prompt) + [True] * len(answer) for prompt, answer in pairs]
     if packed:
         return {"rows": pack(sequences, is_target, max_tokens)}
     return padded(sequences, pad_id, "left") | {"is_target": padded_rows(is_target, False, "left")}
@@ -48,13 +55,18 @@ def candidate_scores(model, batch: dict[str, Any], count: int) -> Tensor:
         batch: see `candidate_batch`, on the model's device.
         count: K, the number of candidates.
     """
+    return answer_scores(model, batch).view(-1, count)
+
+
+def answer_scores(model, batch: dict[str, Any]) -> Tensor:
+    """Scores (S,) in fp32 of each answer of an `answer_batch`; see `candidate_scores`."""
     if "rows" not in batch:
-        return _padded_scores(model, batch["input_ids"], batch["attention_mask"], batch["is_target"]).view(-1, count)
+        return _padded_scores(model, batch["input_ids"], batch["attention_mask"], batch["is_target"])
     sequences = 1 + max(int(row.sequences[-1]) for row in batch["rows"])
     scores = torch.zeros(sequences, device=batch["rows"][0].input_ids.device)
     for row in batch["rows"]:
         scores = scores.index_add(0, row.target_sequence, target_log_probs(model, row))
-    return scores.view(-1, count)
+    return scores
 
 
 def _padded_scores(model, input_ids: Tensor, attention_mask: Tensor, is_target: Tensor) -> Tensor:

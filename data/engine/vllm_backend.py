@@ -95,6 +95,10 @@ class VllmBackend:
         """See `Backend.scores`: here always an error."""
         raise UserError("--backend vllm: gives no scores of labels; hf does")
 
+    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
+        """See `Backend.weighed`: here always an error."""
+        raise UserError("--backend vllm: gives no scores of labels; hf does")
+
     def close(self) -> None:
         """See `Backend.close`."""
         self._engine = None

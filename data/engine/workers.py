@@ -62,12 +62,18 @@ class Workers:
         """See `Backend.scores`."""
         return self._spread("scores", prompts)
 
+    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
+        """See `Backend.weighed`."""
+        return self._spread("weighed", prompts)
+
     def close(self) -> None:
         """End the processes."""
         self._end()
 
     def _spread(self, method: str, prompts: Prompts) -> list:
         """What the processes' backends compute for these prompts, in the order of the prompts."""
+        if not self._end.alive:
+            raise RuntimeError(f"the {len(self._workers)} processes that predicted have ended; open a new Predictor")
         count, workers = len(prompts), len(self._workers)
         rounds = max(1, -(-count // (self._batch_size * workers)))
         share = max(1, -(-count // rounds))

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.arguments import UserError
-from data.files import REWARDS_FILE, STATE_FILE, read_json
+from data.files import STATE_FILE
+from data.report.run_files import read_run_file
 from data.report.tables import SCORES, is_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 TRAINING_CURVES = "training_curves.png"
 METRICS = ("f1_macro", "f1_micro", "accuracy", "jaccard")  # of the validation rows, among the training curves
@@ -36,7 +35,7 @@ def logged(state: dict[str, Any], name: str) -> dict[int, float]:
     """Step -> a value of the trainer's log, where it is a finite number.
 
     Args:
-        state: the content of trainer_state.json.
+        state: the content of trainer_state.json (`read_run_file`).
         name: what the trainer logs it as, such as "loss" or "eval_f1_macro".
     """
     return {entry["step"]: entry[name] for entry in state.get("log_history", []) if is_number(entry.get(name))}
@@ -47,7 +46,7 @@ def logged(state: dict[str, Any], name: str) -> dict[int, float]:
 
 def draw_training_curves(output_dir: str | Path) -> None:
     """`training_curves.png` of a run from its trainer_state.json; nothing where no loss was logged."""
-    figure = training_figure(read_json(Path(output_dir) / STATE_FILE, missing_ok=True))
+    figure = training_figure(read_run_file(output_dir, STATE_FILE, missing_ok=True))
     if figure is not None:
         save(figure, Path(output_dir) / TRAINING_CURVES)
 
@@ -106,28 +105,13 @@ def _together(curves: dict[str, dict[int, float]]) -> dict[str, dict[int, float]
 # --- rewards --------------------------------------------------------------------------------------------------------
 
 
-def read_rewards(folder: str) -> "DataFrame":
-    """`rewards.csv` of a GRPO run as a pandas table, one row a logged step.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    import pandas
-
-    path = Path(folder) / REWARDS_FILE
-    try:
-        return pandas.read_csv(path, index_col="step")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-
-
 def reward_figure(rewards: Sequence, validation: Sequence[dict[int, float]], metric: str, window: int) -> "Figure":
     """Rewards of drawn answers, and beside them a label metric of the validation rows, over the steps.
 
     Several runs become one curve: their mean, and a band of one standard deviation (n - 1) around it.
 
     Args:
-        rewards: of each run, what `read_rewards` gives.
+        rewards: of each run, what `data.report.run_files.read_rewards` gives.
         validation: of each run, step -> the metric.
         metric: its name.
         window: logged steps whose mean is drawn as a reward.

@@ -1,9 +1,10 @@
 """Tables for people, in Markdown. (no torch)"""
 
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LARGEST = sys.float_info.max**0.5
 # what metrics are called in tables and charts
 SCORES = {
     "n": "texts", "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard",
@@ -27,5 +28,5 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], padded: b
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number, which a table or a curve can show."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value of a JSON file is a number that a table or a curve can show: its square is finite, too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

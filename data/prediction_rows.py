@@ -1,0 +1,176 @@
+"""The rows of predictions.jsonl: read and checked in one place, whoever wrote them, and measured. (no torch)"""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from data.arguments import UserError, one_line
+from data.calibration import calibration_scores, probabilities
+from data.contract import Contract
+from data.files import is_of_type
+from data.labels import Prediction
+from data.loading import Example
+from data.metrics import label_metrics
+from data.tasks import Task
+
+# those of the first line every row has; what an earlier EmoTune wrote may lack the others
+NEEDED = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool}
+FIELDS = NEEDED | {
+    "probabilities": dict | None, "confidence": float | None, "completion": str, "truncated": bool,
+}  # fmt: skip
+
+
+def prediction_row(example: Example, prediction: Prediction) -> dict[str, Any]:
+    """What predictions.jsonl says of one text."""
+    return {
+        "id": example.id,
+        "text": example.text,
+        "gold": list(example.labels) or None,
+        "labels": prediction.labels,
+        "probabilities": prediction.probabilities,
+        "confidence": prediction.confidence,
+        "valid": prediction.valid,
+        "completion": prediction.completion,
+        "truncated": prediction.truncated,
+    }
+
+
+def row_in(line: bytes, place: str, task: Task | None = None) -> dict[str, Any]:
+    """A line of predictions.jsonl as a row; without probabilities, `probabilities` is None.
+
+    Args:
+        line: the line.
+        place: file and line number, for error messages.
+        task: see `check_row`; None = the row's labels are not looked at.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: byte 0x{line[error.start]:02x} is not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not a JSON object ({one_line(error, 100)})") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: not a JSON object (but {one_line(repr(row), 60)})")
+    for field, wanted in FIELDS.items():
+        if not is_of_type(row[field], wanted) if field in row else field in NEEDED:
+            found = one_line(repr(row[field]), 60) if field in row else "not there"
+            raise UserError(f"{place}: {field} is {found}, so this is no line of predictions")
+    row.setdefault("probabilities", None)
+    if task is not None:
+        check_row(row, place, task)
+    return row
+
+
+def check_row(row: dict[str, Any], place: str, task: Task) -> None:
+    """Raise a `UserError` that names `place` where a row's labels or its probabilities are not of the task."""
+    for label in (*(row["gold"] or ()), *row["labels"]):
+        if not isinstance(label, str) or label not in task.ids:
+            shown = one_line(repr(label), 60)
+            raise UserError(f"{place}: id {row['id']!r} has label {shown}, which task {task.name} has not")
+    if task.kind == "single_label" and row["gold"] is not None and len(row["gold"]) != 1:
+        raise UserError(f"{place}: id {row['id']!r} has {len(row['gold'])} gold labels, but task {task.name} takes one")
+    found = row["probabilities"]
+    if found is not None and found.keys() != task.ids.keys():
+        shown = one_line(repr(list(found)), 60)
+        raise UserError(
+            f"{place}: id {row['id']!r} has probabilities of {shown}, not of the labels of task {task.name}"
+        )
+    if found is not None and not all(is_of_type(p, float) and 0 <= p <= 1 for p in found.values()):
+        raise UserError(f"{place}: id {row['id']!r} has probabilities that are not from 0 to 1")
+    confidence = row.get("confidence")
+    if confidence is not None and not -0.01 <= confidence <= 1.01:  # rounding
+        raise UserError(f"{place}: id {row['id']!r} has a confidence that is not from 0 to 1")
+
+
+def rows_of(path: str | Path, task: Task | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a file of predictions; see `row_in`.
+
+    Raises:
+        UserError: it cannot be read, or a line is none of predictions.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield row_in(line.removeprefix(b"\xef\xbb\xbf"), f"{path}:{number}", task)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@dataclass
+class Cuts:
+    """How many of the rows that went by had a text that lost its end."""
+
+    max_length: int
+    rows: int = 0
+    cut: int = 0
+
+    def counted(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows themselves."""
+        for row in rows:
+            self.rows, self.cut = self.rows + 1, self.cut + row.get("truncated", False)
+            yield row
+
+    def say(self) -> None:
+        """A line on the console, if there were any."""
+        if self.cut:
+            print(
+                f"{self.cut:,} of {self.rows:,} texts were longer than --max_length {self.max_length} allows and lost "
+                "their end"
+            )
+
+
+def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any]:
+    """Scores of predicted rows, as `test_results.json` has them.
+
+    Args:
+        rows: rows of predictions.jsonl; gone through once.
+        contract: what they were predicted under.
+
+    Returns:
+        `n`; where the rows have gold labels, `label_metrics`; where they have probabilities, too, `ece`, `brier` and
+        `auc`, and under `uncalibrated` the first two without the contract's temperature.
+    """
+    task = contract.task
+    gold: list[tuple[str, ...]] = []
+    predicted: list[Prediction] = []
+    flat = array("f")  # probabilities (n, K), row by row
+    one: dict[Any, Any] = {}  # equal label sets and predictions are one object: a file may have millions of them
+    count = 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007
+        if row["gold"] is None:
+            continue
+        labels, answer = tuple(row["gold"]), (tuple(row["labels"]), row["valid"])
+        gold.append(one.setdefault(labels, labels))
+        predicted.append(one.setdefault(answer, Prediction(*answer)))
+        if row["probabilities"] is not None:
+            flat.extend(map(row["probabilities"].__getitem__, task.labels))
+    if not gold:
+        return {"n": count}
+    results = label_metrics(gold, predicted, task)
+    if len(flat) == len(gold) * len(task.labels):
+        calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
+        results |= calibration_scores(calibrated, gold, task)
+        if contract.objective != "generate":
+            plain = probabilities(_scores(calibrated, contract), contract.activation)
+            before = calibration_scores(plain, gold, task)
+            results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
+    return results
+
+
+def _scores(calibrated, contract: Contract) -> numpy.ndarray:
+    """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
+    from scipy.special import logit
+
+    tiny = numpy.finfo(numpy.float32).tiny
+    if contract.activation == "softmax":
+        return numpy.log(numpy.maximum(calibrated, tiny)) * contract.temperature
+    return logit(numpy.clip(calibrated.astype(float), tiny, 1 - 1e-7)) * contract.temperature
