@@ -149,10 +149,15 @@ def hostile_files() -> strategies.SearchStrategy[tuple[str, bytes]]:
     return strategies.one_of(*right, *right, named(_mutated(parquet), ".parquet"), anything)
 
 
-def check_data_file(name: str, content: bytes, folder: Path) -> None:
-    """Read a file in every way that the stages do; nothing may come of it but examples that are right, or one line."""
+def check_data_file(name: str, content: bytes, folder: Path) -> bool:
+    """Read a file in every way that the stages do; nothing may come of it but examples that are right, or one line.
+
+    Returns:
+        Whether it was read, as a file of any of the tasks.
+    """
     path = Path(folder) / name
     path.write_bytes(content)
+    taken = False
     for task in TASKS:
         for labels_required in (True, False):
             rejected: list[dict[str, Any]] = []
@@ -164,6 +169,8 @@ def check_data_file(name: str, content: bytes, folder: Path) -> None:
             assert read is None or (read == kept and not rejected)
         if kept is not None:
             assert list(ExampleFile(path, task, "--test_data_path", rejected=[])) == kept
+        taken |= read is not None
+    return taken
 
 
 def _read(path: Path, task: Task, labels_required: bool, rejected: list[dict[str, Any]] | None) -> list[Example] | None:
