@@ -17,7 +17,6 @@ from data.records import (
     LABEL_COLUMNS,
     NAME_COLUMNS,
     TEXT_COLUMNS,
-    Numbering,
     Row,
     check_columns,
     find_columns,
@@ -213,15 +212,13 @@ def _sentence_rows(rows: _Table) -> Iterator[Row]:
 
 def _header_rows(rows: _Table, header_line: int, header: list[str], names: dict[str, str]) -> Iterator[Row]:
     places = {field: header.index(name) for field, name in names.items()}
-    numbering = Numbering()
     for line, cells in rows:
         if line == header_line:
             continue
         if len(cells) != len(header):
             yield Row(line, None, problem=_wrong_width(cells, f"the header has {len(header)}"))
-            continue
-        row = Row(line, **{field: cells[place] for field, place in places.items()})
-        yield numbering.checked(row) if "name" in places else row
+        else:
+            yield Row(line, **{field: cells[place] for field, place in places.items()})
 
 
 def _headerless_rows(

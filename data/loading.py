@@ -1,7 +1,6 @@
 """Rows -> Examples, validated: every bad row is named by file and line. Then splits and the data report. (no torch)"""
 
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 
 from data.arguments import UserError, one_line
 from data.formats import Row, read_rows
+from data.gold import GoldReader, RowError, is_gold, missing, shown
 from data.labels import holds_tags
 from data.tasks import Task
 from data.text_files import check_readable
 
-_NUMBER = re.compile(r"[+\-\u2212]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)  # a label that is one is no id
 # spaces, and what takes no ink: zero widths, marks of direction, fillers, selectors of variants, control characters
 _INVISIBLE = "".join(map(chr, (
     *range(0x21), *range(0x7F, 0xA1), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x180F),
@@ -32,14 +31,6 @@ class Example:
     text: str
     labels: tuple[str, ...]
     rationale: str | None = None
-
-
-class _RowError(Exception):
-    """What is wrong with one row; the loader adds file and line."""
-
-
-class _BareIdError(_RowError):
-    """An id that may mean another label where it comes from."""
 
 
 def load_examples(
@@ -81,12 +72,12 @@ def read_examples(
     path = Path(path)
     check_readable(path, flag)
     labelled: bool | None = None  # as the first row is
-    gold_of = _GoldOf(task)
+    gold = GoldReader(task)
     first_line, bad = 0, 0
-    for row in read_rows(path, lambda cell: _is_gold(cell, task), labels_required, task.header_allowed):
+    for row in read_rows(path, lambda cell: is_gold(cell, task), labels_required, task.header_allowed):
         try:
-            example = _example(row, gold_of, labels_required, cot, most_labels)
-        except _RowError as error:
+            example = _example(row, gold, labels_required, cot, most_labels)
+        except RowError as error:
             if rejected is None:
                 raise UserError(f"{path}:{row.line}: {error}") from error
             text = row.text if isinstance(row.text, str) else ""
@@ -150,31 +141,27 @@ def _writable(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
-def _example(row: Row, gold_of: "_GoldOf", labels_required: bool, cot: bool, most_labels: int | None) -> Example:
+def _example(row: Row, gold: GoldReader, labels_required: bool, cot: bool, most_labels: int | None) -> Example:
     if row.problem:
-        raise _RowError(row.problem)
+        raise RowError(row.problem)
     line, text, label, identity, rationale = row[:5]
     text = _checked_text("text", text)
     if not text.strip(_INVISIBLE):
-        raise _RowError("empty text: nothing in it can be seen" if text else "empty text")
-    labels = () if not labels_required and _missing(label) else gold_of.row(row)
-    rationale = None if _missing(rationale) else _checked_text("rationale", rationale) or None
+        raise RowError("empty text: nothing in it can be seen" if text else "empty text")
+    labels = () if not labels_required and missing(label) and not row.name else gold.labels(row)
+    rationale = None if missing(rationale) else _checked_text("rationale", rationale) or None
     if cot and not rationale:
-        raise _RowError("no rationale, which --cot needs (a column named rationale)")
+        raise RowError("no rationale, which --cot needs (a column named rationale)")
     if cot and holds_tags(rationale):
-        raise _RowError("the rationale holds a tag of those that stand around reasoning and answer")
+        raise RowError("the rationale holds a tag of those that stand around reasoning and answer")
     if most_labels is not None and len(labels) > most_labels:
-        raise _RowError(f"{len(labels)} labels, while an answer holds at most {most_labels}")
-    return Example(str(line) if _missing(identity) else _checked_id(identity) or str(line), text, labels, rationale)
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value != value  # NaN
+        raise RowError(f"{len(labels)} labels, while an answer holds at most {most_labels}")
+    return Example(str(line) if missing(identity) else _checked_id(identity) or str(line), text, labels, rationale)
 
 
 def _checked_text(column: str, value: Any) -> str:
     if type(value) is not str:  # a number of a JSON file is a `Written`
-        raise _RowError("empty text" if value is None else f"{column} is {_shown(value)}, where words are expected")
+        raise RowError("empty text" if value is None else f"{column} is {shown(value)}, where words are expected")
     if not value.isprintable():
         _check_characters(column, value)
     return value.strip()
@@ -182,128 +169,16 @@ def _checked_text(column: str, value: Any) -> str:
 
 def _checked_id(value: Any) -> str:
     if not isinstance(value, (str, int, float)):
-        raise _RowError(f"id is {_shown(value)}, where a number or a word is expected")
+        raise RowError(f"id is {shown(value)}, where a number or a word is expected")
     _check_characters("id", str(value))
     return str(value)
 
 
 def _check_characters(column: str, value: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in value):
-        raise _RowError(f"the {column} holds half a character (a lone surrogate)")
+        raise RowError(f"the {column} holds half a character (a lone surrogate)")
     if "\0" in value:
-        raise _RowError(f"the {column} holds a zero byte")
-
-
-def _shown(value: Any) -> str:
-    try:
-        return one_line(repr(value), 60)
-    except RecursionError:
-        return f"a {type(value).__name__}"
-
-
-class _GoldOf(dict):
-    """Values of a label column, as they were found -> labels. A file has few different ones: each is read once."""
-
-    def __init__(self, task: Task):
-        super().__init__()
-        self.task = task
-
-    def __missing__(self, value: Any) -> tuple[str, ...]:
-        labels = self[value] = _gold(value, self.task)
-        return labels
-
-    def row(self, row: Row) -> tuple[str, ...]:
-        """The labels of a row. Names that stand beside ids count, whatever these ids are in the task's own order."""
-        if row.name is None:
-            return self._of(row.label)
-        if _all_named(row.label, self.task):  # numbers that are themselves names: 1 to 5 stars
-            return self._of(row.label)
-        try:
-            return _gold(_as_spelt(row.name, self.task), self.task)
-        except _RowError as error:
-            raise _RowError(f"{error} (what the file itself calls its label {_shown(row.label)})") from error
-
-    def _of(self, value: Any) -> tuple[str, ...]:
-        try:
-            return self[tuple(value) if type(value) is list else value]
-        except TypeError:  # an object, or a list of lists, is no key
-            return _gold(value, self.task)
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    return value.split(",") if isinstance(value, str) else [value]
-
-
-def _all_named(value: Any, task: Task) -> bool:
-    return all(_spelling(part) in task.ids for part in _parts(value))
-
-
-def _as_spelt(names: Any, task: Task) -> list[Any]:
-    """Names of the file's own, in the task's upper and lower case."""
-    spelt = {label.casefold(): label for label in task.labels}
-    parts = [name.strip() if isinstance(name, str) else name for name in _parts(names)]
-    return [spelt.get(name.casefold(), name) if isinstance(name, str) else name for name in parts]
-
-
-def _gold(value: Any, task: Task) -> tuple[str, ...]:
-    """`3`, `"3,17"`, `"joy"`, `["joy", 3]` -> labels in the task's order."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not values:
-        raise _RowError("no label")
-    if len(values) == 1 and type(values[0]) is str and values[0].strip() not in task.ids:
-        values = values[0].split(",")
-    labels = {_label(v, task) for v in values}
-    if len(labels) != len(values):
-        raise _RowError(f"a label stands twice in {_shown(value)}")
-    if task.kind == "single_label" and len(labels) > 1:
-        raise _RowError(f"{len(labels)} labels ({_shown(value)}), but task {task.name} takes exactly one")
-    return tuple(sorted(labels, key=task.ids.__getitem__))
-
-
-def _spelling(value: Any) -> str:
-    """A label as the file has it; true and false are a JSON file's."""
-    return str(value).lower() if isinstance(value, bool) else str(value).strip()
-
-
-def _label(value: Any, task: Task) -> str:
-    if _missing(value) or not _spelling(value):
-        raise _RowError("no label")
-    if not isinstance(value, (str, int, float)):
-        raise _RowError(f"label is {_shown(value)}, where an id or a name is expected")
-    name = _spelling(value)
-    if name in task.ids:  # as it is written, before it is read as a number
-        return name
-    if type(value) is not str:
-        name = name.removesuffix(".0")  # Parquet and pandas keep ids with gaps as floats
-    if name in task.ids:
-        return name
-    # labels that are numbers themselves ("1" to "5" stars) are read as names only, for ids would be mistaken for them
-    if name.isascii() and name.isdigit() and len(name) < 9 and not any(map(_NUMBER.fullmatch, task.labels)):
-        return _label_of_id(int(name), task)
-    raise _RowError(f"label {_shown(name)} is not in the label set of task {task.name}")
-
-
-def _label_of_id(number: int, task: Task) -> str:
-    if number >= len(task.labels):
-        raise _RowError(f"label id {number}: task {task.name} has ids 0 to {len(task.labels) - 1}")
-    if task.published_order:
-        raise _BareIdError(
-            f"label id {number}: is {task.published_order[number]!r} in the published files of {task.name}, but "
-            f"{task.labels[number]!r} in our labels.txt; write labels by name, or name a labels.txt with --label_path"
-        )
-    return task.labels[number]
-
-
-def _is_gold(cell: str, task: Task) -> bool:
-    try:
-        _gold(cell, task)
-    except _BareIdError:
-        return True
-    except _RowError:
-        return False
-    return True
+        raise RowError(f"the {column} holds a zero byte")
 
 
 # --- split and report -----------------------------------------------------------------------------------------------

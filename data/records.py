@@ -24,7 +24,6 @@ _COLUMNS = {
     "text": TEXT_COLUMNS, "label": LABEL_COLUMNS, "name": NAME_COLUMNS, "id": ID_COLUMNS,
     "rationale": RATIONALE_COLUMNS,
 }  # fmt: skip
-_ID = re.compile(r"[+-]?\d+(\.0+)?", re.ASCII)
 
 
 class Row(NamedTuple):
@@ -33,7 +32,8 @@ class Row(NamedTuple):
     Attributes:
         line: line number, 1 = first; in a Parquet file or a JSON list, the row's number.
         text, label, id, rationale: the values of these columns.
-        name: what the file itself calls the id, or ids, in `label`.
+        name: what the file itself calls the id, or ids, in `label`; "" where it does so in other rows only, None where
+            it nowhere does.
         problem: why this is no row; the rest then says nothing.
     """
 
@@ -88,42 +88,6 @@ def check_columns(path: Path, line: int, names: dict[str, str], header: Sequence
     for name in names.values():
         if counts[name.strip().casefold()] > 1:
             raise UserError(f"{path}:{line}: the column {name!r} stands there twice (upper and lower case are one)")
-
-
-class Numbering:
-    """What a file calls its ids. An id has one name in it, and a name one id."""
-
-    def __init__(self):
-        self._known: dict[tuple[str, str], tuple[str, int]] = {}
-
-    def checked(self, row: Row) -> Row:
-        """`row`, or why its names cannot be right. Where its label column holds no ids, that is read by itself."""
-        ids, names = _parts(row.label), _parts(row.name)
-        if not ids or not all(map(_ID.fullmatch, ids)):
-            return row._replace(name=None)
-        if len(ids) != len(names):
-            return Row(row.line, row.text, problem=f"label {_list(ids)} has {len(names)} names ({_list(names)})")
-        for id, name in zip(ids, names, strict=True):
-            for side, one, other in (("id", id, name), ("name", name, id)):
-                before, line = self._known.setdefault((side, one), (other, row.line))
-                if before != other:
-                    problem = f"label {_list([one])} is {_list([other])} here, but {_list([before])} on line {line}"
-                    return Row(row.line, row.text, problem=problem)
-        return row
-
-
-def _parts(value: Any) -> list[str]:
-    """`"3,17"`, `[3, 17]` -> `["3", "17"]`; nothing where there is no value."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(each, (str, int, float)) for each in values):
-        return []
-    if values is value:
-        return [str(each).strip() for each in values]
-    return [part.strip() for part in str(value).split(",") if part.strip() and value == value]  # NaN is nothing
-
-
-def _list(values: Sequence[str]) -> str:
-    return one_line(", ".join(values), 60)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -189,7 +153,6 @@ def _line_records(lines: Lines) -> Iterator[tuple[int, Any]]:
 def _named_rows(path: Path, records: Iterable[tuple[int, Any]], labels_required: bool) -> Iterator[Row]:
     """Rows from objects, by the names of their values."""
     names_of: dict[tuple[str, ...], dict[str, str]] = {}  # records of one file mostly have the same keys
-    numbering = Numbering()
     for number, record in records:
         if not isinstance(record, dict):
             problem = str(record) if isinstance(record, _NoRecord) else "not an object with named values"
@@ -201,7 +164,7 @@ def _named_rows(path: Path, records: Iterable[tuple[int, Any]], labels_required:
             check_columns(path, number, names_of[header], header, labels_required)
         names = names_of[header]
         row = Row(number, **{field: record[name] for field, name in names.items()})
-        yield numbering.checked(row) if "name" in names else row
+        yield row._replace(name="") if "name" in names and row.name is None else row
 
 
 # --- Parquet --------------------------------------------------------------------------------------------------------
@@ -225,14 +188,14 @@ def parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
     names = find_columns(header)
     check_columns(path, 1, names, header, labels_required)
     class_names = _class_names(schema.metadata, names.get("label"))
-    begin, numbering = 1, Numbering()
+    begin = 1
     try:
         for batch in file.iter_batches(columns=list(names.values())):
             columns = {field: _values(path, begin, name, batch.column(name)) for field, name in names.items()}
             for number, values in enumerate(zip(*columns.values(), strict=True), start=begin):
                 row = Row(number, **dict(zip(columns, values, strict=True)))
                 if "name" in names:
-                    row = numbering.checked(row)
+                    row = row._replace(name="") if row.name is None else row
                 elif class_names is not None:
                     row = _with_class_names(row, class_names)
                 yield row

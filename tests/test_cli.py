@@ -31,6 +31,14 @@ GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 CASES = {
     "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
     "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
+    "a folder for data": (f"{SFT} --train_data_path {{dir}}/run", "--train_data_path {dir}/run: is a directory, where a file is expected"),
+    "a pipe for data": (f"{SFT} --dev_data_path {{dir}}/pipe", "--dev_data_path {dir}/pipe: is a pipe, socket or device, where a file"),
+    "a device for data": (f"{INFER} --test_data_path /dev/zero", "--test_data_path /dev/zero: is a pipe, socket or device, where a file"),
+    "links in a circle": (f"{SFT} --test_data_path {{dir}}/circle", "--test_data_path {dir}/circle: cannot be read (Too many levels"),
+    "a name too long": (f"{SFT} --train_data_path {{dir}}/{'long' * 100}", "longlong: cannot be read (File name too long)"),
+    "below a file": (f"{GRPO} --train_data_path {{dir}}/good.tsv/x", "--train_data_path {dir}/good.tsv/x: no such file"),
+    "a zip for data": (f"{SFT} --train_data_path {{dir}}/data.xlsx", "{dir}/data.xlsx: is a zip archive, as .xlsx"),
+    "ids in another order": ("main_SFT.py --model_path {model} --task emotion --train_data_path {dir}/ids.jsonl --output_dir {dir}/out", "{dir}/ids.jsonl:1: label id 0: is 'sadness' in the published files of emotion"),
     "missing labels": (f"{SFT} --label_path {{dir}}/nowhere.txt", "--label_path {dir}/nowhere.txt: cannot be read"),
     "wrong label id": (f"{SFT} --train_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
     "labels in a pipe": (f"{SFT} --label_path {{dir}}/pipe", "--label_path {dir}/pipe: is no file"),
@@ -178,13 +186,16 @@ def write_files(directory: Path) -> None:
         "odd/test_results.json": '{"accuracy": "high"}',
         "odd/predictions.jsonl": '{"id": "1", "text": "hi", "gold": "joy", "labels": ["joy"], "valid": true}\n',
         "deep/test_results.json": "[" * 100_000,
+        "data.xlsx": b"PK\x03\x04",
+        "ids.jsonl": '{"text": "fine", "label": 0}',
     }
     for folder in ("run", "trained", "moved", "odd", "deep"):
         (directory / folder).mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    os.mkfifo(directory / "pipe")
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
+    os.mkfifo(directory / "pipe")
+    (directory / "circle").symlink_to(directory / "circle")
 
 
 def contents(directory: Path) -> dict[Path, bytes | None]:

@@ -119,6 +119,14 @@ def test_an_untuned_model_needs_a_task(tmp_path):
     assert contract_for(str(tmp_path), "sst2").task is BUILT_IN_TASKS["sst2"]
 
 
+def test_a_run_knows_ids_of_another_order(tmp_path):
+    task = BUILT_IN_TASKS["emotion"]
+    (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in task.labels))
+    Contract(task).save(tmp_path)
+    assert contract_for(str(tmp_path)).task.published_order == task.published_order
+    assert contract_for(str(tmp_path), label_path=str(tmp_path / "labels.txt")).task.published_order == ()
+
+
 def test_a_run_cannot_be_continued_as_another(tmp_path):
     path = tmp_path / "args.json"
     path.write_text(json.dumps({"learning_rate": 1e-4, "max_steps": 10}))

@@ -26,6 +26,7 @@ from data.arguments import UserError, parse_args
 from data.conversion import convert
 from data.files import exclusive
 from data.published import DATA_SETS, Archive, DataSet, Files
+from data.tasks import BUILT_IN_TASKS
 from download import KNOWN, ROOT, Args, Item, main
 from tests.hub_server import COMMIT, Hub
 
@@ -516,12 +517,17 @@ def test_a_hub_that_does_not_answer(hub, modelscope, capsys):
 # --- data sets ------------------------------------------------------------------------------------------------------
 
 
-def parquet(rows: list[dict]) -> bytes:
+def parquet(rows: list[dict], names: list[str] | None = None) -> bytes:
+    """A Parquet file; with `names`, the library datasets has noted what its ids are called."""
     import pyarrow
     import pyarrow.parquet
 
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    buffer, table = io.BytesIO(), pyarrow.Table.from_pylist(rows)
+    if names:
+        feature = {"names": names, "_type": "ClassLabel"}
+        noted = json.dumps({"info": {"features": {"label": feature}}})
+        table = table.replace_schema_metadata({"huggingface": noted})
+    pyarrow.parquet.write_table(table, buffer)
     return buffer.getvalue()
 
 
@@ -630,6 +636,30 @@ def test_single_label_data_sets(hub, monkeypatch, tmp_path, name, files, expecte
     expect_rows(monkeypatch, name, **dict.fromkeys(DATA_SETS[name].splits, 2))
     main(Args(dataset=name))
     assert {file: (tmp_path / "data" / name / file).read_text() for file in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["sadness", "joy", "love", "anger", "fear", "surprise"],
+        ["0", "1", "2", "3", "4", "5"],
+        ["Trauer", "Freude", "Liebe", "Wut", "Angst", "Staunen"],  # known to none of ours: they are as good as none
+    ],
+)
+def test_names_that_the_source_has_for_its_ids(tmp_path, names):
+    (tmp_path / "raw/split").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"raw/split/{split}-0.parquet").write_bytes(parquet(PAIR, names))
+    convert(with_rows("emotion", train=2, val=2, test=2), tmp_path / "raw", tmp_path)
+    assert (tmp_path / "val.txt").read_text() == "not good;sadness\n好;joy\n"
+
+
+def test_a_source_that_has_changed_its_order(tmp_path):
+    (tmp_path / "raw/split").mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"raw/split/{split}-0.parquet").write_bytes(parquet(PAIR, list(BUILT_IN_TASKS["emotion"].labels)))
+    with pytest.raises(UserError, match="emotion: its id 0 is 'anger', expected 'sadness'"):
+        convert(with_rows("emotion", train=2, val=2, test=2), tmp_path / "raw", tmp_path)
 
 
 @pytest.mark.parametrize(

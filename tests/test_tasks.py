@@ -29,6 +29,14 @@ def test_labels_alone_name_a_built_in_task(tmp_path):
     assert resolve_task(None, None) is None
 
 
+@pytest.mark.parametrize("name", [None, "emotion"])
+def test_a_labels_file_says_what_ids_mean(tmp_path, name):
+    path = write_labels(tmp_path / "emotion" / "labels.txt", *BUILT_IN_TASKS["emotion"].labels)
+    assert resolve_task("emotion", None).published_order[0] == "sadness"
+    assert resolve_task(name, path) == BUILT_IN_TASKS["emotion"]
+    assert resolve_task(name, path).published_order == ()
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
