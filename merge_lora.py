@@ -83,12 +83,12 @@ def check_paths(args: Args) -> None:
     if not (run_dir / ADAPTER_FILE).is_file():
         what = "holds a whole model: nothing to merge" if (run_dir / "config.json").is_file() else "holds no adapter"
         raise UserError(f"--training_output_dir {run_dir}: {what}")
+    check_place(target)
     if args.base_model_path is not None:
         try:
             check_model_path(args.base_model_path)
         except UserError as error:
             raise UserError(str(error).replace("--model_path", "--base_model_path")) from error
-    check_place(target)
     for part in model_stack(args):
         for folder in (target, staging_folder(target)):
             if Path(part).exists() and Path(part).resolve().is_relative_to(folder):
@@ -117,7 +117,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     )
     for path in sorted(target.iterdir()):
         predictions = any(path.glob("predictions*.jsonl")) and not (path / TASK_FILE).exists()
-        if path.name not in ours and not predictions:
+        if path.name not in ours and not predictions and not (path.name.startswith(".") and path.suffix == ".lock"):
             raise UserError(f"--output_dir {target}: holds {one_line(path.name)!r}, which no merge wrote; {refused}")
 
 

@@ -116,9 +116,10 @@ def _description(kind: Kind, repository: str, revision: str | None) -> dict[str,
     body = bytearray()
     try:
         with get_session().stream("GET", url, **settings) as response:
-            if response.headers.get("X-Error-Code") == "RevisionNotFound":
+            problem = response.headers.get("X-Error-Code")
+            if problem == "RevisionNotFound":
                 raise UnavailableError(f"{repository} has no revision {one_line(revision)}")
-            if response.status_code in (401, 403, 404):
+            if problem in ("RepoNotFound", "GatedRepo") or response.status_code in (401, 403):
                 raise UnavailableError(f"no {kind} {repository}, or it is private (to log in: hf auth login)")
             if response.status_code != 200:
                 raise UnavailableError(f"no answer (HTTP status {response.status_code})")

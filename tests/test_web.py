@@ -1,28 +1,46 @@
 """The page of scripts/web.py, asked as a browser asks it."""
 
 import csv
+import http.client
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import types
+from pathlib import Path
 
+import httpx
 import pytest
 from gradio_client import Client, handle_file
 
 from data.arguments import UserError
-from scripts.web import free_port
+from data.files import exclusive
+from data.labels import Prediction
+from scripts import web
+from scripts.web import free_port, plain_cell, private_folder
 from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
-def page(tiny_model_dir, tmp_path_factory):
+def temporary(tmp_path_factory):
+    """The page's folder for temporary files; one of a page that was killed lies in it."""
+    folder = tmp_path_factory.mktemp("tmp")
+    (folder / "emotune-web-killed").mkdir()
+    (folder / "emotune-web-killed" / "predictions.csv").write_text("a text of somebody")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(tiny_model_dir, tmp_path_factory, temporary):
     """Address of a page over a tiny model with random weights."""
     log = tmp_path_factory.mktemp("web") / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "scripts.web", "--model_path", str(tiny_model_dir), "--task", "emotion", "--port", "0"],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)},
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
@@ -34,6 +52,7 @@ def page(tiny_model_dir, tmp_path_factory):
     finally:
         process.terminate()
         process.wait(30)
+    assert list(temporary.iterdir()) == [], "texts stay behind"
 
 
 def _address(log) -> str:
@@ -66,6 +85,131 @@ def test_one_text_several_and_a_file(page, tmp_path):
     (tmp_path / "broken.tsv").write_text("what a day\tjoy\nno way\thunger\n", encoding="utf-8")
     with pytest.raises(Exception, match=r"broken.tsv:2: label 'hunger' is not in the label set"):
         client.predict(handle_file(tmp_path / "broken.tsv"), api_name="/read_file")
+
+
+def files_in(folder) -> list[tuple[str, str]]:
+    return [(path.name, path.read_text(errors="replace")) for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_was_uploaded_does_not_stay(page, temporary, tmp_path):
+    (tmp_path / "secret.txt").write_text("my secret\nanother\n")
+    found, saved = Client(page, verbose=False).predict(handle_file(tmp_path / "secret.txt"), api_name="/read_file")
+    assert [row[0] for row in found["data"]] == ["my secret", "another"]
+    files = files_in(temporary)
+    assert "secret.txt" not in dict(files)
+    assert not any("emotune-web-killed" in path.name for path in temporary.iterdir())
+    ours = [name for name, content in files if "my secret" in content]
+    assert ours == ["predictions.csv"]  # for an hour, to be saved
+    assert "my secret" in Path(saved["value"] if isinstance(saved, dict) else saved).read_text(encoding="utf-8-sig")
+
+
+def ask(page: str, method: str = "GET", path: str = "/", **headers: str) -> int:
+    """The status of a request that a browser would not be let make."""
+    connection = http.client.HTTPConnection(page.removeprefix("http://"), timeout=30)
+    body = json.dumps({"data": ["so happy"]}) if method == "POST" else None
+    connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
+    return connection.getresponse().status
+
+
+def test_other_sites_are_refused(page):
+    port = page.rpartition(":")[2]
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "localhost"):
+        assert ask(page, Host=host) == 200
+    for host in (f"evil.example:{port}", "evil.example", f"127.0.0.1.evil.example:{port}", f"192.168.0.2:{port}", ""):
+        assert ask(page, Host=host) == 400
+        assert ask(page, "POST", "/gradio_api/call/read", Host=host) == 400
+    for origin in (f"http://127.0.0.1:{port}", f"http://localhost:{port}"):
+        assert ask(page, "POST", "/gradio_api/call/read", Origin=origin) == 200
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://localhost.evil.example",
+        "http://localhost:80@evil.example",
+        "[",
+    ):
+        assert ask(page, "POST", "/gradio_api/call/read", Origin=origin) == 403
+        assert ask(page, "POST", "/gradio_api/upload", Origin=origin) == 403
+
+
+def test_too_much_is_refused_at_once(page, tmp_path):
+    client = Client(page, verbose=False)
+    started = time.monotonic()
+    with pytest.raises(Exception, match=r"a text of 10,000,000 characters: at most 100,000 are read"):
+        client.predict("very sad " * 1_111_111 + "!", api_name="/read")
+    message = r"more than 10,000 rows or 5,000,000 characters: use inference\.py --test_data_path"
+    with pytest.raises(Exception, match=message):
+        client.predict("so sad\n" * 10_001, api_name="/read_all")
+    with pytest.raises(Exception, match=message):
+        client.predict(("so sad " * 10_000 + "\n") * 100, api_name="/read_all")
+    (tmp_path / "long.txt").write_text("so sad\n" * 10_001)
+    with pytest.raises(Exception, match=message):
+        client.predict(handle_file(tmp_path / "long.txt"), api_name="/read_file")
+    (tmp_path / "large.txt").write_bytes(b"so sad\n" * 3_000_000)
+    with pytest.raises(Exception, match="exceeds the maximum file size of 20000000 bytes"):
+        client.predict(handle_file(tmp_path / "large.txt"), api_name="/read_file")
+    with (tmp_path / "large.txt").open("rb") as file:  # by a client that does not look at its size
+        assert httpx.post(f"{page}/gradio_api/upload", files={"files": file}, timeout=30).status_code == 413
+    assert time.monotonic() - started < 20
+    assert client.predict("so happy today", api_name="/read")[0].startswith("### ")
+
+
+def test_mistakes_are_messages_and_no_markup(page, tmp_path):
+    client = Client(page, verbose=False)
+    (tmp_path / "evil.tsv").write_text("what a day\tjoy\nno way\t<img src=x onerror=alert(1)>\n")
+    with pytest.raises(Exception, match=r"evil\.tsv:2: label '&lt;img src=x onerror=alert\(1\)&gt;' is not in"):
+        client.predict(handle_file(tmp_path / "evil.tsv"), api_name="/read_file")
+    with pytest.raises(UserError, match="half a character"):
+        web.check_texts(["a \ud800 text"])
+    assert client.predict(" \n ", api_name="/read")[0] == ""
+
+
+def test_a_file_is_read_no_further_than_the_limit(monkeypatch):
+    def endless(*_, **__):
+        for i in range(10**9):
+            assert i <= web.MOST_ROWS
+            yield types.SimpleNamespace(text="so sad")
+
+    monkeypatch.setattr(web, "read_examples", endless)
+    with pytest.raises(UserError, match="more than 10,000 rows"):
+        web.check_texts(web.texts_of("x.tsv", None))
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x")', "＝1+1", "\n=1"]
+)
+def test_no_cell_is_a_formula(text, tmp_path):
+    assert plain_cell(text) == f"'{text}"
+    predictor = types.SimpleNamespace(
+        task=types.SimpleNamespace(labels=("=label", "joy")),
+        predict_batch=lambda texts: (
+            [Prediction(("=label",), True, confidence=0.5, probabilities={"=label": 0.75, "joy": 0.25})] * len(texts)
+        ),
+    )
+    rows, path = web.table(predictor, [text])
+    assert rows[0][0] == text  # on the page, as it is
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header, cells = csv.reader(file)
+    assert header == ["text", "labels", "confidence", "'=label", "joy"]
+    assert (cells[:2], cells[3:]) == ([f"'{text}", "'=label"], ["0.750000", "0.250000"])
+    assert plain_cell("so sad = -1") == "so sad = -1"
+
+
+def test_folders_of_pages(tmp_path, monkeypatch):
+    """One in use is left, one left behind is removed; nothing that only has its name is followed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("used", "left", "elsewhere"):
+        (tmp_path / f"emotune-web-{name}" if name != "elsewhere" else tmp_path / name).mkdir()
+    (tmp_path / "emotune-web-link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "x")
+    with exclusive(tmp_path / "emotune-web-used", "page"), private_folder():
+        assert tempfile.gettempdir() == os.environ["GRADIO_TEMP_DIR"]
+        own = Path(tempfile.gettempdir())
+        assert own.stat().st_mode & 0o77 == 0
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"emotune-web-used", "emotune-web-link", "elsewhere", own.name}
+        Path(tempfile.mkdtemp(), "text").write_text("x")
+    assert not own.exists()
+    assert tempfile.gettempdir() == str(tmp_path)
 
 
 def test_a_port_in_use():
