@@ -124,7 +124,7 @@ def _gold(value: Any, task: Task) -> tuple[str, ...]:
     values = value if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise RowError("no label")
-    if len(values) == 1 and type(values[0]) is str and values[0].strip() not in task.ids:
+    if len(values) == 1 and type(values[0]) is str and task.named(values[0].strip()) is None:
         values = values[0].split(",")
     labels = {_label(v, task) for v in values}
     if len(labels) != len(values):
@@ -140,10 +140,10 @@ def _label(value: Any, task: Task) -> str:
     if not isinstance(value, (str, int, float)):
         raise RowError(f"label is {shown(value)}, where an id or a name is expected")
     name = str(value).strip()
-    if isinstance(value, bool) and name not in task.ids:
+    if isinstance(value, bool) and task.named(name) is None:
         name = name.lower()  # as JSON writes it
-    if name in task.ids:  # as it is written, before it is read as a number
-        return name
+    if (label := task.named(name)) is not None:  # as it is written, before it is read as a number
+        return label
     if type(value) is not str:
         name = name.removesuffix(".0")  # Parquet and pandas keep ids with gaps as floats
     if name in task.ids:

@@ -31,6 +31,19 @@ def pairs(examples):
     return [(e.text, e.labels) for e in examples]
 
 
+def test_accents_may_be_encoded_in_two_ways(tmp_path):
+    """One character or two (macOS): it is the same label, in a file of rows and in one of labels."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    task = Task("drinks", "multi_label", (one, "tea"), "{text}")
+    path = write(
+        tmp_path / "a.jsonl",
+        "".join(f'{{"text": "hot", "label": {v}}}\n' for v in (f'"{two}"', f'["tea", "{two}"]', f'"{one},tea"')),
+    )
+    assert [e.labels for e in load_examples(path, task)] == [(one,), (one, "tea"), (one, "tea")]
+    old = Task("drinks", "multi_label", (two, "tea"), "{text}")  # of an earlier task.json
+    assert [e.labels for e in load_examples(path, old)] == [(two,), (two, "tea"), (two, "tea")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "task", "expected"),
     [
