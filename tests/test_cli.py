@@ -82,7 +82,7 @@ CASES = {
     "merge: into the current folder": ("merge_lora.py --training_output_dir {dir}/moved --output_dir . --overwrite", "is the folder this was started in, or one above it"),
     "merge: where models are made": ("merge_lora.py --training_output_dir {dir}/moved --output_dir {dir}/.x.merging/model", ".x.merging is where a merged model is made, and does not last"),
     "find_data: two lines": ("scripts/find_data.py --name sst2 --model 'a\nb'", "--model 'a\\nb': holds a line break"),
-    "download: into a file": ("download.py --model org/tiny --target_dir {dir}/good.tsv", "{dir}/good.tsv"),
+    "download: into a file": ("download.py --model org/tiny --target_dir {dir}/good.tsv", "--target_dir {dir}/good.tsv: is a file"),
     "gather: nothing given": ("scripts/gather.py", "--output_dir is needed"),
     "empty --text": (f"{INFER} --text ''", "--text is empty"),
     "unknown sharing": (f"{SFT} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
