@@ -38,7 +38,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from data.archives import check_inside, list_archive, unpack
-from data.arguments import UserError, flag, one_line, run
+from data.arguments import UserError, check_output_dir, flag, one_line, run
 from data.conversion import convert
 from data.files import exclusive, file_hash, read_json, write_json
 from data.hub import ANSWER_SECONDS, RemoteFile, UnavailableError, ask_hub, fetch_from_hub, remote_file, within
@@ -479,6 +479,7 @@ def main(args: Args) -> None:
     """Get the item into its target folder; what is not complete never stands there."""
     item = chosen_item(args)
     target = target_folder(args, item)
+    check_output_dir(str(target), "--target_dir")
     try:
         if already_there(target, item, args):
             return

@@ -109,7 +109,7 @@ def private_folder() -> Iterator[None]:
     """
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         with suppress(UserError, OSError):  # in use, or another user's
-            if left.is_dir() and not left.is_symlink() and left.stat().st_uid == os.getuid():
+            if left.is_dir() and not left.is_symlink() and os.access(left, os.W_OK):
                 with exclusive(left, "page"):
                     shutil.rmtree(left)
     before = tempfile.tempdir
@@ -258,7 +258,8 @@ def main(args: Args) -> None:
     check_model_path(args.model_path)
     port = free_port(args.port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit that leaves nothing behind
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # an exit that leaves nothing behind
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with private_folder():
         serve(args, port)
 

@@ -113,7 +113,7 @@ CASES = {
     "merge: into the current folder": ("merge_lora.py --training_output_dir {dir}/moved --output_dir . --overwrite", "is the folder this was started in, or one above it"),
     "merge: where models are made": ("merge_lora.py --training_output_dir {dir}/moved --output_dir {dir}/.x.merging/model", ".x.merging is where a merged model is made, and does not last"),
     "find_data: two lines": ("scripts/find_data.py --name sst2 --model 'a\nb'", "--model 'a\\nb': holds a line break"),
-    "download: into a file": ("download.py --model org/tiny --target_dir {dir}/good.tsv", "{dir}/good.tsv"),
+    "download: into a file": ("download.py --model org/tiny --target_dir {dir}/good.tsv", "--target_dir {dir}/good.tsv: is a file"),
     "gather: nothing given": ("scripts/gather.py", "--output_dir is needed"),
     "gather: no parts": ("scripts/gather.py --model_path {dir}/trained --output_dir {dir}", "--output_dir {dir}: no parts such as"),
     "probabilities of free answers": (f"{INFER} --test_data_path {{dir}}/good.tsv --probabilities --constrained off", "--probabilities: are those of valid answers"),
