@@ -4,7 +4,9 @@ Transformers itself would go on: it leaves such losses out of its log, and saves
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate.utils import gather_object
@@ -57,22 +59,24 @@ class StopAtFaults:
         scaler = getattr(self.accelerator, "scaler", None)
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
 
-    def _stop(self, batches, norm: float, bad_loss: bool) -> None:
+    def _stop(self, batches: Sequence[tuple[list[str], Tensor]], norm: float, bad_loss: bool) -> NoReturn:
         faulty = [(ids, loss.item()) for ids, loss in batches if not bad_loss or not math.isfinite(loss.item())]
         faulty = gather_object(faulty)
         rows = list(dict.fromkeys(row for ids, _ in faulty for row in ids))
         what = f"the loss is {faulty[0][1]}" if bad_loss else f"the norm of the gradient is {norm}"
         shown = ", ".join(one_line(row, 40) for row in rows[:SHOWN_ROWS])
         more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
-        raise UserError(f"step {self.state.global_step + 1}: {what} on the training rows {shown}{more}; {self._rest()}")
+        self._end(f"step {self.state.global_step + 1}: {what} on the training rows {shown}{more}")
 
-    def _rest(self) -> str:
-        """What is left of the run, and what can be done."""
+    def _end(self, fault: str) -> NoReturn:
+        """Stop with what is wrong, what is left of the run, and what can be done; all processes come here together."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # else some now and then wait for the others as they exit
         left = checkpoints_in(self.args.output_dir)
         kept = f"{left[0]} stays as it is" if left else "no checkpoint was written before"
-        return (
-            f"training stopped, and {kept}. Other flags, such as a smaller --learning_rate, need another --output_dir "
-            f"or an empty {Path(self.args.output_dir)}"
+        raise UserError(
+            f"{fault}; training stopped, and {kept}. Other flags, such as a smaller --learning_rate, need another "
+            f"--output_dir, or an empty {Path(self.args.output_dir)}"
         )
 
     def log(self, logs, start_time=None) -> None:
@@ -83,7 +87,7 @@ class StopAtFaults:
         """
         for name, value in logs.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"step {self.state.global_step}: {name} is {value}; {self._rest()}")
+                self._end(f"step {self.state.global_step}: {name} is {value}")
         super().log(logs, start_time)
 
     def save_model(self, output_dir=None, _internal_call=False) -> None:
@@ -99,5 +103,5 @@ class StopAtFaults:
             bad = [name for name, weight in trained.items() if not weight.isfinite().all()]
             if any(gather_object(bad)):
                 name = (bad or ["a weight"])[0]
-                raise UserError(f"step {self.state.global_step}: {name} is not finite; {self._rest()}")
+                self._end(f"step {self.state.global_step}: {name} is not finite")
         super().save_model(output_dir, _internal_call)
