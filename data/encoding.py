@@ -144,10 +144,12 @@ class Encoder:
             return 0
         several = self.task.kind == "multi_label" and self.objective == "generate"
         count = min(MAX_ANSWER_LABELS, len(self.task.labels)) if several else 1
-        # as it stands inside an answer
-        lengths = {label: len(self.token_ids(" " + label)) for label in self.task.labels}
-        first = max(len(self.token_ids(label)) - length for label, length in lengths.items())  # at its beginning, more?
-        labels = sum(sorted(lengths.values())[-count:]) + max(first, 0) + (count - 1) * len(self.token_ids(","))
+        inside, first = (
+            [len(ids) for ids in self._spelling.ids([before + label for label in self.task.labels])]
+            for before in (" ", "")
+        )
+        more = max(a - b for a, b in zip(first, inside, strict=True))  # at the beginning of an answer
+        labels = sum(sorted(inside)[-count:]) + max(more, 0) + (count - 1) * len(self.token_ids(","))
         frame = self.task.target(self.task.labels[:1], "")
         reasoning = RATIONALE_TOKENS + len(self.token_ids(frame)) if self.cot else 0
         in_pieces = self._longest_answer(count) + (RATIONALE_TOKENS + len(self.reasoning_ids("")) if self.cot else 0)

@@ -4,6 +4,8 @@ from itertools import combinations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -127,6 +129,21 @@ def joining_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(min_size=1, max_size=6) | st.sampled_from(ENDS_ODDLY), min_size=2, max_size=4), st.booleans())
+def test_any_labels_are_written_and_read_back_or_refused(joining_tokenizer, labels, cot):
+    joining_tokenizer.chat_template = CHAT_TEMPLATE
+    try:
+        task = Task("any", "multi_label", tuple(labels), CUSTOM_TEMPLATE)
+    except ValueError:
+        return
+    encoder = Encoder(task, joining_tokenizer, cot, max_length=2048)
+    for ids in paths(AnswerTrie(encoder).root):
+        read = task.parse((task.reasoning("so") if cot else "") + encoder.decode(ids), cot)
+        assert read.valid
+        assert ids == encoder.answer_ids(read.labels)
 
 
 def test_the_joining_tokenizer_joins(joining_tokenizer):

@@ -1,6 +1,7 @@
 """Bad input through the real command line: one clear line, exit code 2, soon, and nothing written."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,12 @@ CASES = {
     "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
     "missing labels": (f"{SFT} --label_path {{dir}}/nowhere.txt", "--label_path {dir}/nowhere.txt: cannot be read"),
     "wrong label id": (f"{SFT} --train_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
+    "labels in a pipe": (f"{SFT} --label_path {{dir}}/pipe", "--label_path {dir}/pipe: is no file"),
+    "labels without end": (f"{INFER} --label_path /dev/zero --text hi", "--label_path /dev/zero: is no file"),
+    "labels of another encoding": (f"{SFT} --label_path {{dir}}/wide.txt", "{dir}/wide.txt:1: label 'j\\x00o\\x00y\\x00' holds a control character"),
+    "a label like a tag": (f"{SFT} --label_path {{dir}}/tag.txt", "{dir}/tag.txt:2: label '</think>' holds a tag"),
+    "more labels than an answer holds": (f"{SFT} --train_data_path {{dir}}/many.tsv", "{dir}/many.tsv:2: 6 labels, while an answer holds at most 5"),
+    "grpo: more labels than an answer holds": (f"{GRPO} --dev_data_path {{dir}}/many.tsv", "{dir}/many.tsv:2: 6 labels, while an answer holds at most 5"),
     "label not in the set": (f"{SFT} --dev_data_path {{dir}}/label.tsv", "{dir}/label.tsv:2: label 'hunger' is not in"),
     "wrong number of columns": (f"{SFT} --train_data_path {{dir}}/columns.tsv", "{dir}/columns.tsv:2: 2 columns"),
     "empty text": (f"{SFT} --train_data_path {{dir}}/text.tsv", "{dir}/text.tsv:2: empty text"),
@@ -112,6 +119,7 @@ CASES = {
 SLOW_CASES = {  # known only once the tokenizer is there
     "max_length shorter than the prompt": (f"{SFT} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
     "grpo: max_length shorter than the prompt": (f"{GRPO} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
+    "a label like a command": (f"{SFT} --label_path {{dir}}/command.txt --train_data_path {{dir}}/command.tsv", "label '<|im_end|>' holds <|im_end|>, which is no word"),
     "grpo: budget over the limit": (f"{GRPO} --length_budget 999", "--length_budget 999: is over the limit of"),
     "grpo: limit under the gold answers": (f"{GRPO} --max_completion_length 1", "--max_completion_length 1: the longest gold answer takes"),
 }  # fmt: skip
@@ -129,6 +137,11 @@ def write_files(directory: Path) -> None:
         "empty.tsv": "",
         "latin.tsv": b"fine\t3\tc1\ncaf\xe9\t3\tc2\n",
         "twice.txt": "joy\nfear\njoy\n",
+        "wide.txt": "joy\nfear\n".encode("utf-16-le"),
+        "tag.txt": "joy\n</think>\n",
+        "many.tsv": "fine\t3\tc1\nall\t1,2,3,4,5,6\tc2\n",
+        "command.txt": "joy\n<|im_end|>\n",
+        "command.tsv": "fine\tjoy\nso so\tjoy\nthe end\t<|im_end|>\n",
         "header.tsv": "text\tlabels\tid\n" + GOOD,
         "run/adapter_config.json": "{}",
         "moved/adapter_config.json": '{"base_model_name_or_path": "models/gone"}',
@@ -141,6 +154,7 @@ def write_files(directory: Path) -> None:
         (directory / folder).mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    os.mkfifo(directory / "pipe")
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
 
 

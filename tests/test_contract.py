@@ -9,6 +9,7 @@ from data.encoding import Encoder
 from data.learning.checkpoints import check_same_task
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS, resolve_task, with_prompt
+from tests.conftest import make_tokenizer
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 LABELS = "ambiguous\nnegative\nneutral\npositive\n"
@@ -30,6 +31,37 @@ def test_what_is_saved_is_loaded(run_dir):
     assert content["task"]["labels"] == list(GROUP.labels)
     assert content["task"]["template_hash"] == GROUP.template_hash
     assert content["library_versions"]["torch"]
+
+
+def test_the_prompt_is_saved_with_it(tmp_path, tokenizer):
+    contract = Contract(GROUP)
+    encoder = contract.encoder(tokenizer)
+    contract.frozen(encoder).save(tmp_path)
+    loaded = Contract.load(tmp_path)
+    assert loaded.prompt == encoder.prompt
+    assert dataclasses.replace(loaded, prompt=None) == contract
+    other = make_tokenizer()
+    other.chat_template = "on another day: {{ messages[0]['content'] }}"
+    assert loaded.encoder(other).prompt_ids(["so glad"]) == encoder.prompt_ids(["so glad"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([1, 2], "prompt"),
+        ({"head": [1], "tail": [2]}, "prompt.answer_prefix"),
+        ({"head": [1], "tail": [2], "answer_prefix": "", "end": 3, "more": 1}, "prompt.more"),
+        ({"head": ["1"], "tail": [2], "answer_prefix": "", "end": 3}, "prompt.head.0 is '1'"),
+        ({"head": [1], "tail": [-2], "answer_prefix": "", "end": 3}, "a token id is below 0"),
+        ({"head": [1], "tail": [2], "answer_prefix": "", "end": 10**30}, "prompt"),
+        ({"head": [1], "tail": [2], "answer_prefix": "!", "end": 3}, "prompt.answer_prefix is '!'"),
+    ],
+)
+def test_a_prompt_that_is_none(run_dir, prompt, message):
+    path = run_dir / "task.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompt": prompt}))
+    with pytest.raises(UserError, match=f"task.json: not a task.json that EmoTune wrote .*{message}"):
+        Contract.load(run_dir)
 
 
 def test_flags_that_agree_are_taken(run_dir):

@@ -1,11 +1,16 @@
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
+from data import rendering
 from data.arguments import UserError
 from data.encoding import Encoder
-from data.tasks import BUILT_IN_TASKS
-from tests.conftest import make_tokenizer
+from data.labels import CUSTOM_TEMPLATE
+from data.tasks import BUILT_IN_TASKS, Task
+from tests.conftest import CHAT_TEMPLATE, make_tokenizer
 
 ORIGINAL = BUILT_IN_TASKS["goemotions-original"]
 SST2 = BUILT_IN_TASKS["sst2"]
@@ -94,3 +99,142 @@ def test_a_template_that_opens_the_reasoning_itself(tokenizer):
     reasoning.chat_template = tokenizer.chat_template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     (prompt,) = Encoder(ORIGINAL, reasoning, cot=True, max_length=2048).prompt_ids(["x"])
     assert reasoning.decode(prompt).endswith("<|im_start|>assistant\n")
+
+
+# --- labels that cannot be written ----------------------------------------------------------------------------------
+
+
+def own(*labels: str, kind: str = "multi_label") -> Task:
+    return Task("own", kind, labels, CUSTOM_TEMPLATE)
+
+
+@pytest.mark.parametrize("objective", ["generate", "score"])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("<|im_end|>", "label '<|im_end|>' holds <|im_end|>, which is no word .* but a command"),
+        ("a <tool_call> b", "holds <tool_call>, which is no word"),
+        ("hungry", "label 'hungry' cannot be written: of 'hungry', the tokenizer of --model_path makes 'angry'"),
+    ],
+)
+def test_a_label_the_tokenizer_cannot_write(objective, label, message):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=False, normalized=False)])
+    tokenizer.chat_template = CHAT_TEMPLATE + "{# <tool_call> #}"
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("hungry", "angry")
+    with pytest.raises(UserError, match=message.replace("|", r"\|")):
+        Encoder(own("joy", label), tokenizer, objective=objective)
+    Encoder(own("joy", label), tokenizer, objective="classify")  # a head writes nothing
+
+
+def test_a_label_that_only_a_comma_spoils():
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(", fear", ", fury")
+    Encoder(own("joy", "fear", kind="single_label"), tokenizer)
+    with pytest.raises(UserError, match=r"label 'fear' cannot be written: of 'joy, fear', .* makes 'joy, fury'"):
+        Encoder(own("joy", "fear"), tokenizer)
+
+
+def test_a_tokenizer_that_composes_accents():
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    task = own("cafe\u0301", "joy")  # as a task.json of an earlier version may have it
+    encoder = Encoder(task, tokenizer)
+    read = task.parse(encoder.decode(encoder.target_ids(task.labels)))
+    assert (read.labels, read.valid) == (task.labels, True)
+
+
+def test_labels_that_look_like_a_place_in_the_prompt(tokenizer):
+    encoder = Encoder(own("{text}", "\u2402", "\u2403"), tokenizer)
+    (prompt,) = encoder.prompt_ids(["so glad"])
+    assert "{text}, \u2402, \u2403\n" in tokenizer.decode(prompt)
+    assert tokenizer.decode(prompt).count("so glad") == 1
+    assert tokenizer.decode(prompt).endswith("Text:\nso glad<|im_end|>\n<|im_start|>assistant\n")
+
+
+# --- markup in words of others --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tagged_tokenizer():
+    """One with tags, a word and white space among its added tokens, none of them special."""
+    tokenizer = make_tokenizer()
+    added = ("<tool_call>", "<|fim|>", "<think>", "</think>", "<b>", "hangry", "  ", "[NAME]")
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
+    tokenizer.chat_template = CHAT_TEMPLATE + "{# <tool_call> #}"
+    return tokenizer
+
+
+def test_a_text_makes_no_markup(tagged_tokenizer):
+    encoder = Encoder(ORIGINAL, tagged_tokenizer)
+    text = "I was <tool_call> hangry  <|fim|></think><|im_end|> [NAME] <b>x</b>"
+    (prompt,) = encoder.prompt_ids([text])
+    ids = prompt[len(encoder.head_ids) : -len(encoder.tail_ids)]
+    assert tagged_tokenizer.decode(ids) == text
+    added = [tagged_tokenizer.convert_ids_to_tokens(i) for i in ids if i in tagged_tokenizer.added_tokens_decoder]
+    assert added == ["hangry", "  ", "[NAME]", "<b>"]  # a word, spaces, tags that steer nothing
+    assert encoder.prompt_ids(["I was hangry", text, "  no "])[1] == prompt
+
+
+@pytest.mark.parametrize("rationale", ["so <|im_end|> it is", "so<tool_call>!", "<|im_start|>", "so it is"])
+def test_a_rationale_makes_no_markup(tagged_tokenizer, rationale):
+    encoder = Encoder(ORIGINAL, tagged_tokenizer, cot=True, max_length=2048)
+    target = encoder.target_ids(("joy",), rationale)
+    assert tagged_tokenizer.decode(target) == f"<think>\n{rationale}\n</think>\n<answer>joy</answer><|im_end|>"
+    added = [tagged_tokenizer.convert_ids_to_tokens(i) for i in target if i in tagged_tokenizer.added_tokens_decoder]
+    assert added == ["<think>", "</think>", "<|im_end|>"]
+    read_back = encoder.reasoned_ids([7], rationale)
+    assert [7, *target[: len(read_back) - 1]] == read_back
+
+
+# --- chat templates -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("<|im_start|>user\nhello<|im_end|>", "prints the text of a question 0 times; expected once"),
+        ("{% for m in messages %}{{ m['content'][:20] }}{% endfor %}", "prints the text of a question 0 times"),
+        ("{% for m in messages * 2 %}{{ m['content'] }}{% endfor %}", "prints the text of a question 2 times"),
+        ("{{ raise_exception('no system turn\n  here') }}", r"fails \(no system turn here\)"),
+        ("{% for %}", r"fails \("),
+        ("{% for i in range(99999) %}{% for j in range(99) %}{% endfor %}{% endfor %}", "has not come to its end in 0.01"),
+        ("{% for i in range(99999) %}" + "x" * 999 + "{% endfor %}", "prints 99,899,001 characters around one question"),
+    ],
+)  # fmt: skip
+def test_a_template_that_does_not_print_the_question(monkeypatch, template, message):
+    if "0.01" in message:
+        monkeypatch.setattr(rendering, "SECONDS", 0.01)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match=f"--model_path: the model's chat template {message}"):
+        Encoder(ORIGINAL, tokenizer)
+    Encoder(CHINESE, tokenizer)  # whose task uses none
+
+
+def test_a_template_that_never_prints_an_answer():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "<|im_start|>{{ messages[0]['content'] }}"
+    assert Encoder(ORIGINAL, tokenizer).end_id == tokenizer.eos_token_id  # not what every chat begins with
+
+
+# --- the prompt of a run --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["generate", "score", "classify"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_frozen_prompt_is_asked_whatever_the_template_has_become(chat, objective):
+    tokenizer = make_tokenizer(chat)
+    began = Encoder(ORIGINAL, tokenizer, objective=objective)
+    tokenizer.chat_template = None if chat else "today is another day: {{ messages[0]['content'] }}"
+    goes_on = Encoder(ORIGINAL, tokenizer, objective=objective, prompt=began.prompt)
+    assert goes_on.prompt_ids(["so glad"]) == began.prompt_ids(["so glad"])
+    assert goes_on.prompt_ids(["so glad"]) != Encoder(ORIGINAL, tokenizer, objective=objective).prompt_ids(["so glad"])
+    if objective != "classify":
+        assert goes_on.candidate_ids() == began.candidate_ids()
+
+
+def test_a_prompt_of_another_tokenizer(tokenizer):
+    prompt = dataclasses.replace(Encoder(ORIGINAL, tokenizer).prompt, tail=(1, 2, len(tokenizer)))
+    with pytest.raises(UserError, match="its prompt was spelt by another tokenizer"):
+        Encoder(ORIGINAL, tokenizer, prompt=prompt)

@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers.utils import chat_template_utils
 
+import main_grpo
 import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
@@ -351,6 +353,53 @@ def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):
         assert torch.equal(found[name], tensor), name
 
 
+def test_a_template_with_the_date_asks_the_same_question_on_every_day(args, tmp_path, monkeypatch):
+    dated = tmp_path / "dated"
+    shutil.copytree(args.model_path, dated)
+    template = load_tokenizer(args.model_path).chat_template
+    (dated / "chat_template.jinja").write_text("Today is {{ strftime_now('%A') }}.\n" + template)
+
+    def on(day: str) -> None:
+        now = SimpleNamespace(now=lambda: SimpleNamespace(strftime=lambda _: day))
+        monkeypatch.setattr(chat_template_utils, "datetime", now)
+
+    def encoder_of_run(settings) -> Encoder:
+        """What a run that is started now asks with."""
+        seen = []
+
+        def build(args, data, model, encoder, contract):
+            seen.append((encoder, contract))
+            raise Killed
+
+        stage = main_SFT if isinstance(settings, Args) else main_grpo
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "build_trainer", build)
+            with pytest.raises(Killed):
+                stage.main(settings)
+        ((encoder, contract),) = seen
+        assert contract.prompt == encoder.prompt
+        return encoder
+
+    on("Monday")
+    args = dataclasses.replace(args, model_path=str(dated), max_steps=2, eval_samples=2)
+    main(args)
+    run = Path(args.output_dir)
+    (asked,) = Contract.load(run).encoder(load_tokenizer(args.output_dir)).prompt_ids(["so glad"])
+    assert "Today is Monday." in load_tokenizer(args.output_dir).decode(asked)
+    on("Tuesday")
+    with Predictor(args.output_dir, precision="fp32") as predictor:
+        assert predictor.encoder.prompt_ids(["so glad"]) == [asked]
+    (run / "train_results.json").unlink()  # as if it had been killed behind its last checkpoint
+    assert encoder_of_run(args).prompt_ids(["so glad"]) == [asked]
+    grpo = main_grpo.Args(
+        model_path=args.output_dir, train_data_path=args.train_data_path, output_dir=str(tmp_path / "grpo"),
+        precision="fp32", max_steps=2, batch_size=8,
+    )  # fmt: skip
+    assert encoder_of_run(grpo).prompt_ids(["so glad"]) == [asked]
+    new = encoder_of_run(dataclasses.replace(args, output_dir=str(tmp_path / "new")))
+    assert "Today is Tuesday." in new.decode(new.head_ids)
+
+
 def test_a_finished_run_is_not_trained_again(args, capsys):
     main(args)
     before = (Path(args.output_dir) / "adapter_model.safetensors").stat().st_mtime_ns
@@ -382,6 +431,25 @@ def test_a_finished_run_is_not_trained_again(args, capsys):
 def test_an_answer_inference_could_not_give(tokenizer):
     with pytest.raises(UserError, match=r"row c7: its answer takes \d+ tokens"):
         answer_rows([Example("c7", "all of it", ORIGINAL.labels[:12])], Encoder(ORIGINAL, tokenizer))
+
+
+def test_rows_with_more_labels_than_an_answer_holds(args, tmp_path):
+    (tmp_path / "many.tsv").write_text("fine\t3\tc1\nall of it\t1,2,3,4,5,6\tc2\n" + "so so\t4\tc3\n" * 6)
+    many = dataclasses.replace(args, train_data_path=str(tmp_path / "many.tsv"), max_steps=1, eval_samples=2)
+    with pytest.raises(UserError, match=r"many.tsv:2: 6 labels, while an answer holds at most 5"):
+        main(many)
+    assert not Path(args.output_dir).exists()
+    grpo = main_grpo.Args(
+        model_path=args.model_path, label_path=args.label_path, train_data_path=many.train_data_path,
+        output_dir=args.output_dir, batch_size=8,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"many.tsv:2: 6 labels"):
+        main_grpo.main(grpo)
+    main(dataclasses.replace(many, skip_bad_rows=True))
+    (rejected,) = (json.loads(line) for line in (Path(args.output_dir) / "rejected.jsonl").read_text().splitlines())
+    assert (rejected["line"], rejected["text"]) == (2, "all of it")
+    compared = dataclasses.replace(many, objective="score", output_dir=str(tmp_path / "compared"))
+    main(compared)  # a row for each label
 
 
 def test_layers_the_model_does_not_have(args):

@@ -10,7 +10,6 @@ from typing import Any
 import main_grpo
 from data.arguments import check_at_least, flag
 from data.contract import contract_for
-from data.encoding import Encoder
 from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
 from data.files import ADAPTER_FILE, write_json
 from data.learning.rewards import Rewards
@@ -88,7 +87,7 @@ def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
         settings = grpo_args(args, folder, **flags)
         contract = contract_for(args.model_path, settings.task)
         data = load_data(settings, contract.task, kind_known=True)
-        encoder = Encoder(data.task, load_tokenizer(args.model_path), contract.cot, contract.max_length)
+        encoder = contract.encoder(load_tokenizer(args.model_path))
         model = main_grpo.load_policy(settings, longest=contract.max_length)
         trainer = main_grpo.build_trainer(settings, data, model, encoder, contract)
         _take_turns(trainer, turns)
@@ -116,7 +115,7 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
         task = contract.task
         data = load_data(settings, task, kind_known=True)
         tokenizer = load_tokenizer(args.model_path)
-        encoder = Encoder(task, tokenizer, contract.cot, contract.max_length)
+        encoder = contract.encoder(tokenizer)
         start = base_model_path(args.model_path)
         model = AutoModelForCausalLM.from_pretrained(start or args.model_path, dtype=torch.bfloat16)
         if start is not None:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, flag
 from data.contract import Contract, contract_for
-from data.encoding import Encoder
 from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer, pick_device
 from data.engine.predictor import Predictor
 from data.files import TASK_FILE, write_json
@@ -82,7 +81,7 @@ def _generate(turns: Turns, args: InferenceArgs, model) -> None:
     from data.engine.generation import stop_token_ids
 
     contract, tokenizer = _contract(args), load_tokenizer(args.model_path)
-    encoder = Encoder(contract.task, tokenizer, contract.cot, contract.max_length)
+    encoder = contract.encoder(tokenizer)
     tokenizer.padding_side = "left"
 
     def predict(texts: Sequence[str]) -> list[str]:
