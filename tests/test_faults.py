@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 import main_grpo
 import main_SFT
-from data.arguments import UserError
+from data.arguments import DivergedError, UserError
 from data.learning.faults import StopAtFaults
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS
@@ -87,7 +87,7 @@ def check_stopped(args, message: str, last: int) -> None:
 def test_a_loss_that_is_not_finite(args, monkeypatch, objective, value):
     args = dataclasses.replace(args, objective=objective)
     poisoned(monkeypatch, main_SFT, step=3, value=value)
-    with pytest.raises(UserError, match=r"^step 3: the loss is nan on the training rows ") as stopped:
+    with pytest.raises(DivergedError, match=r"^step 3: the loss is nan on the training rows ") as stopped:
         main_SFT.main(args)
     check_stopped(args, str(stopped.value), last=2)
     ids = {example.id for example in load_examples(args.train_data_path, BUILT_IN_TASKS["goemotions-original"])}

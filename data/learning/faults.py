@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from data.arguments import UserError, one_line
+from data.arguments import DivergedError, one_line
 from data.learning.checkpoints import checkpoints_in
 
 SHOWN_ROWS = 5  # of a batch, in a message
@@ -40,7 +40,7 @@ class StopAtFaults:
         """The norm of the gradient; None where fp16's loss scaling was too much, which skips the step by itself.
 
         Raises:
-            UserError: a loss or the gradient is not finite. The optimizer has not seen it yet.
+            DivergedError: a loss or the gradient is not finite. The optimizer has not seen it yet.
         """
         norm = super()._get_grad_norm(model, grad_norm)
         batches, self._batches = self._batches, ()
@@ -74,7 +74,7 @@ class StopAtFaults:
             torch.distributed.destroy_process_group()  # else some now and then wait for the others as they exit
         left = checkpoints_in(self.args.output_dir)
         kept = f"{left[0]} stays as it is" if left else "no checkpoint was written before"
-        raise UserError(
+        raise DivergedError(
             f"{fault}; training stopped, and {kept}. Other flags, such as a smaller --learning_rate, need another "
             f"--output_dir, or an empty {Path(self.args.output_dir)}"
         )
@@ -83,7 +83,7 @@ class StopAtFaults:
         """The trainer's own log of a step, or of scores of the validation rows.
 
         Raises:
-            UserError: one of them is not finite.
+            DivergedError: one of them is not finite.
         """
         for name, value in logs.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -94,7 +94,7 @@ class StopAtFaults:
         """Save the model; all processes come here.
 
         Raises:
-            UserError: weights that were trained are not finite; nothing is written.
+            DivergedError: weights that were trained are not finite; nothing is written.
         """
         trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad and p.numel()}
         norm = torch.nn.utils.get_total_norm(trained.values())  # fast; also infinite where only its squares are
