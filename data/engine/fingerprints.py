@@ -61,9 +61,14 @@ def check_fingerprint(stored: str | None, model, what: str) -> None:
     if stored is None or model.dtype == torch.float16:
         return
     found = fingerprint(model)
-    parts = min(stored.count("-"), found.count("-")) + 1
-    if stored.split("-")[:parts] != found.split("-")[:parts]:
+    if not is_same_fingerprint(stored, found):
         raise UserError(f"{what}: its weights differ (fingerprint {found}, expected {stored})")
+
+
+def is_same_fingerprint(one: str, other: str) -> bool:
+    """Whether two fingerprints agree in the parts that both have."""
+    parts = min(one.count("-"), other.count("-")) + 1
+    return one.split("-")[:parts] == other.split("-")[:parts]
 
 
 def _add(digest, name: str, weights: "Tensor") -> None:

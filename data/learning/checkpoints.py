@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data.arguments import UserError, is_first_process
 from data.contract import Contract, check_hashes, check_run_settings
+from data.engine.fingerprints import is_same_fingerprint
 from data.files import (
     ADAPTER_FILE,
     ARGS_FILE,
@@ -160,7 +161,7 @@ def check_same_base(checkpoint: str | None, contract: Contract) -> None:
     if checkpoint is None:
         return
     before, now = Contract.load(checkpoint).base_fingerprint, contract.base_fingerprint
-    if None not in (before, now) and before != now:
+    if None not in (before, now) and not is_same_fingerprint(before, now):
         raise UserError(
             f"--model_path {contract.base_model}: has other weights than the model that {checkpoint} learns on"
         )
