@@ -88,15 +88,19 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     labels = read_labels(label_path)
     if name in BUILT_IN_TASKS:
         check_same_labels(f"--label_path {label_path}", labels, f"--task {name}", BUILT_IN_TASKS[name].labels)
-        return replace(BUILT_IN_TASKS[name], published_order=())
+        return _numbered_by_file(BUILT_IN_TASKS[name])
     if name is None:
         for task in BUILT_IN_TASKS.values():
             if task.labels == labels:
-                return replace(task, published_order=())
+                return _numbered_by_file(task)
     own_name = Path(label_path).resolve().parent.name or "custom"
     if own_name in BUILT_IN_TASKS:
         own_name = f"own-{own_name}"
     return LabelTask(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
+
+
+def _numbered_by_file(task: Task) -> Task:
+    return replace(task, published_order=()) if task.published_order else task
 
 
 def of_built_in(task: Task) -> Task:

@@ -1,5 +1,6 @@
 """The table of data sets: whether its entries can be what they say."""
 
+import csv
 import dataclasses
 import os
 import string
@@ -71,3 +72,13 @@ def test_the_mapping_reproduces_the_published_files(name, mapping, split):
     coarse = load_examples(DATASETS / name / f"{split}.tsv", BUILT_IN_TASKS[f"goemotions-{name}"])
     assert [{mapping[label] for label in e.labels} for e in fine] == [set(e.labels) for e in coarse]
     assert [e.text for e in fine] == [e.text for e in coarse]
+
+
+@pytest.mark.skipif(not DATASETS.is_dir(), reason="EMOTUNE_DATASETS does not name a folder with goemotions/")
+def test_the_published_files_are_read_without_the_quotes_of_csv():
+    path = DATASETS / "original" / "train.tsv"
+    texts = [example.text for example in load_examples(path, BUILT_IN_TASKS["goemotions-original"])]
+    with path.open(encoding="utf-8", newline="\n") as file:
+        meant = [cells[0].strip() for cells in csv.reader(file, delimiter="\t", strict=True)]
+    assert texts == meant
+    assert sum('"' in text for text in texts) == 1_097

@@ -21,8 +21,8 @@ def write_labels(path, *labels):
 
 def test_labels_alone_name_a_built_in_task(tmp_path):
     path = write_labels(tmp_path / "group" / "labels.txt", "ambiguous", "negative", "neutral", "positive")
-    assert resolve_task(None, path) == GROUP
-    assert resolve_task("goemotions-group", path) == GROUP
+    assert resolve_task(None, path) is GROUP
+    assert resolve_task("goemotions-group", path) is GROUP
     own = write_labels(tmp_path / "birds" / "labels.txt", "owl", "wren")
     assert resolve_task(None, own) == Task("birds", "multi_label", ("owl", "wren"), resolve_task(None, own).template)
     assert resolve_task("single_label", own).kind == "single_label"
