@@ -17,6 +17,7 @@ if [[ -f "$MODEL/adapter_config.json" ]]; then
   MODEL="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' \
     "$MODEL/adapter_config.json")"
 fi
+[[ "$MODEL" != -* ]] || { echo "serve_vllm.sh: error: $MODEL: no model, but a flag" >&2; exit 2; }
 # the commands by which the trainer sends weights are open to whoever reaches the port: hence 127.0.0.1
 export VLLM_SERVER_DEV_MODE=1
 flags=(--host 127.0.0.1 --port "${PORT:-8000}" --logprobs-mode processed_logprobs --max-logprobs -1)
