@@ -37,6 +37,7 @@ except UserError as error:
 END
   )" || exit 2
 fi
+[[ "$MODEL" != -* ]] || { echo "serve_vllm.sh: error: $MODEL: no model, but a flag" >&2; exit 2; }
 # the commands by which the trainer sends weights are open to whoever reaches the port: hence 127.0.0.1
 export VLLM_SERVER_DEV_MODE=1
 flags=(--host 127.0.0.1 --port "$PORT" --logprobs-mode processed_logprobs --max-logprobs -1)

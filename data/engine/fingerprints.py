@@ -21,8 +21,9 @@ def fingerprint(model) -> str:
     files they were made of; the second part is left out where those have other names. Modules that were drawn at random
     are in neither.
     """
-    vectors, matrices = hashlib.sha256(), hashlib.sha256()
-    complete = True
+    import torch
+
+    vectors, rows = hashlib.sha256(), {}
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     new = tuple(f"{name}." for name in getattr(bare, "new_modules", ()))
     prefix = f"{bare.base_model_prefix}." if bare.base_model is not bare else ""
@@ -32,12 +33,16 @@ def fingerprint(model) -> str:
             continue
         name = name.replace(".base_layer", "")
         if parameter.dim() == 1:
-            _add(vectors, name, parameter)
-        elif (row := stored.row(f"{prefix}{name}") if _is_quantized(parameter) else first_row(parameter)) is not None:
-            _add(matrices, name, row)
+            vectors.update(name.encode())
+            vectors.update(_as_bytes(parameter))
         else:
-            complete = False
-    return vectors.hexdigest()[:16] + (f"-{matrices.hexdigest()[:16]}" if complete else "")
+            rows[name] = first_row(parameter) if parameter.is_floating_point() else stored.row(f"{prefix}{name}")
+    known = vectors.hexdigest()[:16]
+    if any(row is None for row in rows.values()):
+        return known
+    matrices = hashlib.sha256(" ".join(rows).encode())
+    matrices.update(_as_bytes(torch.cat([row.to(bare.device) for row in rows.values()])) if rows else b"")
+    return f"{known}-{matrices.hexdigest()[:16]}"
 
 
 def first_row(weight: "Tensor") -> "Tensor":
@@ -71,15 +76,10 @@ def is_same_fingerprint(one: str, other: str) -> bool:
     return one.split("-")[:parts] == other.split("-")[:parts]
 
 
-def _add(digest, name: str, weights: "Tensor") -> None:
+def _as_bytes(weights: "Tensor") -> bytes:
     import torch
 
-    digest.update(name.encode())
-    digest.update(weights.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-
-
-def _is_quantized(parameter: "Tensor") -> bool:
-    return not parameter.is_floating_point()
+    return weights.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 class _StoredRows:

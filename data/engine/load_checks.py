@@ -1,7 +1,7 @@
 """Whether a loaded model is what was saved: no tensor drawn at random unless it is to be learnt, and all finite."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,27 +69,37 @@ def parameter_names(model, module: str) -> set[str]:
 
 
 def check_adapter_tensors(model, found: Mapping[str, Shape], weights: Path) -> None:
-    """Raise a `UserError` where an adapter is not all of what its file holds, or the file not all of it.
+    """Raise a `UserError` where an adapter is not all of what its file holds, or not finite, or the file holds more.
 
     Args:
-        model: the `PeftModel`, as its adapter_config.json makes it.
+        model: the `PeftModel`; one on the meta device is as its adapter_config.json makes it, without weights.
         found: the tensors in the file.
         weights: the file.
     """
     from peft import get_peft_model_state_dict
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+    own = dict(model.named_parameters())
+    adapters = {name: parameter for name, parameter in own.items() if "lora_" in name or "modules_to_save" in name}
+    if not any(parameter.is_meta for parameter in adapters.values()):
+        check_finite(adapters, str(weights))
     if get_checkpoint_conversion_mapping(model.config.model_type) is not None:
         return  # PEFT renames what it reads for them
-    # not the embeddings: PEFT would ask a hub whether the base model's are others
-    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
-    own = {name: weights.shape for name, weights in model.named_parameters()} | {n: t.shape for n, t in wanted.items()}
+    wanted = {_saved_name(name): parameter for name, parameter in adapters.items()}
+    if wanted.keys() != found.keys():  # PEFT's own list takes ten times as long
+        # not the embeddings: PEFT would ask a hub whether the base model's are others
+        wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     if lacking := sorted(wanted.keys() - found.keys()):
         raise UserError(f"{weights}: lacks {_counted(lacking)}")
-    if stray := sorted(found.keys() - own.keys()):
+    if stray := sorted(found.keys() - wanted.keys() - own.keys()):
         raise UserError(f"{weights}: holds {_counted(stray)}, for which its adapter_config.json has no place")
-    if other := _of_other_shape(own, found):
+    if other := _of_other_shape(own | wanted, found):
         raise UserError(f"{weights}: has {_counted(other)}")
+
+
+def _saved_name(name: str) -> str:
+    """An adapter's parameter as PEFT's file names it."""
+    return name.replace("modules_to_save.default.", "").replace(".default.", ".")
 
 
 def check_shapes(model, found: Mapping[str, Shape], model_path: str) -> None:
@@ -108,17 +118,21 @@ def check_shapes(model, found: Mapping[str, Shape], model_path: str) -> None:
         raise UserError(f"--model_path {model_path}: its weights lack {_counted(bad)}, which the model needs")
 
 
-def _of_other_shape(wanted: Mapping[str, Shape], found: Mapping[str, Shape]) -> list[str]:
+def _of_other_shape(wanted: Mapping[str, Tensor], found: Mapping[str, Shape]) -> list[str]:
     both = sorted(wanted.keys() & found.keys())
-    return [_misshapen(name, found[name], wanted[name]) for name in both if tuple(found[name]) != tuple(wanted[name])]
+    return [
+        _misshapen(name, found[name], wanted[name].shape) for name in both if tuple(found[name]) != wanted[name].shape
+    ]
 
 
 def _misshapen(name: str, found: Shape, wanted: Shape) -> str:
     return f"{name} of shape {tuple(found)} in place of {tuple(wanted)}"
 
 
-def check_finite(parameters: Iterable[tuple[str, Tensor]], what: str) -> None:
+def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
     """Raise a `UserError`, `what` at its beginning, where any of these named weights holds NaN or infinity."""
-    bad = sorted(name for name, weights in parameters if not torch.isfinite(weights).all())
-    if bad:
-        raise UserError(f"{what}: has numbers that are not finite in {_counted(bad)}")
+    # a norm of all takes a fraction of the time; it may be infinite by itself, in fp16
+    if not torch.nn.utils.get_total_norm([tensor.detach() for tensor in weights.values()]).isfinite():
+        bad = sorted(name for name, tensor in weights.items() if not tensor.isfinite().all())
+        if bad:
+            raise UserError(f"{what}: has numbers that are not finite in {_counted(bad)}")

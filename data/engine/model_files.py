@@ -125,13 +125,20 @@ def weight_files(directory: Path) -> list[Path]:
 
 def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor in safetensors files; their headers are read, and their lengths checked."""
-    from safetensors import safe_open
-
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
-        with loading(str(file)), safe_open(file, framework="np") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        state = file.stat()
+        shapes |= _shapes_in(file, state.st_size, state.st_mtime_ns)
     return shapes
+
+
+@cache
+def _shapes_in(file: Path, size: int, changed: int) -> dict[str, tuple[int, ...]]:
+    """The header of one file in one state; a stage asks for it several times."""
+    from safetensors import safe_open
+
+    with loading(str(file)), safe_open(file, framework="np") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

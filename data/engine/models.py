@@ -190,8 +190,8 @@ def load_model(
         )  # fmt: skip
     model.new_modules = new_modules(model, report, base, new_head or (classifies and bool(adapters)))
     if classifies:
-        heads = tuple(f"{name}." for name in head_names(model))
-        check_finite(((name, p) for name, p in model.named_parameters() if name.startswith(heads)), base)
+        heads = ((head, model.get_submodule(head)) for head in head_names(model))
+        check_finite({f"{head}.{name}": p for head, m in heads for name, p in m.named_parameters()}, base)
     if hasattr(model, "score"):
         model.score.float()  # a new one; Transformers keeps those it reads in fp32
     if adapters:
@@ -240,7 +240,7 @@ def with_adapters(
     from peft import PeftModel
 
     from data.engine.fingerprints import check_fingerprint
-    from data.engine.load_checks import check_adapter_tensors, check_finite, parameter_names
+    from data.engine.load_checks import check_adapter_tensors, parameter_names
 
     for adapter in adapters:
         top = adapter == adapters[-1]
@@ -257,9 +257,7 @@ def with_adapters(
                 model, adapter, is_trainable=trainable and top,
                 autocast_adapter_dtype=trainable and top,  # else in the base's format
             )  # fmt: skip
-        weights = Path(adapter) / ADAPTER_WEIGHTS
-        check_adapter_tensors(model, tensors, weights)
-        check_finite((item for item in model.named_parameters() if _is_adapters(item[0])), str(weights))
+        check_adapter_tensors(model, tensors, Path(adapter) / ADAPTER_WEIGHTS)
         if not top:
             model = model.merge_and_unload()
             model.new_modules = still_new
@@ -267,10 +265,6 @@ def with_adapters(
         other = f"{adapters[-1]}: was trained on another base model than {base}"
         check_fingerprint(contract.base_fingerprint, model, other)
     return model
-
-
-def _is_adapters(name: str) -> bool:
-    return "lora_" in name or "modules_to_save" in name
 
 
 def _four_bits() -> "BitsAndBytesConfig":

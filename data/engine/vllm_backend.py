@@ -148,7 +148,7 @@ def check_whole(base: str, adapter: str | None = None) -> None:
         with loading(f"--model_path {adapter}: does not fit its base model {base}"), torch.device("meta"):
             model = get_peft_model(model, LoraConfig.from_pretrained(adapter))
         check_adapter_tensors(model, check_adapter(adapter), weights)
-        check_finite(load_file(weights).items(), str(weights))
+        check_finite(load_file(weights), str(weights))
 
 
 def _served_rank(model_path: str) -> int:
