@@ -116,7 +116,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         {REPORT, *report["files"]} if "files" in report else {path.name for path in target.iterdir() if path.is_file()}
     )
     for path in sorted(target.iterdir()):
-        predictions = any(path.glob("predictions*.jsonl")) and not (path / TASK_FILE).exists()
+        predictions = any(path.glob("predictions*.jsonl")) and not any(path.rglob(TASK_FILE))
         if path.name not in ours and not predictions and not (path.name.startswith(".") and path.suffix == ".lock"):
             raise UserError(f"--output_dir {target}: holds {one_line(path.name)!r}, which no merge wrote; {refused}")
 
