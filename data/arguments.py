@@ -291,14 +291,25 @@ def run(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.exit(141)
-    except OSError as error:
-        if error.errno is None:  # a library's own, about something else
+    except Exception as error:
+        if (message := _system_fault(error)) is None:
             raise
-        place = f"{error.filename}: " if error.filename is not None else ""
-        _end(script, f"{place}{os.strerror(error.errno)} (errno {errno.errorcode.get(error.errno, error.errno)})")
+        _end(script, message)
     except KeyboardInterrupt:
         print(f"\n{script}: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _system_fault(error: Exception) -> str | None:
+    """What the operating system refused, where that is what `error` says; None where it is another fault."""
+    if isinstance(error, OSError) and error.errno is not None:  # without a number it is a library's own
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{os.strerror(error.errno)} ({errno.errorcode.get(error.errno, error.errno)})"
+    if number := re.search(r"\(os error (\d+)\)", str(error)):  # from Rust: safetensors, tokenizers
+        return f"a file could not be read or written: {os.strerror(int(number[1]))} ({one_line(error)})"
+    if re.search(r"inline_container\.cc|PytorchStreamWriter", str(error)):  # torch.save, which does not say why
+        return f"a file could not be written; the disk may be full ({one_line(error)})"
+    return None
 
 
 def _end(script: str, message: str, speaks: bool = True) -> NoReturn:

@@ -155,7 +155,6 @@ def test_one_line():
 
 
 SCRIPT = r"""
-import sys
 from dataclasses import dataclass
 from data.arguments import UserError, flag, run
 @dataclass
@@ -165,6 +164,11 @@ def main(args):
     if args.how == "user": raise UserError("a\nb" + "c" * 10**6)
     if args.how == "full": raise OSError(28, "No space left on device", "/full/a.bin")
     if args.how == "long": open("a" * 5000)
+    if args.how == "rust":
+        from safetensors.numpy import save_file
+        import numpy, resource, tempfile
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with tempfile.TemporaryDirectory() as folder: save_file({"a": numpy.zeros(1000)}, folder + "/a")
     if args.how == "bug": raise ValueError("ours")
     for _ in range(100_000): print("喜\ud800")
 run(main, Args, {})
@@ -189,8 +193,9 @@ def ended(how: str, closed: bool = False, **environment: str) -> tuple[int, byte
     ("how", "message"),
     [
         ("user", rb"a\\nbc+ \xe2\x80\xa6 c+"),
-        ("full", rb"/full/a\.bin: No space left on device \(errno ENOSPC\)"),
-        ("long", rb"a+ \xe2\x80\xa6 a+: File name too long \(errno ENAMETOOLONG\)"),
+        ("full", rb"/full/a\.bin: No space left on device \(ENOSPC\)"),
+        ("long", rb"a+ \xe2\x80\xa6 a+: File name too long \(ENAMETOOLONG\)"),
+        ("rust", rb"a file could not be read or written: File too large \(Error while serializing: .*os error 27\)\)"),
     ],
 )
 @pytest.mark.parametrize("environment", [{}, {"RANK": "1"}, {"RANK": "0", "WORLD_SIZE": "2"}])
