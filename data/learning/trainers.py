@@ -3,6 +3,7 @@
 `args` is in each function the stage's own `Args`; the flags it reads are named alike in both.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.arguments import UserError, check_at_least, check_output_dir, is_first_process
+from data.arguments import (
+    UserError,
+    check_at_least,
+    check_output_dir,
+    is_first_process,
+    one_line,
+    process_count,
+)
 from data.contract import HASHES, Contract
 from data.encoding import Encoder
 from data.engine.models import pick_device
@@ -33,6 +41,8 @@ from data.tasks import BUILT_IN_TASKS, Task
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+OF_LAUNCHERS = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what processes need to find each other
+
 # --- flags ----------------------------------------------------------------------------------------------------------
 
 
@@ -50,6 +60,7 @@ def check_training_flags(args) -> None:
         if (getattr(args, name) or 0) >= 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be below 1")
     check_positive(args, "learning_rate", "num_epochs")
+    check_launcher()
     if args.seed >= 2**32:
         raise UserError(f"--seed {args.seed}: must be below 2**32")
     if args.eval_steps and args.save_steps and args.save_steps % args.eval_steps:
@@ -62,6 +73,22 @@ def check_positive(args, *names: str) -> None:
     for name in names:
         if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0 and finite")
+
+
+def check_launcher() -> None:
+    """Raise a `UserError` when the environment has a part of what a launcher (torchrun, accelerate) sets, not all."""
+    if process_count() == 1 and "LOCAL_RANK" not in os.environ:
+        return
+    found = "LOCAL_RANK" if process_count() == 1 else "WORLD_SIZE"
+    for name in OF_LAUNCHERS:
+        if not os.environ.get(name):
+            raise UserError(
+                f"{found}={os.environ[found]}: is set, but {name} is not; launchers such as torchrun set both: start "
+                f"with one, or unset {found}"
+            )
+    port = os.environ["MASTER_PORT"]
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"MASTER_PORT={one_line(port, 60)}: must be a port, from 1 to {2**16 - 1}")
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
