@@ -197,3 +197,33 @@ def test_what_the_scaling_does_not_explain_is_one(tmp_path, norm, loss, scale, m
 def test_a_finite_step_goes_on(tmp_path):
     trainer = _Trainer(2.0, 1.0, None, tmp_path)
     assert trainer._get_grad_norm(None).item() == 2.0
+
+
+# --- the environment ------------------------------------------------------------------------------------------------
+
+WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2: is set, but RANK is not"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3: is set, but WORLD_SIZE is not"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "1", "RANK": "7"}, "LOCAL_RANK=0: is set, but MASTER_ADDR is not"),
+        (WHOLE | {"MASTER_PORT": "99999"}, "MASTER_PORT=99999: must be a port"),
+        (WHOLE | {"MASTER_PORT": "1;ls"}, "MASTER_PORT=1;ls: must be a port"),
+        (WHOLE | {"WORLD_SIZE": "a[0]"}, r"WORLD_SIZE=a\[0\]: must be a whole number"),
+    ],
+)
+def test_a_part_of_what_a_launcher_sets(args, monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(args)
+
+
+@pytest.mark.parametrize("environment", [{}, {"RANK": "1"}, {"WORLD_SIZE": "1", "RANK": "0"}, WHOLE])
+def test_what_a_launcher_sets(args, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    dataclasses.replace(args)

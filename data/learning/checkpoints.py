@@ -223,10 +223,17 @@ class WholeCheckpoints:
         trained = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        state = self.state
-        if resume_from_checkpoint is None or not state.best_global_step:
+        if resume_from_checkpoint is None:
             return trained
-        folders = (Path(self.args.output_dir), Path(resume_from_checkpoint).resolve().parent)
+        if self.state.best_global_step:
+            self._find_best(Path(resume_from_checkpoint))
+        # Transformers would train one more step where a run was killed between its last checkpoint and its end
+        return trained if self.state.global_step < max_steps else (num_train_epochs, 0)
+
+    def _find_best(self, taken_up: Path) -> None:
+        """Have the state name the best checkpoint where it is now; where it is gone, the one that is taken up."""
+        state = self.state
+        folders = (Path(self.args.output_dir), taken_up.resolve().parent)
         places = [folder / f"checkpoint-{state.best_global_step}" for folder in folders]
         best = next((str(place) for place in places if place.is_dir()), state.best_model_checkpoint)
         say = print if self.is_world_process_zero() else lambda *_: None
@@ -234,16 +241,13 @@ class WholeCheckpoints:
             say(f"{best}: the best so far")  # Transformers has said that it is not there, having looked elsewhere
         elif best is None:
             say(f"warning: {places[0]}: the best so far is not there any more; the best is chosen from what is left")
-            metric = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
-            scores = [
+            metric = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
+            here = [
                 entry[metric] for entry in state.log_history if metric in entry and entry["step"] == state.global_step
             ]
-            state.best_metric, state.best_global_step = None, None
-            if scores:
-                state.best_metric, state.best_global_step = scores[-1], state.global_step
-                best = str(resume_from_checkpoint)
+            state.best_metric, state.best_global_step = (here[-1], state.global_step) if here else (None, None)
+            best = str(taken_up) if here else None
         state.best_model_checkpoint = best
-        return trained
 
     def _load_best_model(self) -> None:
         """The trainer's own.

@@ -34,7 +34,10 @@ def damage(checkpoint: Path, of_model: bool = False) -> str | None:
         if (checkpoint / CHECKSUMS_FILE).is_file():
             return next(_differences(checkpoint, of_model), None)
         for name, patterns in NEEDED.items():  # written before there were checksums, or cut off before they were
-            if not any(next(checkpoint.glob(pattern), None) for pattern in patterns):
+            found = (path for pattern in patterns for path in checkpoint.glob(pattern))
+            if not any(path.is_file() or not path.suffix for path in found) and not (
+                of_model and _is_for_training(name)
+            ):
                 return f"{name}: is missing"
         return next(filter(None, map(_unreadable, _files_of(checkpoint, of_model))), None)
     except UserError as error:
@@ -54,7 +57,11 @@ def write_checksums(checkpoint: Path) -> None:
 
 def _files_of(checkpoint: Path, of_model: bool = False) -> list[Path]:
     files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE)
-    return sorted(path for path in files if not of_model or path.suffix not in (".pt", ".pth"))
+    return sorted(path for path in files if not (of_model and _is_for_training(path.name)))
+
+
+def _is_for_training(name: str) -> bool:
+    return name.endswith((".pt", ".pth"))
 
 
 def _differences(checkpoint: Path, of_model: bool) -> Iterator[str]:
@@ -63,7 +70,7 @@ def _differences(checkpoint: Path, of_model: bool) -> Iterator[str]:
         yield f"{CHECKSUMS_FILE}: does not name {STATE_FILE}"
     for name, written in files.items():
         path = checkpoint / name
-        if of_model and path.suffix in (".pt", ".pth"):
+        if of_model and _is_for_training(name):
             continue
         if not isinstance(written, dict):
             yield f"{CHECKSUMS_FILE}: holds no checksum of {one_line(name)}"
@@ -119,6 +126,6 @@ def _unreadable(path: Path) -> str | None:
             safe_open(path, "numpy").keys()
         except SafetensorError as error:
             return f"{path.name}: cannot be read ({one_line(error)})"
-    elif path.suffix in (".pt", ".pth") and (not zipfile.is_zipfile(path) or _broken_archive(path)):
+    elif _is_for_training(path.name) and (not zipfile.is_zipfile(path) or _broken_archive(path)):
         return f"{path.name}: is not what PyTorch writes"
     return None

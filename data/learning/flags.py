@@ -7,9 +7,10 @@ run would end as if all were well. They are wide: what is of use lies far within
 """
 
 import math
+import os
 from dataclasses import MISSING, fields
 
-from data.arguments import UserError, check_output_dir, process_count
+from data.arguments import UserError, check_output_dir, one_line, process_count
 
 MANY = 10**8
 BOUNDS = {  # flag -> smallest and largest value
@@ -59,6 +60,7 @@ BOUNDS = {  # flag -> smallest and largest value
     "vllm_server_port": (1, 65_535),
     "vllm_gpu_memory_utilization": (0.01, 1),
 }
+OF_LAUNCHERS = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what processes need to find each other
 OR_ZERO = ("val_ratio", "top_k", "beta")  # 0 turns off what they do
 SMALLEST_REWARD = 0.01  # rewards are divided by their deviation + 1e-4
 
@@ -74,6 +76,23 @@ def check_training_flags(args) -> None:
     if args.eval_steps and args.save_steps and args.save_steps % args.eval_steps:
         raise UserError(f"--save_steps {args.save_steps}: must be a multiple of --eval_steps {args.eval_steps}")
     check_output_dir(args.output_dir)
+    check_launcher()
+
+
+def check_launcher() -> None:
+    """Raise a `UserError` when the environment has a part of what a launcher (torchrun, accelerate) sets, not all."""
+    if process_count() == 1 and "LOCAL_RANK" not in os.environ:
+        return
+    found = "LOCAL_RANK" if process_count() == 1 else "WORLD_SIZE"
+    for name in OF_LAUNCHERS:
+        if not os.environ.get(name):
+            raise UserError(
+                f"{found}={os.environ[found]}: is set, but {name} is not; launchers such as torchrun set both: start "
+                f"with one, or unset {found}"
+            )
+    port = os.environ["MASTER_PORT"]
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise UserError(f"MASTER_PORT={one_line(port, 60)}: must be a port, from 1 to {2**16 - 1}")
 
 
 def _check_bounds(name: str, value: float | None) -> None:
