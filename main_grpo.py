@@ -59,7 +59,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.arguments import UserError, flag, is_first_process, process_count, run
+from data.arguments import UserError, flag, is_first_process, one_line, process_count, run
 from data.contract import Contract, contract_for
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
@@ -266,13 +266,18 @@ def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tu
     """
     limit = args.max_completion_length or encoder.answer_tokens
     rationale = "" if encoder.cot else None
-    longest = max(len(encoder.target_ids(labels, rationale)) for labels in {e.labels for e in train})
-    longest += RATIONALE_TOKENS if encoder.cot else 0
+    row_of = {e.labels: e for e in train}
+    lengths = {labels: len(encoder.target_ids(labels, rationale)) for labels in row_of}
+    labels, shortest = max(lengths.items(), key=lambda item: item[1])
+    longest = shortest + RATIONALE_TOKENS if encoder.cot else shortest
+    given = f"--max_completion_length {limit}" if args.max_completion_length else f"the limit of {limit} tokens"
     if args.length_budget is not None and args.length_budget > limit:
-        given = f"--max_completion_length {limit}" if args.max_completion_length else f"the limit of {limit} tokens"
         raise UserError(f"--length_budget {args.length_budget}: is over {given}")
-    if not encoder.cot and longest > limit:
-        raise UserError(f"--max_completion_length {limit}: the longest gold answer takes {longest} tokens")
+    if shortest > limit:
+        raise UserError(
+            f"{given}: the longest gold answer takes {shortest} tokens{' without its reasoning' * encoder.cot}: "
+            f"{one_line(', '.join(labels), 60)} of row {one_line(row_of[labels].id, 40)}"
+        )
     return args.length_budget or min(longest, limit), limit
 
 

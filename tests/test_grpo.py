@@ -149,6 +149,10 @@ def test_budget_and_limit_of_an_answer(args, tokenizer):
         answer_lengths(dataclasses.replace(args, length_budget=17), encoder, train)
     with pytest.raises(UserError, match=f"--max_completion_length 2: the longest gold answer takes {longest} tokens"):
         answer_lengths(dataclasses.replace(args, length_budget=None, max_completion_length=2), encoder, train)
+    with pytest.raises(
+        UserError, match=r"2: the longest gold answer takes \d+ tokens without its reasoning: .* of row "
+    ):
+        answer_lengths(dataclasses.replace(args, length_budget=None, max_completion_length=2), reasoning, train)
 
 
 # --- what is shared is computed once: same numbers -------------------------------------------------------------------

@@ -288,7 +288,7 @@ def test_a_task_is_started_with_what_was_found(tmp_path, environment, tiny_model
         "MODEL": str(tiny_model_dir), "DATA": str(write_data(tmp_path / "a folder", "r8")), "OUTPUT": str(tmp_path / "out"),
     }  # fmt: skip
     done = launch("train_task.sh", environment | settings, "r8", "--batch_size", "0")
-    assert "main_SFT.py: error: --batch_size 0: must be at least 1\n" in done.stderr
+    assert "main_SFT.py: error: --batch_size 0: must be from 1 to 65536\n" in done.stderr
     done = launch("train_task.sh", environment | settings, "r8", "--train_data_path", "an other.tsv")
     assert "main_SFT.py: error: --train_data_path an other.tsv: no such file\n" in done.stderr  # the later flag wins
     assert not (tmp_path / "out").exists()

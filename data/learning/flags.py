@@ -39,7 +39,7 @@ BOUNDS = {  # flag -> smallest and largest value
     "focal_gamma": (0, 10),
     "label_smoothing": (0, 0.9),
     "search": (1, 10_000),
-    "num_generations": (2, 65_536),
+    "num_generations": (2, 4096),
     "max_completion_length": (1, 10_000_000),
     "length_budget": (1, 10_000_000),
     "num_iterations": (1, 1000),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from data.arguments import UserError, is_first_process
+from data.arguments import UserError, is_first_process, one_line
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.packing import pack
 from data.engine.padding import padded, padded_rows
@@ -147,8 +147,9 @@ def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence
     for example, target in zip(examples, targets, strict=True):
         if len(target) > encoder.answer_tokens:
             raise UserError(
-                f"row {example.id}: its answer takes {len(target)} tokens, while inference gives an answer "
-                f"{encoder.answer_tokens} (at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of reasoning)"
+                f"row {one_line(example.id, 40)}: its answer takes {len(target)} tokens, while inference gives an "
+                f"answer {encoder.answer_tokens} (at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of "
+                f"reasoning); its text is {one_line(example.text, 60)!r}"
             )
     prompts = prompt_ids(examples, encoder)
     return Dataset.from_dict(
