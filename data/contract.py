@@ -41,7 +41,7 @@ class Contract:
         max_length: tokens of prompt and answer together.
         base_model: the model that was fine-tuned, as the user named it.
         base_revision: its revision on the hub, None for a folder.
-        base_fingerprint: tells its weights from others (`models.fingerprint`), None where no adapter needs them.
+        base_fingerprint: tells its weights from others (`data.engine.fingerprints`), None where no adapter needs them.
         seed: the run's seed.
         library_versions: the libraries the run was made with.
 

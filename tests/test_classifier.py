@@ -120,7 +120,9 @@ def test_a_whole_model_comes_back(any_dir, tmp_path, head):
     model = classifier(any_dir, head)
     before = one_by_one(model)
     model.save_pretrained(tmp_path / "run")
-    torch.testing.assert_close(one_by_one(classifier(tmp_path / "run", head, new_head=False)), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        one_by_one(classifier(tmp_path / "run", head, new_head=False)), before, atol=1e-5, rtol=0
+    )
 
 
 def test_a_linear_head_is_one_that_transformers_loads(decoder_dir, tmp_path):
@@ -156,7 +158,9 @@ def test_an_adapter_and_its_head_survive_saving_and_merging(any_dir, tmp_path, h
     merged = loaded.merge_and_unload()
     torch.testing.assert_close(one_by_one(merged), tuned, atol=1e-5, rtol=0)
     merged.save_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(one_by_one(classifier(tmp_path / "merged", head, new_head=False)), tuned, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        one_by_one(classifier(tmp_path / "merged", head, new_head=False)), tuned, atol=1e-5, rtol=0
+    )
 
 
 def test_the_mlp_is_the_one_described(decoder_dir):
