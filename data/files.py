@@ -207,7 +207,7 @@ def exclusive(directory: str | os.PathLike, name: str = "run") -> Iterator[None]
     try:
         yield
     except BaseException:
-        if is_new and [path.name for path in directory.iterdir()] == [f".{name}.lock"]:
+        if is_new and directory.is_dir() and [path.name for path in directory.iterdir()] == [f".{name}.lock"]:
             shutil.rmtree(directory)  # nothing has come of it
         raise
     finally:
