@@ -45,7 +45,7 @@ class Contract:
             them now (an untuned model, runs of earlier versions).
         base_model: the model that was fine-tuned, as the user named it.
         base_revision: its revision on the hub, None for a folder.
-        base_fingerprint: tells its weights from others (`models.fingerprint`), None where no adapter needs them.
+        base_fingerprint: tells its weights from others (`data.engine.fingerprints`), None where no adapter needs them.
         data_hashes: flag -> SHA-256 of the file it named, of the files that were learnt from; None where not noted.
         seed: the run's seed.
         library_versions: the libraries the run was made with.

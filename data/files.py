@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -194,6 +195,7 @@ def exclusive(directory: str | os.PathLike, name: str = "run") -> Iterator[None]
         UserError: another process holds it.
     """
     directory = Path(directory)
+    is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / f".{name}.lock")
     try:
@@ -204,5 +206,9 @@ def exclusive(directory: str | os.PathLike, name: str = "run") -> Iterator[None]
         ) from error
     try:
         yield
+    except BaseException:
+        if is_new and directory.is_dir() and [path.name for path in directory.iterdir()] == [f".{name}.lock"]:
+            shutil.rmtree(directory)  # nothing has come of it
+        raise
     finally:
         lock.release()

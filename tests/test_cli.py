@@ -125,6 +125,13 @@ CASES = {
     "compile what": (f"{SFT} --compile maybe", "--compile: expected on or off, found 'maybe'"),
     "nothing given": ("main_SFT.py", "--model_path is needed"),
     "not a model": (f"{INFER} --model_path {{dir}} --text hi", "{dir}: holds neither config.json nor adapter_config.json"),
+    "a pickle of weights": (f"{INFER} --model_path {{dir}}/pickled --text hi", "{dir}/pickled: its weights are a pickle (pytorch_model.bin)"),
+    "a config with a text for a number": (f"{SFT} --model_path {{dir}}/typed", "{dir}/typed/config.json: num_hidden_layers is '2', expected a whole number"),
+    "a config deeper than Python": (f"{GRPO} --model_path {{dir}}/deep", "{dir}/deep/config.json: not a JSON object"),
+    "half of the weights": (f"{INFER} --model_path {{dir}}/halved --text hi", "{dir}/halved/model.safetensors: Error while deserializing header"),
+    "merge: an adapter of no rank": ("merge_lora.py --training_output_dir {dir}/rankless", "{dir}/rankless/adapter_config.json: r is 0, expected a number from 1"),
+    "a path too long": (f"{SFT} --model_path /{'a' * 5000}", "cannot be read (File name too long)"),
+    "a hub that does not answer": (f"{SFT} --model_path someone/model", "--model_path someone/model: no such directory, and no answer from the hub at http://127.0.0.1:9"),
     "grpo: nothing given": ("main_grpo.py", "--model_path is needed"),
     "grpo: no task": ("main_grpo.py --model_path {model} --train_data_path {dir}/good.tsv", "name --task or --label_path"),
     "grpo: wrong label id": (f"{GRPO} --train_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
@@ -166,7 +173,7 @@ SLOW_CASES = {  # known only once the tokenizer is there
 }  # fmt: skip
 
 
-def write_files(directory: Path) -> None:
+def write_files(directory: Path, model_dir: Path) -> None:
     trained = directory / "trained"
     files = {
         "good.tsv": GOOD,
@@ -192,10 +199,18 @@ def write_files(directory: Path) -> None:
         "deep/test_results.json": "[" * 100_000,
         "data.xlsx": b"PK\x03\x04",
         "ids.jsonl": '{"text": "fine", "label": 0}',
+        "pickled/config.json": '{"model_type": "qwen2"}',
+        "pickled/pytorch_model.bin": b"\x80\x02.",
+        "typed/config.json": '{"model_type": "qwen2", "num_hidden_layers": "2"}',
+        "deep/config.json": "[" * 100_000,
+        "halved/config.json": '{"model_type": "qwen2"}',
+        "halved/model.safetensors": b"\x40\0\0\0\0\0\0\0{",
+        "rankless/adapter_config.json": json.dumps(
+            {"base_model_name_or_path": str(model_dir), "peft_type": "LORA", "r": 0, "lora_alpha": 8}
+        ),
     }
-    for folder in ("run", "trained", "moved", "odd", "deep"):
-        (directory / folder).mkdir(parents=True)
     for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
     os.mkfifo(directory / "pipe")
@@ -219,7 +234,7 @@ def outcomes_of(light: Iterable[str], heavy: Iterable[str] = ()) -> list[dict]:
 def outcomes(tmp_path_factory, tiny_model_dir):
     """name -> outcome of every case and every `--help`, the places, and what stood in the folder before and after."""
     directory = tmp_path_factory.mktemp("bad-input")
-    write_files(directory)
+    write_files(directory, tiny_model_dir)
     before = contents(directory)
     places = {"dir": directory, "model": tiny_model_dir}
     light, heavy = ([line.format(**places) for line, _ in cases.values()] for cases in (CASES, SLOW_CASES))

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 import main_grpo
 import main_SFT
 from data.arguments import DivergedError, UserError
+from data.learning import flags
 from data.learning.faults import StopAtFaults
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS
@@ -100,7 +101,8 @@ def test_a_loss_that_is_not_finite(args, monkeypatch, objective, value):
 
 
 @pytest.mark.parametrize("objective", ["generate", "classify"])
-def test_a_learning_rate_of_1000(args, objective):
+def test_a_learning_rate_of_1000(args, monkeypatch, objective):
+    monkeypatch.setitem(flags.BOUNDS, "learning_rate", (0, math.inf))
     args = dataclasses.replace(args, objective=objective, learning_rate=1e38, weight_decay=0.0)
     with pytest.raises(UserError, match=r"^step \d: .*(is nan|is inf|is not finite)"):
         main_SFT.main(args)

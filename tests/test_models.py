@@ -366,6 +366,30 @@ def test_all_that_is_new_in_an_encoder_is_learnt_and_saved(masked_dir, sft_args,
             Predictor(run)
 
 
+def test_what_is_new_stays_whole_over_four_bits(masked_dir, sft_args):  # noqa: F811
+    pytest.importorskip("bitsandbytes")
+    base, new = masked_dir
+    config = transformers.AutoConfig.from_pretrained(base)
+    wide = dict(hidden_size=64, num_attention_heads=1) | dict.fromkeys(("intermediate_size", "hidden_dim"), 128)
+    for name, value in wide.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(base)
+    run = Path(
+        trained(
+            sft_args, model_path=str(base), objective="classify", prompt="text_only", tuning="qlora", max_length=32,
+            eval_steps=None, dev_data_path=None, val_ratio=0.0, calibration=False,
+        )
+    )  # fmt: skip
+    learnt = load_file(run / "adapter_model.safetensors")
+    for name in new:
+        assert any(n.startswith(f"base_model.model.{name}.") and t.is_floating_point() for n, t in learnt.items())
+        assert not any(f"{name}." in n and "lora_" in n for n in learnt)
+    first, again = (Predictor(str(run), precision="fp32").label_scores(ALL_TEXTS) for _ in range(2))
+    assert (first == again).all()
+    assert merged(str(run))
+
+
 @pytest.mark.parametrize(
     ("name", "reads"), [("roberta", 62), ("bert", 64), ("distilbert", 64)]
 )  # a table of 64, of which RoBERTa leaves out those up to its padding's

@@ -124,7 +124,7 @@ def test_a_home_folder_the_shell_did_not_expand(tmp_path, environment, tiny_mode
     write_data(tmp_path / "my data" / "r8", "r8")
     settings = {"HOME": str(tmp_path), "MODEL": str(tiny_model_dir), "DATA": "~/my data/r8", "OUTPUT": "~/my runs"}
     done = launch("train_task.sh", environment | settings, "r8", "--batch_size", "0")
-    assert "main_SFT.py: error: --batch_size 0: must be at least 1\n" in done.stderr
+    assert "main_SFT.py: error: --batch_size 0: must be from 1 to 65536\n" in done.stderr
     done = launch("train_task.sh", environment | settings, "r8", "--output_dir", f"{tmp_path}/my data/r8/train.txt")
     assert f"--output_dir {tmp_path}/my data/r8/train.txt: is a file" in done.stderr
     assert not (ROOT / "~").exists()
@@ -136,7 +136,8 @@ def test_values_of_several_lines(find):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "names no base model"), ('{"base_model_name_or_path": "./x"}', "is not there")]
+    ("content", "message"),
+    [("{", "not a JSON object"), ("{}", "names no base model"), ('{"base_model_name_or_path": "./x"}', "is not there")],
 )
 def test_a_server_over_a_broken_adapter(tmp_path, environment, content, message):
     (tmp_path / "adapter_config.json").write_text(content)

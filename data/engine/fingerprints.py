@@ -9,6 +9,7 @@ from data.arguments import UserError
 from data.engine.model_files import CONFIG_FILE, loading, weight_files
 
 if TYPE_CHECKING:
+    from safetensors import safe_open
     from torch import Tensor
 
 
@@ -91,23 +92,20 @@ class _StoredRows:
 
     def __init__(self, model) -> None:
         self._model = model
-        self._files: dict[str, Path] | None = None
+        self._files: dict[str, safe_open] | None = None
 
     def row(self, name: str) -> "Tensor | None":
         """The first row (C,) of a matrix, or None where no file has one of this name."""
-        from safetensors import safe_open
-
         if self._files is None:
             self._files = dict(self._found())
         # a bare base model is saved without the prefix
         name = name if name in self._files else name.removeprefix(f"{self._model.base_model_prefix}.")
         if name not in self._files:
             return None
-        with loading(str(self._files[name])), safe_open(self._files[name], framework="pt") as tensors:
-            tensor = tensors.get_slice(name)
-            return first_row(tensor[:1]) if len(tensor.get_shape()) > 1 else None
+        tensor = self._files[name].get_slice(name)
+        return first_row(tensor[:1]) if len(tensor.get_shape()) > 1 else None
 
-    def _found(self) -> Iterator[tuple[str, Path]]:
+    def _found(self) -> "Iterator[tuple[str, safe_open]]":
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
         from safetensors import safe_open
@@ -123,5 +121,6 @@ class _StoredRows:
                 return
             place = Path(cached).parent
         for path in weight_files(place):
-            with loading(str(path)), safe_open(path, framework="pt") as tensors:
-                yield from ((name, path) for name in tensors.keys())  # noqa: SIM118
+            with loading(str(path)):
+                tensors = safe_open(path, framework="pt")  # open as long as these rows are asked for
+            yield from ((name, tensors) for name in tensors.keys())  # noqa: SIM118

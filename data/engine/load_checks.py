@@ -111,9 +111,7 @@ def check_shapes(model, found: Mapping[str, Shape], model_path: str) -> None:
         model_path: names the model.
     """
     found = {**{f"{model.base_model_prefix}.{name}": shape for name, shape in found.items()}, **found}
-    wanted = {
-        name: tensor.shape for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys
-    }
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
     if bad := sorted(wanted.keys() - found.keys()) or _of_other_shape(wanted, found):
         raise UserError(f"--model_path {model_path}: its weights lack {_counted(bad)}, which the model needs")
 

@@ -173,7 +173,7 @@ def check_adapter(directory: str | Path) -> dict[str, tuple[int, ...]]:
     settings = adapter_settings(path)
     if settings.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {one_line(repr(settings.get('peft_type')), 60)}, expected 'LORA'")
-    for name, least in (("r", 1), ("lora_alpha", 0)):
+    for name, least in (("r", 1), ("lora_alpha", 1)):
         if not least <= settings.get(name, -1) <= MOST_RANK:
             found = one_line(settings.get(name, "missing"), 60)
             raise UserError(f"{path}: {name} is {found}, expected a number from {least} to {MOST_RANK}")

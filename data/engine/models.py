@@ -278,12 +278,14 @@ def _four_bits() -> "BitsAndBytesConfig":
         raise UserError("4-bit weights need bitsandbytes (pip install -r requirements.txt)") from error
     from transformers import BitsAndBytesConfig
 
+    from data.engine.classifier import HEAD_INSIDE
+
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["lm_head", "score", "classifier"],
+        llm_int8_skip_modules=["lm_head", "score", "classifier", "pre_classifier", rf".*\.{HEAD_INSIDE}"],
     )
 
 

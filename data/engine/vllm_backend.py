@@ -125,7 +125,7 @@ def _load(settings: PredictionSettings, base: str | None, max_length: int) -> An
 def check_whole(base: str, adapter: str | None = None) -> None:
     """Raise a `UserError` where a model's directory, or an adapter's, lacks tensors: vLLM would leave them at random.
 
-    Models whose tensors are stored under other names, such as those of experts, are not looked at.
+    Models whose tensors are stored under other names, such as those of experts or in few bits, are not looked at.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -137,7 +137,8 @@ def check_whole(base: str, adapter: str | None = None) -> None:
 
     with loading(f"--model_path {base}: does not load"):
         config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-        if get_checkpoint_conversion_mapping(config.model_type) is not None:
+        quantized = getattr(config, "quantization_config", None) is not None
+        if quantized or get_checkpoint_conversion_mapping(config.model_type) is not None:
             return
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
