@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import main_SFT
 from data.arguments import DivergedError, UserError
 from data.learning.search import RANKS, search
 from main_SFT import Args, main
@@ -206,3 +207,30 @@ def test_a_search_of_real_runs(tiny_model_dir, tmp_path, capsys):
     assert (tmp_path / "search" / "task.json").is_file()
     assert json.loads((tmp_path / "search" / "test_results.json").read_text())["n"] == 12
     assert not (tmp_path / "search" / "trial-0" / "test_results.json").exists()
+
+
+def test_a_real_run_that_diverges(tiny_model_dir, tmp_path, capsys, monkeypatch):
+    for name in ("train", "dev"):
+        rows = [f"{text};{label}" for label, texts in TEXTS.items() for text in texts]
+        (tmp_path / f"{name}.txt").write_text("\n".join(rows), encoding="utf-8")
+    build = main_SFT.build_trainer
+
+    def build_and_break(args, *others):
+        trainer = build(args, *others)
+        if args.output_dir.endswith("trial-0"):
+            for parameter in trainer.model.parameters():
+                parameter.data.fill_(math.nan)
+        return trainer
+
+    monkeypatch.setattr(main_SFT, "build_trainer", build_and_break)
+    args = Args(
+        model_path=str(tiny_model_dir), task="emotion", train_data_path=str(tmp_path / "train.txt"),
+        dev_data_path=str(tmp_path / "dev.txt"), output_dir=str(tmp_path / "search"), precision="fp32", max_steps=2,
+        learning_rate=5e-3, search=2, objective="classify", warmup_steps=0,
+    )  # fmt: skip
+    main(args)
+    assert "trial-0: failed: step 1: the loss is nan on the training rows" in capsys.readouterr().out
+    assert outcome(args)["best"] == "trial-1"
+    assert [trial["accuracy"] is None for trial in sorted(outcome(args)["trials"], key=lambda t: t["folder"])] == [
+        True, False,
+    ]  # fmt: skip
