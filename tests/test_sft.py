@@ -388,7 +388,7 @@ def test_an_answer_inference_could_not_give(tokenizer):
 def test_layers_the_model_does_not_have(args):
     with pytest.raises(UserError, match="--lora_target_modules w_pack: the model has down_proj, gate_proj"):
         main(dataclasses.replace(args, lora_target_modules=["q_proj", "w_pack"]))
-    assert [path.name for path in Path(args.output_dir).iterdir()] == [".run.lock"]
+    assert not Path(args.output_dir).exists()
 
 
 def test_more_positions_than_the_model_has(args):
