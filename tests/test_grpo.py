@@ -440,7 +440,8 @@ def test_a_run_that_is_prolonged_between_two_drawings(args, tmp_path, capsys):
     for name, tensor in expected.items():
         assert torch.equal(last[name], tensor), name
     # a checkpoint as it was written before answers were kept
-    (tmp_path / "older" / "checkpoint-3" / "answers_0.pt").unlink()
+    for name in ("answers_0.pt", "checksums.json"):
+        (tmp_path / "older" / "checkpoint-3" / name).unlink()
     capsys.readouterr()
     main(dataclasses.replace(longer, output_dir=str(tmp_path / "older")))
     assert "answers_0.pt: is not there, so other answers are drawn" in capsys.readouterr().out
