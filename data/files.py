@@ -4,10 +4,9 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, TextIO
@@ -189,13 +188,14 @@ def sample_hash(path: str | os.PathLike) -> str:
 def exclusive(directory: str | os.PathLike, name: str = "run") -> Iterator[None]:
     """Within this context no other process that asks for the same writes in `directory`.
 
-    The lock is the system's own, on `.<name>.lock`: it goes with the process that holds it, however that ends.
+    The lock is the system's own, on `.<name>.lock`: it goes with the process that holds it, however that ends. Folders
+    that were made for it go, too, where nothing has been written in them.
 
     Raises:
         UserError: another process holds it.
     """
     directory = Path(directory)
-    is_new = not directory.exists()
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / f".{name}.lock")
     try:
@@ -206,9 +206,10 @@ def exclusive(directory: str | os.PathLike, name: str = "run") -> Iterator[None]
         ) from error
     try:
         yield
-    except BaseException:
-        if is_new and directory.is_dir() and [path.name for path in directory.iterdir()] == [f".{name}.lock"]:
-            shutil.rmtree(directory)  # nothing has come of it
-        raise
     finally:
+        if made and os.path.isdir(directory) and os.listdir(directory) == [f".{name}.lock"]:
+            os.unlink(lock.lock_file)  # still held: who has opened it meanwhile sees that it is gone, and opens another
         lock.release()
+        for folder in made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()

@@ -121,3 +121,16 @@ def test_one_process_writes_at_a_time(tmp_path):
         owner.wait()
     with exclusive(tmp_path / "out"):  # it has gone with its owner
         pass
+
+
+def test_a_lock_leaves_no_empty_folders(tmp_path):
+    with exclusive(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run" / ".run.lock").is_file()
+    assert list(tmp_path.iterdir()) == []
+    with exclusive(tmp_path / "new" / "run"):
+        write_json(tmp_path / "new" / "run" / "a.json", {})
+    (tmp_path / "mine").mkdir()
+    with exclusive(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "new" / "run" / "a.json").is_file()
+    assert (tmp_path / "mine").is_dir()

@@ -259,9 +259,9 @@ def test_what_is_no_text(model, encoder):
     predictor = Predictor.from_model(model, encoder, Contract(encoder.task), constrained=True)
     assert predictor.predict_batch([]) == []
     for texts, message in (
-        (["fine", ""], "text 2 of 2 is empty"), (["\n"], "text 1 of 1 is empty"),
-        ([3, "fine"], "text 1 of 2 is of type int, expected str"), ([None], "of type NoneType"),
-        ([b"fine"], "of type bytes"), (["half \ud83d"], "text 1 of 1 holds half a character"),
+        (["fine", ""], "text 2 is empty"), (["\n"], "text 1 is empty"),
+        ([3, "fine"], "text 1 is of type int, expected str"), ([None], "of type NoneType"),
+        ([b"fine"], "of type bytes"), (["half \ud83d"], "text 1 holds half a character"),
         ("fine", "one text, expected several"),
     ):  # fmt: skip
         for use in (predictor.predict_batch, predictor.label_scores):
@@ -275,6 +275,15 @@ def test_a_text_that_is_cut_says_so(tiny_model_dir):
     for way in ({}, {"probabilities": True}, {"objective": "score"}, {"constrained": False}):
         predictions = Predictor(str(tiny_model_dir), **flags, **way).predict_batch(texts)
         assert [prediction.truncated for prediction in predictions] == [False, True, True]
+
+
+def test_a_text_is_named_by_its_place_in_the_whole(model, encoder, monkeypatch):
+    monkeypatch.setattr(predictor_module, "ROWS_AT_ONCE", 2)
+    predictor = Predictor.from_model(model, encoder, Contract(encoder.task), batch_size=2, constrained=True)
+    with pytest.raises(ValueError, match=r"^text 4 is empty$"):
+        list(predictor.predictions([*TEXTS[:3], ""]))
+    with pytest.raises(ValueError, match=r"^text 11 is empty$"):
+        list(predictor.predictions([*TEXTS[:3], ""], done=7))
 
 
 def test_texts_come_one_by_one(model, encoder, monkeypatch):

@@ -184,7 +184,7 @@ class Predictor:
         Returns:
             The values, and whether each text lost its end.
         """
-        check_texts(texts)
+        check_texts(texts, first)
         with self._lock:
             self._check_open()
             prompts, cuts = self.encoder.prompts_and_cuts(texts)
@@ -209,15 +209,15 @@ class Predictor:
             raise RuntimeError("this Predictor is closed; open a new one")
 
 
-def check_texts(texts: Sequence[Any]) -> None:
-    """Raise a `ValueError` that names the first of `texts` that cannot be predicted."""
-    for number, text in enumerate(texts, start=1):
+def check_texts(texts: Sequence[Any], first: int = 0) -> None:
+    """Raise a `ValueError` that names the first text, behind `first` earlier ones, that cannot be predicted."""
+    for number, text in enumerate(texts, start=first + 1):
         if not isinstance(text, str):
-            raise ValueError(f"text {number} of {len(texts)} is of type {type(text).__name__}, expected str")
+            raise ValueError(f"text {number} is of type {type(text).__name__}, expected str")
         if not text.strip():
-            raise ValueError(f"text {number} of {len(texts)} is empty")
+            raise ValueError(f"text {number} is empty")
         if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError(f"text {number} of {len(texts)} holds half a character (a lone surrogate)")
+            raise ValueError(f"text {number} holds half a character (a lone surrogate)")
 
 
 def _not_one_text(texts: Iterable[str]) -> Iterable[str]:
