@@ -239,7 +239,7 @@ def evaluated_loss(way: str, model_dir: str, folder: str, batch_size: int, shari
         lora_alpha=8, lora_dropout=0.0, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_ratio=0.0,
         warmup_steps=0, weight_decay=0.0, save_total_limit=1, prefix_sharing=sharing, **{"objective": "generate"} | flags,
     )  # fmt: skip
-    data = Data(task, examples, examples, [], [])
+    data = Data(task, examples, examples, [], [], {})
     contract = Contract(task, objective=args.objective, head=args.head, base_model=model_dir)
     torch.manual_seed(0)
     model = load_trainable_model(args, contract)
