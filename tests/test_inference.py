@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.special import softmax
 
 from data.arguments import UserError
@@ -233,7 +234,7 @@ def test_scores_that_are_not_finite_are_no_predictions(tiny_model_dir, flags, br
 
 def test_a_head_whose_scores_are_not_finite(tiny_model_dir, tokenizer):
     contract = Contract(BUILT_IN_TASKS["goemotions-group"], objective="classify")
-    model = load_model(str(tiny_model_dir), "fp32", "cpu", contract=contract)
+    model = load_model(str(tiny_model_dir), "fp32", "cpu", contract=contract, new_head=True)
     predictor = Predictor.from_model(model, contract.encoder(tokenizer), contract)
     assert predictor.predict_batch(TEXTS)
     with torch.no_grad():
@@ -428,9 +429,9 @@ def test_an_adapter_is_known_by_its_base(run_args, tmp_path):
     (tmp_path / "adapter").mkdir()
     shutil.copy(tmp_path / "run" / "task.json", tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": str(tmp_path / "run")})
+        json.dumps({"base_model_name_or_path": str(tmp_path / "run"), "peft_type": "LORA", "r": 8, "lora_alpha": 16})
     )
-    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    save_file({}, tmp_path / "adapter" / "adapter_model.safetensors")
     for name in ("args.json", "test_results.json", "README.md"):
         (tmp_path / "adapter" / name).write_text("{}")
     settings = prediction_settings(dataclasses.replace(run_args, model_path=str(tmp_path / "adapter")))

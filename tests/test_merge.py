@@ -261,15 +261,15 @@ def test_two_merges_into_one_place(sft_args, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(("dtype", "value"), [("auto", float("nan")), ("fp16", 1e5)])
 def test_weights_that_are_not_finite_are_not_written(sft_args, tmp_path, dtype, value, monkeypatch):  # noqa: F811
     """nan, and what is too large for the number format."""
-    run = trained(sft_args, objective="generate")
+    run, load_stack = trained(sft_args, objective="generate"), merge_lora.load_stack
 
-    def spoilt(*args, **kwargs):
-        model = load_model(*args, **kwargs)
-        model.model.layers[1].mlp.up_proj.weight.data[0, 0] = value
+    def spoilt(*args):
+        model = load_stack(*args)
+        model.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight.data[0, 0] = value
         return model
 
     with monkeypatch.context() as patch:
-        patch.setattr(merge_lora, "load_model", spoilt)
+        patch.setattr(merge_lora, "load_stack", spoilt)
         patch.setattr(merge_lora, "read_samples", lambda *_: (numpy.zeros((1, 1)), [()]))
         with pytest.raises(
             UserError, match=r"not finite: 1 of 2,048 numbers of model\.layers\.1\.mlp\.up_proj\.weight"
