@@ -1,8 +1,10 @@
 """Whether a checkpoint is whole: its last file, `checksums.json`, has a checksum of each of the others. (no torch)"""
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from data.arguments import UserError, one_line
@@ -10,6 +12,8 @@ from data.contract import Contract
 from data.files import STATE_FILE, TASK_FILE, read_json, write_json
 
 CHECKSUMS_FILE = "checksums.json"
+# what the library says of an archive that is none, or in which some bit was flipped: a name, a length, a flag
+NO_ARCHIVE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
 # what a run needs to go on: one file or folder of each kind, as Transformers, FSDP or DeepSpeed name it
 NEEDED = {
     STATE_FILE: (STATE_FILE,),
@@ -87,10 +91,9 @@ def _checksum(path: Path) -> str:
 
     Such a file is a ZIP archive, in which PyTorch has noted the CRC-32 of each part; `_broken_archive` compares them.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
-        return f"{zlib.crc32(repr(parts).encode()):08x}"
+    with suppress(*NO_ARCHIVE), zipfile.ZipFile(path) as archive:
+        parts = [(part.filename, part.file_size, part.CRC) for part in archive.infolist()]
+        return f"{zlib.crc32(repr(parts).encode(errors='surrogatepass')):08x}"
     checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -105,7 +108,7 @@ def _broken_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is not None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+    except NO_ARCHIVE:
         return True
 
 
