@@ -102,13 +102,13 @@ def weigh_answers(
     Args:
         scores: of the K labels as answers of their own, and behind them that of one answer with several labels, if
             there is one.
-        several: the labels of that answer, else none.
+        several: the labels of that answer, which the model has written, else none.
         task: the labels.
         temperature: see `probabilities`.
 
     Returns:
-        The most probable of the answers that hold the most probable label, its probability, and those of the labels
-        (K,).
+        The answer that was written where it holds the most probable label, so that asking for probabilities changes as
+        few answers as can be, else that label alone; its probability, and those of the labels (K,).
 
     Raises:
         ValueError: see `probabilities`.
@@ -119,7 +119,7 @@ def weigh_answers(
     of_labels[[task.ids[label] for label in several]] += together
     of_labels = of_labels.clip(max=1.0)  # a sum's last digit
     best = int(of_labels.argmax())
-    if task.labels[best] in several and together[0] >= alone[best]:
+    if task.labels[best] in several:
         return tuple(several), float(together[0]), of_labels
     return (task.labels[best],), float(alone[best]), of_labels
 
