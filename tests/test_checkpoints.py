@@ -506,3 +506,14 @@ def test_the_folder_is_held_to_the_end(args, monkeypatch, stage):
     assert tuple(held) == names
     with exclusive(args.output_dir):
         pass
+
+
+def test_states_are_read_back_in_one_of_several_processes_on_a_cpu(args, monkeypatch):
+    """Their trainers call the CPU "cpu:0", a place that PyTorch by itself cannot read anything back to."""
+    load = torch.load
+
+    def load_to_number(file, map_location=None, **options):
+        return load(file, map_location=torch.device("cpu", 0) if map_location == "cpu" else map_location, **options)
+
+    monkeypatch.setattr(torch, "load", load_to_number)
+    check_same_end(args)

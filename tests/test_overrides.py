@@ -44,7 +44,8 @@ TABLE = {
         "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "compute_loss _get_grad_norm log save_model"
     ),
     "data.learning.checkpoints:WholeCheckpoints": Over(
-        "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer", "_save_checkpoint _init_training_state _load_best_model"
+        "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer",
+        "_save_checkpoint _init_training_state _load_optimizer_and_scheduler _load_best_model",
     ),
     "data.learning.objectives:LabelTraining": Over(
         "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss prediction_step evaluate"

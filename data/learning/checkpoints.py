@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from data.arguments import UserError, is_first_process
@@ -249,6 +250,11 @@ class WholeCheckpoints:
             best = str(taken_up) if here else None
         state.best_model_checkpoint = best
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The trainer's own, also in one of several processes on a CPU."""
+        _know_cpus_by_number()
+        super()._load_optimizer_and_scheduler(checkpoint)
+
     def _load_best_model(self) -> None:
         """The trainer's own.
 
@@ -257,6 +263,14 @@ class WholeCheckpoints:
         """
         check_best(self.state.best_model_checkpoint)
         super()._load_best_model()
+
+
+@cache
+def _know_cpus_by_number() -> None:
+    """Have PyTorch load tensors to "cpu:0", as a trainer calls the CPU where several processes share it."""
+    from torch.serialization import register_package
+
+    register_package(100, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None)
 
 
 def remove_oldest(written: Path, best: str | None, limit: int | None) -> None:
