@@ -210,7 +210,7 @@ def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
     assert all(row["valid"] and row["labels"] for row in predicted)
     assert json.loads((tmp_path / "out" / "test_results.json").read_text())["n"] == len(rows)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "predictions.jsonl", "test_results.json", "test_summary.txt",
+        ".predictions.jsonl.lock", "predictions.jsonl", "test_results.json", "test_summary.txt",
     ]  # fmt: skip
 
 
@@ -245,7 +245,10 @@ def test_a_file_may_be_larger_than_memory(tiny_model_dir, tmp_path):
 def test_one_text_from_the_command_line(model):
     output = finish("inference.py", "--model_path", str(model), "--task", "emotion", "--text", "so happy today")
     prediction = json.loads(output.strip().splitlines()[-1])
-    assert set(prediction) == {"labels", "valid", "rationale", "completion", "confidence", "probabilities"}
+    assert set(prediction) == {
+        "labels", "valid", "rationale", "completion", "confidence", "probabilities", "truncated",
+    }  # fmt: skip
+    assert prediction["labels"] == [max(prediction["probabilities"], key=prediction["probabilities"].get)]
     assert 0 < prediction["confidence"] <= 1
 
 
