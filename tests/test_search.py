@@ -171,6 +171,23 @@ def test_another_mistake_ends_the_search(args):
         search(args, "accuracy", broken)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "has no best_metric"),
+        ('{"best_metric": null}', "best_metric is None, expected a number"),
+        ("[", "not a JSON object"),
+    ],
+)
+def test_results_of_a_run_that_are_none(args, content, message):
+    def train(trial: Args) -> None:
+        Trainings()(trial)
+        (Path(trial.output_dir) / "train_results.json").write_text(content)
+
+    with pytest.raises(UserError, match=rf"trial-0/train_results.json: {message}"):
+        search(args, "accuracy", train)
+
+
 def test_another_search_in_the_same_folder(args):
     search(dataclasses.replace(args, search=1), "accuracy", Trainings())
     with pytest.raises(UserError, match=r"--learning_rate 0.005: the search in .* began with 0.001"):

@@ -71,7 +71,12 @@ def search(args, default_metric: str, train: Callable[[Any], Any]) -> None:
             print(f"{folder}: failed: {error}")
             trial.set_user_attr("failed", str(error))
             raise optuna.TrialPruned from error  # counts, is not tried again, and the sampler keeps away from it
-        result = read_json(output_dir / folder / TRAIN_RESULTS_FILE)["best_metric"]
+        results = output_dir / folder / TRAIN_RESULTS_FILE
+        result = read_json(results, fields={"best_metric": float}).get("best_metric")
+        if result is None:
+            raise UserError(
+                f"{results}: has no best_metric, so the search cannot go on; remove {folder} to train it anew"
+            )
         print(f"{folder}: {metric} {result:.4f}")
         return result
 
