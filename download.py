@@ -40,7 +40,7 @@ from tqdm import tqdm
 from data.archives import check_inside, list_archive, unpack
 from data.arguments import UserError, check_output_dir, flag, one_line, run
 from data.conversion import convert
-from data.files import exclusive, file_hash, read_json, write_json
+from data.files import check_free_disk, exclusive, file_hash, read_json, write_json
 from data.hub import ANSWER_SECONDS, RemoteFile, UnavailableError, ask_hub, fetch_from_hub, remote_file, within
 from data.published import DATA_SETS, Archive, DataSet
 
@@ -88,14 +88,6 @@ class Offer:
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
-
-
-def check_free_disk(folder: Path, needed: int) -> None:
-    """Raise a `UserError` where `needed` bytes do not fit on the disk that `folder` is, or will be, on."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise UserError(f"{folder}: needs {needed / 1e6:,.1f} MB of disk, only {free / 1e6:,.1f} MB are free")
 
 
 def fault(path: Path, expected: RemoteFile) -> str | None:

@@ -47,17 +47,15 @@ model, so little can be exploited. A killed run goes on from its newest whole ch
 again.
 """
 
-import csv
 import gc
 import importlib.util
-import io
 import os
 import urllib.request
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from data.arguments import UserError, flag, is_first_process, one_line, process_count, run
 from data.contract import Contract, contract_for
@@ -74,7 +72,7 @@ from data.engine.models import (
     pick_device,
     with_adapters,
 )
-from data.files import ADAPTER_FILE, REWARDS_FILE, TASK_FILE, read_json, write_text
+from data.files import ADAPTER_FILE, TASK_FILE, read_json
 from data.learning.checkpoints import (
     WholeCheckpoints,
     check_same_base,
@@ -84,7 +82,7 @@ from data.learning.checkpoints import (
     one_run_in,
 )
 from data.learning.flags import SMALLEST_REWARD, check_needed, check_training_flags
-from data.learning.rewards import Rewards
+from data.learning.rewards import Rewards, reward_writer
 from data.learning.trainers import (
     Data,
     check_positions,
@@ -103,7 +101,7 @@ from data.tasks import Task
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel
     from trl import GRPOConfig, GRPOTrainer
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
@@ -337,45 +335,6 @@ def check_adapter_flags(args: Args) -> None:
 
 
 # --- trainer --------------------------------------------------------------------------------------------------------
-
-REWARD_COLUMNS = {  # column of rewards.csv -> what the trainer logs it as
-    "reward": "reward",
-    "jaccard": "rewards/jaccard/mean",
-    "format": "rewards/format/mean",
-    "length": "rewards/length/mean",
-    "completion_length": "completions/mean_length",
-    "cut_off": "completions/clipped_ratio",
-    "zero_variance_groups": "frac_reward_zero_std",
-    "groups_replaced": "groups_replaced",
-    "entropy": "entropy",
-    "kl": "kl",
-    "vllm_difference": "sampling/sampling_logp_difference/mean",  # of a token's log-probability there and here
-}
-
-
-def write_rewards(path: Path, history: Sequence[dict[str, Any]]) -> None:
-    """`rewards.csv`: a row for each log entry of training, from the trainer's whole history."""
-    entries = [entry for entry in history if "reward" in entry]
-    if not entries:
-        return
-    columns = {column: key for column, key in REWARD_COLUMNS.items() if any(key in entry for entry in entries)}
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["step", *columns])
-    rows.writerows([entry["step"], *(entry.get(key, "") for key in columns.values())] for entry in entries)
-    write_text(path, text.getvalue())
-
-
-def reward_writer() -> "TrainerCallback":
-    """A callback that keeps `rewards.csv` up to date."""
-    from transformers import TrainerCallback
-
-    class RewardWriter(TrainerCallback):
-        def on_log(self, args, state, control, **kwargs) -> None:
-            if state.is_world_process_zero:
-                write_rewards(Path(args.output_dir) / REWARDS_FILE, state.log_history)
-
-    return RewardWriter()
 
 
 def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "GRPOTrainer":

@@ -15,7 +15,6 @@ Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models": W + alpha
 """
 
 import gc
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from data.engine.models import (
     with_adapters,
 )
 from data.engine.predictor import DEMO_TEXTS, Predictor
-from data.files import ADAPTER_FILE, TASK_FILE, file_hash, read_json, sample_hash, write_json
+from data.files import ADAPTER_FILE, TASK_FILE, check_free_disk, file_hash, read_json, sample_hash, write_json
 from data.loading import load_examples
 from data.replacing import alone_beside, check_place, file_sizes, settle, staging_folder, take_place
 
@@ -232,19 +231,6 @@ def compare(before, after, precision: str) -> dict[str, Any]:
     return report
 
 
-def check_finite(model) -> None:
-    """Raise a `UserError` that names the first weight which is not finite: nan, or too large for the number format."""
-    for name, weight in model.state_dict().items():
-        if not weight.is_floating_point() or weight.numel() == 0:
-            continue
-        if not all(extreme.isfinite() for extreme in weight.aminmax()):  # ten times as fast as to ask of each number
-            bad = int((~weight.isfinite()).sum())
-            raise UserError(
-                f"the merged model is not finite: {bad:,} of {weight.numel():,} numbers of {name} "
-                f"({str(weight.dtype).removeprefix('torch.')}); nothing was written"
-            )
-
-
 def write_model(model, tokenizer, contract: Contract, folder: Path) -> None:
     """A model directory that needs no adapter, in `folder`.
 
@@ -254,8 +240,7 @@ def write_model(model, tokenizer, contract: Contract, folder: Path) -> None:
     from safetensors import SafetensorError
 
     needed = sum(weight.numel() * weight.element_size() for weight in model.state_dict().values())
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise UserError(f"{folder}: needs {needed / 1e6:,.0f} MB of disk, only {free / 1e6:,.0f} MB are free")
+    check_free_disk(folder, needed)
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -270,6 +255,8 @@ def merge(args: Args, folder: Path) -> dict[str, Any]:
     Returns:
         The report.
     """
+    from data.engine.load_checks import check_finite
+
     begin = time.perf_counter()
     contract = contract_for(args.training_output_dir)
     plain = replace(contract, base_fingerprint=None)  # which is of the model below an adapter
@@ -283,7 +270,8 @@ def merge(args: Args, folder: Path) -> dict[str, Any]:
     model = load_stack(args, contract, precision, tokenizer.pad_token_id)
     before = read_samples(model, encoder, contract, texts)
     model = model.merge_and_unload(progressbar=True)
-    check_finite(model)
+    weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
+    check_finite({name: weight for name, weight in weights.items() if weight.numel()}, "the merged model")
     write_model(model, tokenizer, plain, folder)
     del model
     gc.collect()  # two models may not fit

@@ -92,11 +92,6 @@ class AnswerTrie:
         return following
 
 
-def answer_texts(encoder: Encoder) -> list[str]:
-    """The answers of a single-label task in characters, in the order of the labels."""
-    return [encoder.answer_text([label]) for label in encoder.task.labels]
-
-
 def answer_grammar(encoder: Encoder) -> str:
     """The answers of a task in characters, as a grammar in the EBNF of llama.cpp that xgrammar and others read.
 

@@ -10,6 +10,7 @@ import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -147,11 +148,10 @@ def _as_flags(settings: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 def _at_home(tokens: Sequence[str]) -> list[str]:
     """Command line with `~/…` as the user's home, where no shell has seen to it: `--flag=~/…`, `name=~/…`, settings."""
-    before = ["", *tokens]
     return [
-        token if flag_name == "--text" or token.startswith("--text=")
+        token if before == "--text" or token.startswith("--text=")
         else re.sub(r"^(?:[^/=]*=)?~[^/]*(?=/|$)", _home, token)
-        for flag_name, token in zip(before, tokens, strict=False)
+        for before, token in pairwise(["", *tokens])
     ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -179,6 +180,14 @@ def sample_hash(path: str | os.PathLike) -> str:
             file.seek(i * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def check_free_disk(folder: Path, needed: int) -> None:
+    """Raise a `UserError` where `needed` bytes do not fit on the disk that `folder` is, or will be, on."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(f"{folder}: needs {needed / 1e6:,.1f} MB of disk, only {free / 1e6:,.1f} MB are free")
 
 
 # --- one writer at a time -------------------------------------------------------------------------------------------

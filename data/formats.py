@@ -26,7 +26,6 @@ from data.records import (
 )
 from data.text_files import Lines, begin_of, lines_of
 
-__all__ = ["Row", "read_rows"]
 _ROWS_LOOKED_AT = 200  # to tell the label column of a file without a header
 _TABLE_SUFFIXES = (".tsv", ".csv", ".txt")  # a comment may begin with "[" without being JSON
 _KNOWN_COLUMNS = {*TEXT_COLUMNS, *LABEL_COLUMNS, *NAME_COLUMNS, *ID_COLUMNS}

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, one_line
-from data.formats import Row, read_rows
+from data.formats import read_rows
 from data.gold import GoldReader, RowError, is_gold, missing, shown
 from data.labels import holds_tags
+from data.records import Row
 from data.tasks import Task
 from data.text_files import check_readable
 

@@ -61,7 +61,7 @@ TABLE = {
     "data.learning.group_training:FolderClient": Over(
         "trl.generation.vllm_generation:VLLMClient", "init_communicator update_named_params"
     ),
-    "main_grpo:RewardWriter": Over("transformers:TrainerCallback", "on_log"),
+    "data.learning.rewards:RewardWriter": Over("transformers:TrainerCallback", "on_log"),
     "scripts.benchmark.sft:StepIsTurn": Over("transformers:TrainerCallback", "on_train_begin on_step_end"),
     "scripts.benchmark.grpo:StepIsTurn": Over("transformers:TrainerCallback", "on_train_begin on_step_end"),
     "data.engine.classifier:LastTokenClassifier": Over(SEQUENCE_CLASSIFIERS, "_keep_in_fp32_modules_strict forward"),

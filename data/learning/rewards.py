@@ -1,12 +1,20 @@
-"""What an answer earns in main_grpo.py: for its labels, its form, its length. (no torch)"""
+"""What an answer earns in main_grpo.py: for its labels, its form, its length; and the table of it. (no torch)"""
 
+import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data.encoding import Encoder
+from data.files import REWARDS_FILE, write_text
 from data.labels import Prediction
 from data.metrics import jaccard
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 Completions = Sequence[Sequence[int]]  # B answers as token ids
 
@@ -110,3 +118,45 @@ class Rewards:
             return self.encoder.task.parse(text, self.encoder.cot), finished
 
         return parsed
+
+
+# --- rewards.csv ----------------------------------------------------------------------------------------------------
+
+REWARD_COLUMNS = {  # column of rewards.csv -> what the trainer logs it as
+    "reward": "reward",
+    "jaccard": "rewards/jaccard/mean",
+    "format": "rewards/format/mean",
+    "length": "rewards/length/mean",
+    "completion_length": "completions/mean_length",
+    "cut_off": "completions/clipped_ratio",
+    "zero_variance_groups": "frac_reward_zero_std",
+    "groups_replaced": "groups_replaced",
+    "entropy": "entropy",
+    "kl": "kl",
+    "vllm_difference": "sampling/sampling_logp_difference/mean",  # of a token's log-probability there and here
+}
+
+
+def write_rewards(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """`rewards.csv`: a row for each log entry of training, from the trainer's whole history."""
+    entries = [entry for entry in history if "reward" in entry]
+    if not entries:
+        return
+    columns = {column: key for column, key in REWARD_COLUMNS.items() if any(key in entry for entry in entries)}
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["step", *columns])
+    rows.writerows([entry["step"], *(entry.get(key, "") for key in columns.values())] for entry in entries)
+    write_text(path, text.getvalue())
+
+
+def reward_writer() -> "TrainerCallback":
+    """A callback that keeps `rewards.csv` up to date."""
+    from transformers import TrainerCallback
+
+    class RewardWriter(TrainerCallback):
+        def on_log(self, args, state, control, **kwargs) -> None:
+            if state.is_world_process_zero:
+                write_rewards(Path(args.output_dir) / REWARDS_FILE, state.log_history)
+
+    return RewardWriter()
