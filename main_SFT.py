@@ -143,6 +143,10 @@ class Args:
         None, "dropout before the adapter; slow on a CPU: a third of a step (default: by task, else 0)"
     )
     lora_target_modules: list[str] = flag(["all-linear"], "layers that get an adapter; all-linear = all but the output")
+    freeze_embeddings: bool = flag(
+        False, "full: leave the vectors of the tokens as they are (those of positions learn); a large vocabulary then "
+        "takes far less memory. An output layer that shares them is frozen with them",
+    )  # fmt: skip
     class_weights: Literal["none", "balanced"] = flag("none", "balanced = rare labels count as much as frequent ones")
     loss: Literal["ce", "focal"] = flag("ce", "cross-entropy, or focal: what the model knows already counts little")
     focal_gamma: float = flag(2.0, "how little: with probability p of the right answer, (1 - p) ** gamma")
@@ -151,6 +155,9 @@ class Args:
     max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
     batch_size: int | None = flag(None, "training texts a step on each device (default: by task, else 8)")
     gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
+    optimizer: Literal["adamw", "adafactor"] = flag(
+        "adamw", "adafactor keeps next to nothing for each weight, where AdamW keeps eight bytes; slower on a CPU"
+    )
     learning_rate: float | None = flag(
         None, "peak learning rate (default: by task, else 2e-4 for lora and qlora, 2e-5 for full, 1e-3 for head)"
     )
@@ -159,7 +166,7 @@ class Args:
     )
     warmup_ratio: float | None = flag(None, "share of the steps in which the learning rate rises (default: 0.05)")
     warmup_steps: int | None = flag(None, "steps in which it rises, instead of a share; 0 = the share")
-    weight_decay: float | None = flag(None, "weight decay of AdamW (default: by task, else 0.01)")
+    weight_decay: float | None = flag(None, "weight decay of the optimizer (default: by task, else 0.01)")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     prefix_sharing: Literal["auto", "on", "off"] = flag(
@@ -189,6 +196,8 @@ class Args:
         check_training_flags(self)
         if self.loss != "focal":
             check_needed(self, "focal_gamma", needs="--loss focal")
+        if self.tuning != "full":
+            check_needed(self, "freeze_embeddings", needs="--tuning full, the only one under which they learn")
         if self.task is None and self.label_path is None:
             raise UserError("--task or --label_path is needed: which labels to learn")
         if self.metric_for_best not in (None, "loss", *LABEL_METRICS):
@@ -296,6 +305,8 @@ def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
     # 4-bit weights are made where they stay; the trainer moves others
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if load_in_4bit and pick_device() == "cuda" else "cpu"
     model = load_model(args.model_path, precision, device, attention, contract, load_in_4bit, new_head=True).train()
+    if args.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
     if args.tuning == "head":
         model.requires_grad_(False)
         for name in head_names(model):
@@ -423,6 +434,7 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
         learning_rate=args.learning_rate,
         lr_scheduler_type=args.lr_scheduler_type,
         warmup_steps=warmup,
+        optim="adafactor" if args.optimizer == "adafactor" else "adamw_torch_fused",
         weight_decay=args.weight_decay,
         use_cpu=pick_device() == "cpu",
         bf16=args.precision == "bf16",
@@ -444,7 +456,7 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
         remove_unused_columns=False,  # the collators know them
         label_names=["labels"],
     )
-    if args.tuning == "qlora" and torch.cuda.is_available():
+    if args.tuning == "qlora" and args.optimizer == "adamw" and torch.cuda.is_available():
         settings["optim"] = "paged_adamw_32bit"  # its states move to the host when a long batch needs their memory
     if args.objective == "classify":
         return TrainingArguments(**settings)

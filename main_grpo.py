@@ -169,16 +169,23 @@ class Args:
     lora_alpha: int | None = flag(None, "scale of a new adapter (default: 2 * rank)")
     lora_dropout: float = flag(0.0, "dropout before a new adapter")
     lora_target_modules: list[str] = flag(["all-linear"], "layers that get an adapter; all-linear = all but the output")
+    freeze_embeddings: bool = flag(
+        False, "full: leave the vectors of the tokens as they are (those of positions learn); a large vocabulary then "
+        "takes far less memory. An output layer that shares them is frozen with them",
+    )  # fmt: skip
     num_epochs: float = flag(1.0, "passes over the training texts")
     max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
     batch_size: int = flag(32, "answers a step on each device: texts x --num_generations")
     gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
+    optimizer: Literal["adamw", "adafactor"] = flag(
+        "adamw", "adafactor keeps next to nothing for each weight, where AdamW keeps eight bytes; slower on a CPU"
+    )
     learning_rate: float | None = flag(None, "peak learning rate (default: 1e-4 for lora, 1e-6 for full)")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = flag(
         "linear", "course of the learning rate after the warm-up"
     )
     warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
-    weight_decay: float = flag(0.0, "weight decay of AdamW")
+    weight_decay: float = flag(0.0, "weight decay of the optimizer")
     max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it")
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
@@ -220,6 +227,8 @@ class Args:
             check_needed(self, "vllm_gpu_memory_utilization", needs="--use_vllm colocate")
         if not self.dynamic_sampling:
             check_needed(self, "dynamic_sampling_rounds", needs="--dynamic_sampling")
+        if self.tuning != "full":
+            check_needed(self, "freeze_embeddings", needs="--tuning full, the only one under which they learn")
         if self.lr_scheduler_type == "constant":
             check_needed(self, "warmup_ratio", needs="another --lr_scheduler_type, such as constant_with_warmup")
 
@@ -299,6 +308,8 @@ def load_policy(args: Args, longest: int) -> "PreTrainedModel | PeftModel":
     attention = "eager" if pick_device() == "cpu" else None
     precision = "fp32" if args.tuning == "full" else args.precision
     model = load_model(base, precision, device="cpu", attention=attention)
+    if args.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
     check_positions(model, longest, args.model_path)
     share_prefixes(args, model, longest)
     if args.compile:
@@ -422,6 +433,7 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
         lr_scheduler_type=args.lr_scheduler_type,
         # below 1 it is a share of all steps; a rate that rises begins with 0, which would be all of a single step
         warmup_steps=args.warmup_ratio if args.max_steps != 1 else 0,
+        optim="adafactor" if args.optimizer == "adafactor" else "adamw_torch_fused",
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
         use_cpu=pick_device() == "cpu",

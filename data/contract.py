@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
 HASHES = "content_hashes"  # beside the flags in args.json: what was in the files that they name
+EARLIER_SETTINGS = {"optimizer": "adamw", "freeze_embeddings": False}  # what runs did before there were such flags
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 
@@ -240,6 +241,7 @@ def check_run_settings(path: str | Path, now: dict[str, Any], may_change: Sequen
         before = read_json(path, missing_ok=True)
     except UserError as error:
         raise UserError(f"{error}, so the run there cannot be continued; choose another --output_dir") from error
+    before = EARLIER_SETTINGS | before if before else before
     for name, value in now.items():
         if name not in may_change and name in before and not same_setting(before[name], value):
             raise UserError(

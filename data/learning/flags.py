@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import MISSING, fields
 
-from data.arguments import UserError, check_output_dir, one_line, process_count
+from data.arguments import UserError, check_output_dir, one_line, process_count, spelled
 
 MANY = 10**8
 BOUNDS = {  # flag -> smallest and largest value
@@ -111,7 +111,7 @@ def check_needed(args, *names: str, needs: str) -> None:
     defaults = {field.name: field.default for field in fields(args) if field.default is not MISSING}
     for name in names:
         if getattr(args, name) != defaults[name]:
-            raise UserError(f"--{name} {getattr(args, name)}: does nothing without {needs}")
+            raise UserError(f"--{name} {spelled(getattr(args, name))}: does nothing without {needs}")
 
 
 def run_steps(args, rows: int) -> int:

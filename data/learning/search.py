@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import DivergedError, UserError, check_output_dir, process_count, spelled
-from data.contract import same_setting
+from data.contract import EARLIER_SETTINGS, same_setting
 from data.files import ARGS_FILE, TRAIN_RESULTS_FILE, read_json, write_json
 from data.learning.flags import BOUNDS
 
@@ -153,6 +153,7 @@ def _check_same_search(study, args) -> None:
     if before is None:
         study.set_user_attr("args", same)
         return
+    before = EARLIER_SETTINGS | before
     for name, value in same.items():
         if not same_setting(before.get(name), value):
             raise UserError(

@@ -1,8 +1,6 @@
 """Contestants that take turns, and what they are measured on."""
 
 import multiprocessing
-import resource
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.engine.memory import peak_memory
 
 
 @dataclass(frozen=True)
@@ -154,21 +153,6 @@ def synchronize() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def peak_memory() -> int:
-    """Most bytes this process had at any time: on the GPU, if it has one, else in main memory, with its children's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    # not ru_maxrss: on Linux a process starts with the peak of the one that started it
-    family = [status, *(Path(f"/proc/{child.pid}/status") for child in multiprocessing.active_children())]
-    lines = [line for each in family for line in each.read_text().splitlines() if line.startswith("VmHWM")]
-    return sum(int(line.split()[1]) for line in lines) * 1024
 
 
 def _work(work: Callable[..., None], connection, settings: dict[str, Any]) -> None:
