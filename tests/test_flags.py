@@ -75,6 +75,8 @@ def test_numbers_at_their_bounds(stage, name):
     ("stage", "flags", "message"),
     [
         ("sft", dict(focal_gamma=3.0), "--focal_gamma 3.0: does nothing without --loss focal"),
+        ("sft", dict(freeze_embeddings=True), "--freeze_embeddings on: does nothing without --tuning full"),
+        ("grpo", dict(freeze_embeddings=True), "--freeze_embeddings on: does nothing without --tuning full"),
         ("grpo", dict(dynamic_sampling_rounds=5), "--dynamic_sampling_rounds 5: does nothing without --dynamic_sampl"),
         ("grpo", dict(vllm_server_port=9), "--vllm_server_port 9: does nothing without --use_vllm server"),
         ("grpo", dict(vllm_server_host="a", use_vllm="colocate"), "--vllm_server_host a: does nothing without"),
