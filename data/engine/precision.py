@@ -130,12 +130,12 @@ def settle_precision(asked: Precision, model_path: str, device: str, trains: boo
 
 
 @contextmanager
-def computed_in(model, format: Format) -> Iterator[None]:
-    """Within this context a model's weights are in `format`; then as before, if it holds them all."""
+def in_fp32(model) -> Iterator[None]:
+    """Within this context a model's weights are in fp32, which holds those of all formats; behind it as before."""
     weights = [p for p in model.parameters() if p.is_floating_point()]
     before = [p.dtype for p in weights]
     for weight in weights:
-        weight.data = weight.data.to(dtype_of(format))
+        weight.data = weight.data.float()
     try:
         yield
     finally:
