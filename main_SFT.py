@@ -69,6 +69,7 @@ from data.learning.trainers import (
     share_prefixes,
     subsample,
     train,
+    unpad,
     write_run_facts,
 )
 from data.metrics import LABEL_METRICS
@@ -163,8 +164,9 @@ class Args:
     precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     prefix_sharing: Literal["auto", "on", "off"] = flag(
-        "auto", "compute what the texts of a batch share only once; auto = where the model allows it and it pays"
-    )
+        "auto", "compute what the texts of a batch share only once, and no padding; auto = where the model allows it "
+        "and it pays",
+    )  # fmt: skip
     compile: bool = flag(False, "compile the model's layers: a minute at the start, then faster steps; for long runs")
     seed: int = flag(42, "seed of weights, order and split")
     # watching and keeping
@@ -307,12 +309,10 @@ def share_batches(args: Args, model, dataset) -> bool:
     """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model is set up for them.
 
     Raises:
-        UserError: `--prefix_sharing on` with a model that cannot.
+        UserError: `--prefix_sharing on` with a decoder that cannot.
     """
     from data.engine.packing import packed_share
 
-    if is_encoder(args.model_path) and args.prefix_sharing == "auto":
-        return False  # by its nature: no warning
     if args.score_loss == "contrastive":  # all labels of a text share it
         return share_prefixes(args, model, args.max_length)
     tokens, scores = packed_share(dataset["input_ids"], args.batch_size, args.seed)
@@ -324,9 +324,11 @@ def share_batches(args: Args, model, dataset) -> bool:
             return f"a dense mask would have attention compute {scores:.1f} times as much"
         return None
 
-    shares = share_prefixes(args, model, args.max_length, not_worth)
+    encoder = is_encoder(args.model_path)
+    shares = unpad(args, model, not_worth) if encoder else share_prefixes(args, model, args.max_length, not_worth)
     if shares and is_first_process():
-        print(f"prefix sharing on: {tokens:.0%} of a padded batch's tokens are left to compute")
+        what = "no padding" if encoder else "prefix sharing on"
+        print(f"{what}: {tokens:.0%} of a padded batch's tokens are left to compute")
     return shares
 
 
@@ -336,6 +338,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     from trl import SFTTrainer
 
     from data.engine.classifier import init_bias_from_priors
+    from data.engine.scoring import batch_form
     from data.learning import objectives
     from data.learning.faults import StopAtFaults
 
@@ -356,8 +359,9 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     train_dataset = make_rows(data.train, encoder, settings.label_weights)
     pad_id = encoder.tokenizer.pad_token_id
     packed = share_batches(args, model, train_dataset)
+    like_length = not packed and args.prefix_sharing != "off" and is_encoder(args.model_path)
     if classify or compare:
-        collator = objectives.TextCollator(packed, pad_id, encoder.candidate_ids() if compare else None)
+        collator = objectives.TextCollator(batch_form(model), pad_id, encoder.candidate_ids() if compare else None)
     else:
         collator = objectives.PackingCollator() if packed else objectives.AnswerCollator(pad_id)
     if args.compile:
@@ -366,7 +370,9 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     peft = {"peft_config": adapter} if not classify else {}
     return LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
-        args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
+        args=training_arguments(
+            args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev), like_length=like_length
+        ),
         data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=make_rows(dev, encoder) if dev else None,
@@ -403,8 +409,15 @@ def with_adapter(args: Args, model, adapter) -> "PreTrainedModel | PeftModel":
     return get_peft_model(model, adapter)
 
 
-def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> "TrainingArguments":
-    """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends; `warmup` as of `warm_up`."""
+def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool, like_length: bool) -> "TrainingArguments":
+    """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends.
+
+    Args:
+        args, task: what is trained.
+        warmup: see `warm_up`.
+        has_dev: whether there are validation rows.
+        like_length: draw batches of texts of like length, since they have to be padded.
+    """
     import torch
     from transformers import TrainingArguments
     from trl import SFTConfig
@@ -428,6 +441,7 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
         bf16=args.precision == "bf16",
         fp16=args.precision == "fp16",
         gradient_checkpointing=args.gradient_checkpointing,
+        train_sampling_strategy="group_by_length" if like_length else "random",
         seed=args.seed,
         eval_strategy=strategy if has_dev else "no",
         eval_steps=args.eval_steps or args.save_steps,
