@@ -359,7 +359,6 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     train_dataset = make_rows(data.train, encoder, settings.label_weights)
     pad_id = encoder.tokenizer.pad_token_id
     packed = share_batches(args, model, train_dataset)
-    like_length = not packed and args.prefix_sharing != "off" and is_encoder(args.model_path)
     if classify or compare:
         collator = objectives.TextCollator(batch_form(model), pad_id, encoder.candidate_ids() if compare else None)
     else:
@@ -367,12 +366,12 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     if args.compile:
         compile_layers(model)
     adapter = lora_config(args, model)
-    peft = {"peft_config": adapter} if not classify else {}
+    # an encoder's batches that have to be padded are of like length
+    like_length = not packed and args.prefix_sharing != "off" and is_encoder(args.model_path)
+    special = {"like_length": like_length} if classify else {"peft_config": adapter}
     return LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
-        args=training_arguments(
-            args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev), like_length=like_length
-        ),
+        args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
         data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=make_rows(dev, encoder) if dev else None,
@@ -382,7 +381,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         dev=dev,
         predict_batch_size=args.predict_batch_size,
         loss_settings=settings,
-        **peft,
+        **special,
     )
 
 
@@ -409,15 +408,8 @@ def with_adapter(args: Args, model, adapter) -> "PreTrainedModel | PeftModel":
     return get_peft_model(model, adapter)
 
 
-def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool, like_length: bool) -> "TrainingArguments":
-    """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends.
-
-    Args:
-        args, task: what is trained.
-        warmup: see `warm_up`.
-        has_dev: whether there are validation rows.
-        like_length: draw batches of texts of like length, since they have to be padded.
-    """
+def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> "TrainingArguments":
+    """Our flags as TRL's SFTConfig, or for a head as the TrainingArguments it extends; `warmup` as of `warm_up`."""
     import torch
     from transformers import TrainingArguments
     from trl import SFTConfig
@@ -441,7 +433,6 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool, lik
         bf16=args.precision == "bf16",
         fp16=args.precision == "fp16",
         gradient_checkpointing=args.gradient_checkpointing,
-        train_sampling_strategy="group_by_length" if like_length else "random",
         seed=args.seed,
         eval_strategy=strategy if has_dev else "no",
         eval_steps=args.eval_steps or args.save_steps,

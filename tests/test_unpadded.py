@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from data.encoding import ENCODERS
 from data.engine.classifier import classifier_class
+from data.engine.padding import LikeLengths
 from data.engine.scoring import batch_form, text_batch, text_logits
 from data.engine.unpadded import (
     UNPADDED_ATTENTION,
@@ -207,3 +208,16 @@ def test_a_row():
     assert row.to("meta").input_ids.is_meta
     with pytest.raises(AssertionError, match="a text without a token"):
         side_by_side([[5], []])
+
+
+def test_neighbours_are_of_like_length():
+    lengths = [random.Random(n).randrange(1, 100) for n in range(400)]
+    order = LikeLengths(4, lengths, seed=1)
+    drawn = list(order)
+    assert len(order) == 400
+    assert sorted(drawn) == list(range(400))
+    assert drawn == list(order)  # the same for each process, and after a restart
+    spread = [max(part) - min(part) for part in ([lengths[i] for i in drawn[k : k + 4]] for k in range(4, 400, 4))]
+    assert sum(spread) / len(spread) < 20
+    order.set_epoch(1)
+    assert list(order) != drawn

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Sampler
 
 from data.arguments import UserError, is_first_process, one_line
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.packing import pack
-from data.engine.padding import padded, padded_rows
+from data.engine.padding import LikeLengths, padded, padded_rows
 from data.engine.scoring import BatchForm, candidate_batch, candidate_scores, text_batch, text_logits
 from data.engine.tree_attention import target_log_probs
 from data.learning.trainers import LabelEvaluationMixin
@@ -334,7 +335,22 @@ class LabelTraining(LabelEvaluationMixin):
 
 
 class ClassifierTraining(LabelTraining):
-    """Mixin over a Transformers `Trainer`: the loss of `classify`."""
+    """Mixin over a Transformers `Trainer`: the loss of `classify`.
+
+    Args:
+        like_length: draw batches of texts of like length, for a model that has to have them padded.
+        arguments: see `LabelTraining`.
+    """
+
+    def __init__(self, *, like_length: bool = False, **arguments: Any):
+        self.like_length = like_length
+        super().__init__(**arguments)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        if not self.like_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = list(map(len, (train_dataset or self.train_dataset)["input_ids"]))
+        return LikeLengths(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths, self.args.seed)
 
     def losses(self, model, inputs) -> tuple[Tensor, Tensor]:
         """Losses (B,) of the texts, and their places (B,) in the batch."""
