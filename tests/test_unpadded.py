@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from data.encoding import ENCODERS
 from data.engine.classifier import classifier_class
+from data.engine.models import compile_layers
 from data.engine.padding import LikeLengths
 from data.engine.scoring import batch_form, text_batch, text_logits
 from data.engine.unpadded import (
@@ -138,6 +139,17 @@ def test_checkpointed_layers_and_adapters_give_the_same():
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
     assert_alike(adapted, TEXTS, padded)
+
+
+@pytest.mark.real  # a minute of compiling
+def test_compiled_layers_give_the_same():
+    model = make("bert")
+    padded = logits_and_gradients(model, TEXTS, "padded")
+    other = logits_and_gradients(model, TEXTS[::-2], "padded")
+    enable_unpadding(model)
+    compile_layers(model)
+    assert_alike(model, TEXTS, padded)
+    assert_alike(model, TEXTS[::-2], other)  # of other lengths
 
 
 def test_weights_are_dropped():
