@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, run
-from data.contract import Contract
+from data.contract import Contract, Precision
 from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
 from data.engine.fingerprints import fingerprint
@@ -52,6 +52,7 @@ from data.engine.models import (
 from data.files import CALIBRATION_FILE
 from data.learning.checkpoints import (
     WholeCheckpoints,
+    as_begun,
     check_same_base,
     check_same_task,
     check_trials,
@@ -70,6 +71,7 @@ from data.learning.trainers import (
     subsample,
     train,
     unpad,
+    with_precision,
     write_run_facts,
 )
 from data.metrics import LABEL_METRICS
@@ -161,7 +163,10 @@ class Args:
     warmup_ratio: float | None = flag(None, "share of the steps in which the learning rate rises (default: 0.05)")
     warmup_steps: int | None = flag(None, "steps in which it rises, instead of a share; 0 = the share")
     weight_decay: float | None = flag(None, "weight decay of AdamW (default: by task, else 0.01)")
-    precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
+    precision: Precision = flag(
+        "auto", "number format of the computation; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
+        "bf16, or fp16 where it has no bf16",
+    )  # fmt: skip
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     prefix_sharing: Literal["auto", "on", "off"] = flag(
         "auto", "compute what the texts of a batch share only once, and no padding; auto = where the model allows it "
@@ -414,8 +419,6 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
     from transformers import TrainingArguments
     from trl import SFTConfig
 
-    if args.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
     strategy = "steps" if args.eval_steps or args.save_steps else "epoch"
     best = args.metric_for_best or task.default_metric
     settings = dict(
@@ -473,7 +476,7 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     set_seed(args.seed)  # a new head is drawn before the trainer is there
     contract = Contract(
         data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
-        base_model=args.model_path, data_hashes=data.data_hashes, seed=args.seed,
+        base_model=args.model_path, precision=args.precision, data_hashes=data.data_hashes, seed=args.seed,
         prompt=Contract.load(checkpoint).prompt if checkpoint else None,
     )  # fmt: skip
     encoder = contract.encoder(load_tokenizer(args.model_path))
@@ -506,14 +509,17 @@ def calibrate(args: Args, data: Data) -> None:
 
 def train_and_score(args: Args, data: Data) -> bool:
     """A whole run, or what is left of it. Returns whether this process is the one that reports."""
+    args = as_begun(args)
     checkpoint = find_checkpoint(args, MAY_CHANGE, data.hashes)
     check_same_task(args.output_dir if is_finished(args) else checkpoint, data.task, data.data_hashes)
     if is_finished(args):
         if not is_first_process():
             return False
         print(f"{args.output_dir}: trained to its end already")
-    elif not fine_tune(args, data, checkpoint):
-        return False
+    else:
+        args = with_precision(args)
+        if not fine_tune(args, data, checkpoint):
+            return False
     calibrate(args, data)
     write_run_report(args.output_dir)
     if data.test:
@@ -525,6 +531,7 @@ def train_and_score(args: Args, data: Data) -> bool:
 
 def search_and_score(args: Args, data: Data) -> bool:
     """The runs of a search, and the best of them scored. Returns whether this process is the one that reports."""
+    args = as_begun(args)
     check_trials(args, data.hashes)
 
     def train_one(trial: Args) -> None:

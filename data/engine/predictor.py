@@ -1,5 +1,6 @@
 """Texts -> predictions: the one object that every stage, script and user predicts with."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +18,8 @@ from data.calibration import decide, probabilities, set_probability, weigh_answe
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
 from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend
-from data.engine.models import check_model_path, is_encoder, load_tokenizer, worker_devices
+from data.engine.models import check_model_path, is_encoder, load_tokenizer, pick_device, worker_devices
+from data.engine.precision import pick_precision
 from data.engine.vllm_backend import VllmBackend
 from data.engine.workers import Workers
 from data.labels import Prediction
@@ -63,7 +65,10 @@ class Predictor:
         encoder = contract.encoder(load_tokenizer(model_path))
         if asked.probabilities and not asked.constrained and contract.objective == "generate":
             raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
+        precision = pick_precision(asked.precision, model_path, pick_device(asked.device))
+        asked = replace(asked, precision=precision.format)
         self._set(model_path, open_backend(asked, encoder, contract), encoder, contract, asked.probabilities)
+        precision.say(sys.stderr)
 
     @classmethod
     def from_model(

@@ -6,7 +6,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -88,6 +88,17 @@ def find_checkpoint(args, may_change: Sequence[str], hashes: Mapping[str, str | 
         _check_best(newest)
         return str(newest)
     return None
+
+
+def as_begun(args):
+    """`args` with the number format that the run they go on with began in, where they leave it open (`auto`)."""
+    wanted = args.resume_from_checkpoint
+    if args.precision != "auto" or wanted == "none":
+        return args
+    folder = Path(args.output_dir) if wanted == "auto" else Path(wanted).resolve().parent
+    files = [folder / ARGS_FILE, *sorted(folder.glob(f"trial-*/{ARGS_FILE}"))]  # of a search
+    begun = (read_json(path, missing_ok=True).get("precision") for path in files)
+    return replace(args, precision=next(filter(None, begun), "auto"))
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:

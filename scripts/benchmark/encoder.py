@@ -12,14 +12,14 @@ import main_SFT
 from data.arguments import UserError, check_at_least, flag
 from data.contract import Contract
 from data.encoding import Encoder
-from data.engine.models import base_model_path, check_model_path, is_encoder, load_model, load_tokenizer, pick_device
+from data.engine.models import base_model_path, dtype_of, is_encoder, load_model, load_tokenizer, pick_device
 from data.engine.predictor import Predictor
 from data.files import write_json
 from data.learning.trainers import load_data, train
 from data.loading import load_examples
 from data.report.tables import markdown_table
 from data.tasks import BUILT_IN_TASKS, Task, with_prompt
-from scripts.benchmark.race import Case, Contestant, RaceArgs, Turns, check_known, race, train_file
+from scripts.benchmark.race import Case, Contestant, RaceArgs, Turns, check_known, checked, race, train_file
 from scripts.benchmark.sft import take_steps
 
 CASES = {
@@ -38,8 +38,6 @@ class EncoderArgs(RaceArgs):
     max_length: int = flag(256, "tokens of a text; longer ones lose their end")
     rows: int = flag(512, "texts to predict in all")
     predict_batch_size: int = flag(64, "texts a batch in prediction")
-    precision: Literal["bf16", "fp32"] = flag("bf16", "number format of our computation")
-    peer_precision: Literal["bf16", "fp32"] = flag("bf16", "number format of the libraries'")
     freeze_embeddings: bool = flag(False, "leave the token embeddings as they are, on both sides")
     seed: int = flag(42, "seed of order and head")
 
@@ -125,8 +123,8 @@ def trainer(turns: Turns, args: EncoderArgs) -> None:
             args=TrainingArguments(
                 output_dir=folder, max_steps=settings.max_steps, per_device_train_batch_size=settings.batch_size,
                 learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
-                bf16=args.peer_precision == "bf16", use_cpu=pick_device() == "cpu", seed=args.seed, report_to=[],
-                save_strategy="no",
+                bf16=args.peer_precision == "bf16", fp16=args.peer_precision == "fp16",
+                use_cpu=pick_device() == "cpu", seed=args.seed, report_to=[], save_strategy="no",
             ),
             train_dataset=Dataset.from_dict(rows),
             data_collator=DataCollatorWithPadding(tokenizer),
@@ -182,11 +180,11 @@ def predict_padded(turns: Turns, args: EncoderArgs, directory: str) -> None:
 
 def pipeline(turns: Turns, args: EncoderArgs, directory: str) -> None:
     """Transformers' pipeline, in padded batches of the texts as they come."""
-    import torch
     from transformers import pipeline as transformers_pipeline
 
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.peer_precision]
-    classify = transformers_pipeline("text-classification", model=directory, dtype=dtype, device=pick_device())
+    classify = transformers_pipeline(
+        "text-classification", model=directory, dtype=dtype_of(args.peer_precision), device=pick_device()
+    )
 
     def predict(texts: Sequence[str]) -> list[str]:
         cut = {"truncation": True, "max_length": args.max_length}
@@ -236,7 +234,7 @@ def race_predictors(args: EncoderArgs) -> dict[str, Any]:
 
 
 def encoder(args: EncoderArgs) -> None:
-    check_model_path(args.model_path)
+    args = checked(args)
     if base_model_path(args.model_path) is not None or not is_encoder(args.model_path):
         raise UserError(f"--model_path {args.model_path}: must be a whole encoder, such as BERT")
     train_file(args.data_dir, CASES[args.case])
