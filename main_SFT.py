@@ -70,6 +70,7 @@ from data.learning.trainers import (
     share_prefixes,
     subsample,
     train,
+    unpad,
     with_precision,
     write_run_facts,
 )
@@ -175,8 +176,9 @@ class Args:
     )  # fmt: skip
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     prefix_sharing: Literal["auto", "on", "off"] = flag(
-        "auto", "compute what the texts of a batch share only once; auto = where the model allows it and it pays"
-    )
+        "auto", "compute what the texts of a batch share only once, and no padding; auto = where the model allows it "
+        "and it pays",
+    )  # fmt: skip
     compile: bool = flag(False, "compile the model's layers: a minute at the start, then faster steps; for long runs")
     seed: int = flag(42, "seed of weights, order and split")
     # watching and keeping
@@ -323,12 +325,10 @@ def share_batches(args: Args, model, dataset) -> bool:
     """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model is set up for them.
 
     Raises:
-        UserError: `--prefix_sharing on` with a model that cannot.
+        UserError: `--prefix_sharing on` with a decoder that cannot.
     """
     from data.engine.packing import packed_share
 
-    if is_encoder(args.model_path) and args.prefix_sharing == "auto":
-        return False  # by its nature: no warning
     if args.score_loss == "contrastive":  # all labels of a text share it
         return share_prefixes(args, model, args.max_length)
     tokens, scores = packed_share(dataset["input_ids"], args.batch_size, args.seed)
@@ -340,9 +340,11 @@ def share_batches(args: Args, model, dataset) -> bool:
             return f"a dense mask would have attention compute {scores:.1f} times as much"
         return None
 
-    shares = share_prefixes(args, model, args.max_length, not_worth)
+    encoder = is_encoder(args.model_path)
+    shares = unpad(args, model, not_worth) if encoder else share_prefixes(args, model, args.max_length, not_worth)
     if shares and is_first_process():
-        print(f"prefix sharing on: {tokens:.0%} of a padded batch's tokens are left to compute")
+        what = "no padding" if encoder else "prefix sharing on"
+        print(f"{what}: {tokens:.0%} of a padded batch's tokens are left to compute")
     return shares
 
 
@@ -352,6 +354,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     from trl import SFTTrainer
 
     from data.engine.classifier import init_bias_from_priors
+    from data.engine.scoring import batch_form
     from data.learning import objectives
     from data.learning.faults import StopAtFaults
 
@@ -373,13 +376,15 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     pad_id = encoder.tokenizer.pad_token_id
     packed = share_batches(args, model, train_dataset)
     if classify or compare:
-        collator = objectives.TextCollator(packed, pad_id, encoder.candidate_ids() if compare else None)
+        collator = objectives.TextCollator(batch_form(model), pad_id, encoder.candidate_ids() if compare else None)
     else:
         collator = objectives.PackingCollator() if packed else objectives.AnswerCollator(pad_id)
     if args.compile:
         compile_layers(model)
     adapter = lora_config(args, model)
-    peft = {"peft_config": adapter} if not classify else {}
+    # an encoder's batches that have to be padded are of like length
+    like_length = not packed and args.prefix_sharing != "off" and is_encoder(args.model_path)
+    special = {"like_length": like_length} if classify else {"peft_config": adapter}
     return LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
         args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
@@ -392,7 +397,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         dev=dev,
         predict_batch_size=args.predict_batch_size,
         loss_settings=settings,
-        **peft,
+        **special,
     )
 
 

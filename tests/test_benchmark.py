@@ -5,6 +5,8 @@ import sys
 import pytest
 
 from data.arguments import UserError
+from scripts.benchmark.encoder import EncoderArgs
+from scripts.benchmark.encoder import table as encoder_table
 from scripts.benchmark.grpo import GrpoArgs
 from scripts.benchmark.grpo import table as grpo_table
 from scripts.benchmark.predict import InferenceArgs
@@ -14,6 +16,7 @@ from scripts.benchmark.score import ScoreArgs
 from scripts.benchmark.score import table as score_table
 from scripts.benchmark.sft import SftArgs, table
 from tests.conftest import ROOT, SAMPLE
+from tests.test_objective_runs import TEXTS, tiny_bert_dir  # noqa: F401
 
 
 def echo(turns, word: str) -> None:
@@ -40,7 +43,7 @@ def test_contestants_take_turns():
         racer.stop()
 
 
-@pytest.mark.parametrize("args_class", [SftArgs, GrpoArgs, ScoreArgs, InferenceArgs])
+@pytest.mark.parametrize("args_class", [SftArgs, GrpoArgs, ScoreArgs, InferenceArgs, EncoderArgs])
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -62,6 +65,8 @@ def test_wrong_flags(args_class, flags, message):
         (SftArgs, {"cases": ["28-labels", "27"]}, "--cases 27: must be of 28-labels, 4-labels"),
         (SftArgs, {"lora_r": 0}, "--lora_r 0: must be at least 1"),
         (GrpoArgs, {"num_generations": 1}, "--num_generations 1: must be at least 2"),
+        (EncoderArgs, {"predictors": ["ours", "trainer"]}, "--predictors trainer: must be of pipeline, padded, ours"),
+        (EncoderArgs, {"max_length": 7}, "--max_length 7: must be at least 8"),
         (InferenceArgs, {"rows": 3, "rounds": 4}, "--rows 3: must be at least 4"),
     ],
 )
@@ -115,6 +120,19 @@ def test_the_table_of_inference():
     ]
 
 
+def test_the_table_of_encoders():
+    figures = {"texts_per_second": 30.0, "tokens_a_step": 1184.4, "peak_gib": 1.5}
+    trainer = figures | {"texts_per_second": 10.0, "tokens_a_step": 3104.0}
+    labels = {"texts_per_second": 90.0, "labels": ["a", "b"], "peak_gib": 0.5}
+    results = {"learning": {"trainer": trainer, "ours": figures}, "predicting": {"padded": labels, "ours": labels}}
+    assert encoder_table(results).splitlines()[2:] == [
+        "| learning | trainer | 10.0 | 1.0× | 3104 | – | 1.5 GiB |",
+        "| learning | ours | 30.0 | 3.0× | 1184 | – | 1.5 GiB |",
+        "| predicting | padded | 90.0 | – | – | 100.0% | 0.5 GiB |",
+        "| predicting | ours | 90.0 | – | – | 100.0% | 0.5 GiB |",
+    ]
+
+
 def run_on_the_sample(benchmark: str, model_dir, folder, *flags: str, first: str = "trl") -> dict:
     """Run a benchmark of two contestants on a tiny model and the sample; its JSON."""
     (folder / "goemotions" / "original").mkdir(parents=True)
@@ -152,3 +170,22 @@ def test_score_on_a_tiny_model(tiny_model_dir, tmp_path):
     results = run_on_the_sample("score", tiny_model_dir, tmp_path, "--precision", "fp32", first="each")
     assert results["largest_difference"] < 1e-3  # sums of up to six log-probabilities of about -10
     assert results["contestants"]["ours"]["seconds"] > 0
+
+
+@pytest.mark.real
+def test_an_encoder_on_tiny_data(tiny_bert_dir, tmp_path):  # noqa: F811
+    (tmp_path / "r8").mkdir()
+    rows = [f"{label}\t{text}" for label, texts in zip(("earn", "acq", "ship"), TEXTS.values(), strict=True)
+            for text in texts]  # fmt: skip
+    (tmp_path / "r8" / "train.txt").write_text("\n".join(rows * 2), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "scripts.benchmark", "encoder", "--model_path", str(tiny_bert_dir), "--data_dir",
+         str(tmp_path), "--output_dir", str(tmp_path / "out"), "--case", "r8", "--max_length", "64", "--rows", "8",
+         "--rounds", "2", "--warmup", "1", "--precision", "fp32", "--peer_precision", "fp32"],
+        cwd=ROOT, check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "out" / "benchmark_encoder_r8.json").read_text())
+    learning, predicting = results["learning"], results["predicting"]
+    assert learning["trainer"]["tokens_a_step"] == learning["plain"]["tokens_a_step"]
+    assert learning["ours"]["tokens_a_step"] < learning["plain"]["tokens_a_step"]
+    assert predicting["pipeline"]["labels"] == predicting["padded"]["labels"] == predicting["ours"]["labels"]

@@ -107,7 +107,7 @@ def test_a_packed_row_gives_the_same_logits_and_gradients(decoder_dir, head):
     alone = one_by_one(model).detach()
     model.zero_grad()
     model.set_attn_implementation(SPAN_ATTENTION)
-    logits = text_logits(model, text_batch(TEXTS, True, PAD))
+    logits = text_logits(model, text_batch(TEXTS, "packed", PAD))
     (logits * weights).sum().backward()
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
     for name, parameter in model.named_parameters():
@@ -206,7 +206,7 @@ def test_a_head_without_a_bias_begins_as_it_is(decoder_dir):
 
 def test_bert_pads_on_the_right(tmp_path):
     model = classifier(made("bert", tmp_path))
-    logits = text_logits(model, text_batch(TEXTS, False, PAD))
+    logits = text_logits(model, text_batch(TEXTS, "padded", PAD))
     torch.testing.assert_close(logits, one_by_one(model), atol=1e-5, rtol=0)
 
 

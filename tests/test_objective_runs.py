@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy
@@ -9,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
+from data.engine.padding import LikeLengths
 from data.files import CALIBRATION_FILE
 from data.labels import TEXT_ONLY
 from data.tasks import BUILT_IN_TASKS
@@ -134,6 +137,46 @@ def test_an_encoder(args, tiny_bert_dir, tuning, rate, capsys):
     (ids,) = predictor.encoder.prompt_ids(["so happy about this"])
     names = predictor.encoder.tokenizer.convert_ids_to_tokens(ids)
     assert (names[0], names[-1]) == ("[CLS]", "[SEP]")
+
+
+def test_an_encoder_learns_the_same_without_padding(args, tiny_bert_dir, tmp_path, capsys):
+    calm = tmp_path / "calm"
+    shutil.copytree(tiny_bert_dir, calm)
+    config = json.loads((calm / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (calm / "config.json").write_text(json.dumps(config))
+    losses = {}
+    for sharing in ("off", "auto"):
+        run = dataclasses.replace(
+            args, model_path=str(calm), tuning="full", learning_rate=1e-3, max_length=64, prefix_sharing=sharing,
+            max_steps=6, eval_steps=6, logging_steps=1, gradient_accumulation_steps=2, batch_size=3,
+            class_weights="balanced", output_dir=str(tmp_path / sharing),
+        )  # fmt: skip
+        main(run)
+        losses[sharing] = [e[name] for e in trainer_log(run) for name in ("loss", "eval_loss") if name in e]
+        assert ("no padding: " in capsys.readouterr().out) == (sharing == "auto")
+    assert len(losses["off"]) == 7
+    assert losses["auto"] == pytest.approx(losses["off"], abs=1e-5)
+
+
+@pytest.mark.parametrize("sharing", ["auto", "on"])
+def test_an_encoder_that_needs_padding_gets_batches_of_like_length(args, tiny_bert_dir, monkeypatch, capsys, sharing):
+    monkeypatch.setattr("data.engine.unpadded.unpadding_obstacle", lambda model: "it is in a test")
+    build, seen = main_SFT.build_trainer, []
+
+    def kept(*arguments):
+        seen.append(build(*arguments))
+        return seen[0]
+
+    monkeypatch.setattr(main_SFT, "build_trainer", kept)
+    args = dataclasses.replace(
+        args, model_path=str(tiny_bert_dir), tuning="full", max_steps=2, max_length=64, prefix_sharing=sharing
+    )
+    main(args)
+    assert isinstance(seen[0]._get_train_sampler(), LikeLengths)
+    assert all("attention_mask" in batch for batch in seen[0].get_train_dataloader())
+    warned = "cannot do without padding, since it is in a test; batches are of like length"
+    assert (warned in capsys.readouterr().out) == (sharing == "on")
 
 
 def test_several_labels_get_thresholds(args, tmp_path):

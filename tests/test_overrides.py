@@ -50,7 +50,8 @@ TABLE = {
     "data.learning.objectives:LabelTraining": Over(
         "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss prediction_step evaluate"
     ),
-    "data.learning.objectives:ClassifierTraining": Over("transformers:Trainer", "losses"),
+    "data.learning.objectives:ClassifierTraining": Over("transformers:Trainer", "__init__ losses _get_train_sampler"),
+    "data.engine.padding:LikeLengths": Over("torch.utils.data:Sampler", "__init__ __iter__"),
     "data.learning.objectives:ContrastiveTraining": Over("trl:SFTTrainer", "losses"),
     "data.learning.group_training:GroupTraining": Over(
         "trl:GRPOTrainer",

@@ -184,6 +184,7 @@ class TransformersBackend:
             UserError: a model that does not load, or cannot be compiled.
         """
         from data.engine.tree_attention import computes_spans, enable_packing
+        from data.engine.unpadded import enable_unpadding
 
         model = load_model(
             settings.model_path, settings.precision, device, contract=contract, load_in_4bit=settings.load_in_4bit
@@ -191,6 +192,8 @@ class TransformersBackend:
         writes = contract.objective == "generate"
         if not writes or settings.constrained or settings.probabilities:
             enable_packing(model, contract.max_length)
+        if model.device.type == "cpu":  # a GPU would compute a dense mask, for texts that are of like length already
+            enable_unpadding(model)
         if settings.compile:
             if writes and (not settings.constrained or contract.cot or not computes_spans(model)):
                 raise UserError("--compile: is for heads, for labels that are compared, and on a CPU for valid answers "
@@ -245,16 +248,15 @@ class TransformersBackend:
         import torch
         from accelerate.utils import send_to_device
 
-        from data.engine.scoring import candidate_batch, candidate_scores, text_batch, text_logits
-        from data.engine.tree_attention import computes_packed_rows
+        from data.engine.scoring import batch_form, candidate_batch, candidate_scores, text_batch, text_logits
 
-        packed = computes_packed_rows(self.model)
+        form = batch_form(self.model)
         with torch.inference_mode():
             if self.contract.objective == "classify":
-                batch = send_to_device(text_batch(prompts, packed, self._pad_id), self.model.device)
+                batch = send_to_device(text_batch(prompts, form, self._pad_id), self.model.device)
                 return text_logits(self.model, batch).tolist()
             candidates = self.encoder.candidate_ids()
-            batch = candidate_batch(prompts, candidates, packed, self._pad_id, MAX_ROW_TOKENS)
+            batch = candidate_batch(prompts, candidates, form == "packed", self._pad_id, MAX_ROW_TOKENS)
             return candidate_scores(self.model, send_to_device(batch, self.model.device), len(candidates)).tolist()
 
     def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:

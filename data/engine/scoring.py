@@ -6,16 +6,19 @@ prefix tree (`packing.py`): the instruction is computed once a batch, a text onc
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from data.encoding import is_bidirectional
 from data.engine.packing import last_token_row, pack
 from data.engine.padding import padded, padded_rows
-from data.engine.tree_attention import target_log_probs, target_logits
+from data.engine.tree_attention import bare_model, computes_packed_rows, target_log_probs, target_logits
+from data.engine.unpadded import TextRow, side_by_side, unpadded_logits
 
 Candidates = Sequence[Sequence[int]]
+BatchForm = Literal["padded", "packed", "side by side"]  # tensors; a prefix tree; texts of an encoder
 
 
 def candidate_batch(
@@ -87,9 +90,18 @@ def _padded_scores(model, input_ids: Tensor, attention_mask: Tensor, is_target: 
 # --- a head's logits ------------------------------------------------------------------------------------------------
 
 
-def text_batch(sequences: Sequence[Sequence[int]], packed: bool, pad_id: int) -> dict[str, Any]:
-    """A batch for `text_logits`: one packed row, or (B, T) tensors padded on the right."""
-    return {"row": last_token_row(sequences)} if packed else padded(sequences, pad_id, "right")
+def batch_form(model) -> BatchForm:
+    """What form of batch a model takes: what `enable_packing` or `enable_unpadding` has set it up for, else padded."""
+    if not computes_packed_rows(model):
+        return "padded"
+    return "side by side" if is_bidirectional(bare_model(model).config.model_type) else "packed"
+
+
+def text_batch(sequences: Sequence[Sequence[int]], form: BatchForm, pad_id: int) -> dict[str, Any]:
+    """A batch for `text_logits`: one `row`, or (B, T) tensors padded on the right."""
+    if form == "padded":
+        return padded(sequences, pad_id, "right")
+    return {"row": last_token_row(sequences) if form == "packed" else side_by_side(sequences)}
 
 
 def text_logits(model, batch: dict[str, Any]) -> Tensor:
@@ -100,5 +112,5 @@ def text_logits(model, batch: dict[str, Any]) -> Tensor:
         batch: see `text_batch`, on the model's device.
     """
     if "row" in batch:
-        return target_logits(model, batch["row"])
+        return (unpadded_logits if isinstance(batch["row"], TextRow) else target_logits)(model, batch["row"])
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()

@@ -108,7 +108,7 @@ def enable_packing(model, longest: int, device: str | None = None) -> bool:
     Returns:
         Whether it is.
     """
-    bare = _bare(model)
+    bare = bare_model(model)
     if sharing_obstacle(bare, longest):
         return False
     bare.set_attn_implementation(sharing_attention(bare, device or str(bare.device)))
@@ -118,7 +118,7 @@ def enable_packing(model, longest: int, device: str | None = None) -> bool:
 
 def computes_packed_rows(model) -> bool:
     """Whether `enable_packing` has set this model up, however it has been wrapped since."""
-    return getattr(_bare(model), "computes_packed_rows", False)
+    return getattr(bare_model(model), "computes_packed_rows", False)
 
 
 def computes_spans(model) -> bool:
@@ -126,7 +126,7 @@ def computes_spans(model) -> bool:
     return model.config._attn_implementation == SPAN_ATTENTION
 
 
-def _bare(model) -> torch.nn.Module:
+def bare_model(model) -> torch.nn.Module:
     """The model itself, out of what distributes it and under its adapter."""
     model = extract_model_from_parallel(model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -156,7 +156,7 @@ def row_inputs(model, row: PackedRow) -> dict[str, Any]:
         model: the model as the trainer wrapped it; under autocast, if it will compute under it.
         row: the row, on the model's device.
     """
-    bare = _bare(model)
+    bare = bare_model(model)
     attention, device = bare.config._attn_implementation, row.input_ids.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else bare.dtype
     inputs = {

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import Sampler
 
 from data.arguments import UserError, is_first_process, one_line
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.packing import pack
-from data.engine.padding import padded, padded_rows
-from data.engine.scoring import candidate_batch, candidate_scores, text_batch, text_logits
+from data.engine.padding import LikeLengths, padded, padded_rows
+from data.engine.scoring import BatchForm, candidate_batch, candidate_scores, text_batch, text_logits
 from data.engine.tree_attention import target_log_probs
 from data.learning.trainers import LabelEvaluationMixin
 from data.loading import Example
@@ -227,20 +228,20 @@ class TextCollator:
     `gold` (B, K), and the rows' `ids`.
 
     Args:
-        packed: whether the model takes packed rows.
+        form: what the model takes, see `data.engine.scoring.batch_form`.
         pad_id: the padding token.
         candidates: token ids of the K labels as answers; None = the head reads the text.
     """
 
-    def __init__(self, packed: bool, pad_id: int, candidates: Sequence[Sequence[int]] | None = None):
-        self.packed, self.pad_id, self.candidates = packed, pad_id, candidates
+    def __init__(self, form: BatchForm, pad_id: int, candidates: Sequence[Sequence[int]] | None = None):
+        self.form, self.pad_id, self.candidates = form, pad_id, candidates
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         prompts = [example["input_ids"] for example in examples]
         if self.candidates is None:
-            batch = text_batch(prompts, self.packed, self.pad_id)
+            batch = text_batch(prompts, self.form, self.pad_id)
         else:
-            batch = candidate_batch(prompts, self.candidates, self.packed, self.pad_id)
+            batch = candidate_batch(prompts, self.candidates, self.form == "packed", self.pad_id)
         batch |= {name: torch.tensor([e[name] for e in examples]) for name in ("labels", "gold", "weight")}
         # what Transformers counts a batch by; it would skip the first
         return batch | {"shift_labels": batch["labels"], "ids": [example["id"] for example in examples]}
@@ -334,7 +335,22 @@ class LabelTraining(LabelEvaluationMixin):
 
 
 class ClassifierTraining(LabelTraining):
-    """Mixin over a Transformers `Trainer`: the loss of `classify`."""
+    """Mixin over a Transformers `Trainer`: the loss of `classify`.
+
+    Args:
+        like_length: draw batches of texts of like length, for a model that has to have them padded.
+        arguments: see `LabelTraining`.
+    """
+
+    def __init__(self, *, like_length: bool = False, **arguments: Any):
+        self.like_length = like_length
+        super().__init__(**arguments)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        if not self.like_length:
+            return super()._get_train_sampler(train_dataset)
+        lengths = list(map(len, (train_dataset or self.train_dataset)["input_ids"]))
+        return LikeLengths(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths, self.args.seed)
 
     def losses(self, model, inputs) -> tuple[Tensor, Tensor]:
         """Losses (B,) of the texts, and their places (B,) in the batch."""

@@ -182,6 +182,25 @@ def lora_config(args, model) -> "LoraConfig | None":
     )
 
 
+def unpad(args, model, not_worth: Callable[[str], str | None]) -> bool:
+    """Set an encoder up for rows of texts without padding, as `--prefix_sharing` says; see `share_prefixes`.
+
+    One that cannot is given padded batches of like length, so `on` is no promise here, and "auto" needs no warning.
+    """
+    from data.engine.unpadded import UNPADDED_ATTENTION, attention_side_by_side, enable_unpadding, unpadding_obstacle
+
+    if args.prefix_sharing == "off":
+        return False
+    say = print if is_first_process() and args.prefix_sharing == "on" else lambda *_: None
+    if obstacle := unpadding_obstacle(model):
+        say(f"warning: {args.model_path} cannot do without padding, since {obstacle}; batches are of like length")
+        return False
+    attention = attention_side_by_side(model, pick_device())
+    if args.prefix_sharing == "auto" and attention != UNPADDED_ATTENTION and not_worth(attention):
+        return False
+    return enable_unpadding(model, pick_device())
+
+
 def share_prefixes(args, model, longest: int, not_worth: Callable[[str], str | None] = lambda attention: None) -> bool:
     """Set `model` up for packed rows, as `--prefix_sharing` says; with a line on the console where it says "auto".
 

@@ -20,18 +20,22 @@ inference
         copies of the vocabulary that it makes on a CPU; `vllm`, `free` and `ours` are inference.py with --backend
         vllm, with --constrained off, and as it comes; `workers` is ours with --workers, and `compiled` with --compile,
         too.
+encoder an encoder such as BERT under a head, all weights. `trainer` is Transformers' Trainer as it comes, `ours`
+        main_SFT.py, `plain` the same with --prefix_sharing off. Then labels of texts: `pipeline` is Transformers' own,
+        `ours` inference.py, `padded` the same on padded batches, which are of like length.
 """
 
 import sys
 
 from data.arguments import run
+from scripts.benchmark.encoder import EncoderArgs, encoder
 from scripts.benchmark.grpo import GrpoArgs, grpo
 from scripts.benchmark.predict import InferenceArgs, inference
 from scripts.benchmark.score import ScoreArgs, score
 from scripts.benchmark.sft import SftArgs, sft
 
 BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs), "score": (score, ScoreArgs),
-              "inference": (inference, InferenceArgs)}  # fmt: skip
+              "inference": (inference, InferenceArgs), "encoder": (encoder, EncoderArgs)}  # fmt: skip
 
 
 if __name__ == "__main__":

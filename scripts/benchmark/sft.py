@@ -56,7 +56,7 @@ def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any) -> mai
     return main_SFT.with_defaults(chosen, BUILT_IN_TASKS[case.task])
 
 
-def _take_turns(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
+def take_steps(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
     """Have a trainer make each of its steps a turn: from fetching the batch to the optimizer's update."""
     from transformers import TrainerCallback
 
@@ -89,7 +89,7 @@ def ours(turns: Turns, args: SftArgs, case: Case, **flags: Any) -> None:
         contract = Contract(data.task, max_length=args.max_length, base_model=args.model_path)
         model = main_SFT.load_trainable_model(settings, contract)
         trainer = main_SFT.build_trainer(settings, data, model, encoder, contract)
-        _take_turns(trainer, turns, lambda batch: len(batch["row"]) if "row" in batch else batch["input_ids"].numel())
+        take_steps(trainer, turns, lambda batch: len(batch["row"]) if "row" in batch else batch["input_ids"].numel())
         train(trainer, None)
 
 
@@ -130,7 +130,7 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
             processing_class=tokenizer,
             peft_config=lora_config(settings, model),
         )  # fmt: skip
-        _take_turns(trainer, turns, lambda batch: batch["input_ids"].numel())
+        take_steps(trainer, turns, lambda batch: batch["input_ids"].numel())
         trainer.train()
 
 
