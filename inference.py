@@ -35,16 +35,17 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
-from data.contract import Contract, contract_for
+from data.contract import Contract, Precision, contract_for
 from data.encoding import Objective
 from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
-from data.engine.models import adapter_stack, check_model_path
+from data.engine.models import adapter_stack, check_model_path, pick_device
+from data.engine.precision import settle_precision
 from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import (
     PREDICTIONS_FILE,
@@ -58,7 +59,7 @@ from data.files import (
 )
 from data.labels import Prediction
 from data.loading import ExampleFile
-from data.prediction_files import PART_NAME, Settings
+from data.prediction_files import PART_NAME, Settings, begun_with
 
 # files of a model's directory that decide what it says
 MODEL_FILES = (
@@ -112,7 +113,10 @@ class Args:
         "answers on a CPU only)",
     )  # fmt: skip
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
-    precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the weights")
+    precision: Precision = flag(
+        "auto", "number format of the weights; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
+        "bf16, or fp16 where it has no bf16",
+    )  # fmt: skip
     load_in_4bit: bool = flag(False, "keep the weights in 4 bits: less memory, slower (hf; needs bitsandbytes)")
     tensor_parallel_size: int = flag(1, "GPUs a model is spread over (vllm)")
     device: str | None = flag(None, "cpu, cuda, cuda:1, mps ... (default: the first GPU, else the CPU; not for vllm)")
@@ -190,9 +194,12 @@ def open_predictor(args: Args, probabilities: bool) -> Predictor:
 def predict_file(args: Args, contract: Contract) -> None:
     """Predict `--test_data_path` into `--output_dir`, going on where an earlier start was stopped."""
     output_dir = output_directory(args)
+    name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
+    begun = begun_with(output_dir / name, "precision") if args.precision == "auto" else None
+    precision = settle_precision(begun or args.precision, args.model_path, pick_device(args.device))
+    args = replace(args, precision=precision)  # which decides what is predicted
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
-    name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
     with exclusive(output_dir, name):
         settings = prediction_settings(args) | examples.span
         with open_predictor(args, args.probabilities) as predictor:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, run
-from data.contract import Contract
+from data.contract import Contract, Precision
 from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
 from data.engine.fingerprints import fingerprint
@@ -69,6 +69,7 @@ from data.learning.trainers import (
     share_prefixes,
     subsample,
     train,
+    with_precision,
     write_run_facts,
 )
 from data.metrics import LABEL_METRICS
@@ -160,7 +161,10 @@ class Args:
     warmup_ratio: float | None = flag(None, "share of the steps in which the learning rate rises (default: 0.05)")
     warmup_steps: int | None = flag(None, "steps in which it rises, instead of a share; 0 = the share")
     weight_decay: float | None = flag(None, "weight decay of AdamW (default: by task, else 0.01)")
-    precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
+    precision: Precision = flag(
+        "auto", "number format of the computation; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
+        "bf16, or fp16 where it has no bf16",
+    )  # fmt: skip
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     prefix_sharing: Literal["auto", "on", "off"] = flag(
         "auto", "compute what the texts of a batch share only once; auto = where the model allows it and it pays"
@@ -410,8 +414,6 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
     from transformers import TrainingArguments
     from trl import SFTConfig
 
-    if args.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
     strategy = "steps" if args.eval_steps or args.save_steps else "epoch"
     best = args.metric_for_best or task.default_metric
     settings = dict(
@@ -469,7 +471,7 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     set_seed(args.seed)  # a new head is drawn before the trainer is there
     contract = Contract(
         data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
-        base_model=args.model_path, data_hashes=data.data_hashes, seed=args.seed,
+        base_model=args.model_path, precision=args.precision, data_hashes=data.data_hashes, seed=args.seed,
         prompt=Contract.load(checkpoint).prompt if checkpoint else None,
     )  # fmt: skip
     encoder = contract.encoder(load_tokenizer(args.model_path))
@@ -536,7 +538,7 @@ def main(args: Args) -> None:
     if base_model_path(args.model_path) is not None:
         raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
     task = resolve_task(args.task, args.label_path)
-    args = with_defaults(args, task)
+    args = with_precision(with_defaults(args, task))
     most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
     data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)
     data = replace(data, task=with_prompt(data.task, args.prompt))

@@ -58,7 +58,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from data.arguments import UserError, flag, is_first_process, one_line, process_count, run
-from data.contract import Contract, contract_for
+from data.contract import Contract, Precision, contract_for
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
 from data.engine.fingerprints import fingerprint
@@ -91,6 +91,7 @@ from data.learning.trainers import (
     share_prefixes,
     subsample,
     train,
+    with_precision,
     write_run_facts,
 )
 from data.loading import Example
@@ -180,7 +181,10 @@ class Args:
     warmup_ratio: float = flag(0.05, "share of the steps in which the learning rate rises")
     weight_decay: float = flag(0.0, "weight decay of AdamW")
     max_grad_norm: float = flag(1.0, "gradients longer than this are shortened to it")
-    precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the computation")
+    precision: Precision = flag(
+        "auto", "number format of the computation; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
+        "bf16, or fp16 where it has no bf16",
+    )  # fmt: skip
     gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
     prefix_sharing: Literal["auto", "on", "off"] = flag(
         "auto", "compute what texts and answers share only once; auto = where the model allows it"
@@ -389,8 +393,6 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
     import torch
     from trl import GRPOConfig
 
-    if args.precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--precision fp16: needs a GPU; use bf16 or fp32")
     return GRPOConfig(
         output_dir=args.output_dir,
         num_train_epochs=args.num_epochs,
@@ -459,7 +461,7 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     contract = Contract(
         data.task, cot=started.cot, max_length=started.max_length, seed=args.seed,
-        base_model=base_model_path(args.model_path) or args.model_path,
+        base_model=base_model_path(args.model_path) or args.model_path, precision=args.precision,
         prompt=(Contract.load(checkpoint) if checkpoint else started).prompt, data_hashes=data.data_hashes,
     )  # fmt: skip
     encoder = contract.encoder(load_tokenizer(args.model_path))
@@ -506,6 +508,7 @@ def main(args: Args) -> None:
         raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()
     kind_known = trained_before or args.task is not None
+    args = with_precision(args)
     data = load_data(args, started.task, kind_known, most_labels=MAX_ANSWER_LABELS)
     check_texts(args, len(data.train))
     with one_run_in(args.output_dir):

@@ -17,6 +17,7 @@ Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models": W + alpha
 import gc
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,7 @@ from data.engine.models import (
     load_tokenizer,
     with_adapters,
 )
+from data.engine.precision import in_fp32, pick_precision
 from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import ADAPTER_FILE, TASK_FILE, check_free_disk, file_hash, read_json, sample_hash, write_json
 from data.loading import load_examples
@@ -192,14 +194,15 @@ def sample_texts(args: Args, contract: Contract) -> list[str]:
 
 
 def read_samples(
-    model, encoder: Encoder, contract: Contract, texts: Sequence[str]
+    model, encoder: Encoder, contract: Contract, texts: Sequence[str], wide: bool
 ) -> tuple[numpy.ndarray, list[tuple[str, ...]]]:
-    """Scores of every label (texts, labels), and the labels predicted."""
+    """Scores of every label (texts, labels), and the labels predicted; `wide`: computed in fp32."""
     from data.engine.tree_attention import enable_packing
 
     enable_packing(model, contract.max_length)
     predictor = Predictor.from_model(model, encoder, contract, constrained=True)
-    return predictor.label_scores(texts), [prediction.labels for prediction in predictor.predict_batch(texts)]
+    with in_fp32(model) if wide else nullcontext():
+        return predictor.label_scores(texts), [prediction.labels for prediction in predictor.predict_batch(texts)]
 
 
 def compare(before, after, precision: str) -> dict[str, Any]:
@@ -268,7 +271,8 @@ def merge(args: Args, folder: Path) -> dict[str, Any]:
     encoder = contract.encoder(tokenizer)
     print(f"merging {' + '.join(stack)} in {precision}")
     model = load_stack(args, contract, precision, tokenizer.pad_token_id)
-    before = read_samples(model, encoder, contract, texts)
+    wide = precision != "fp32" and pick_precision("auto", stack[0], args.device).format == "fp32"
+    before = read_samples(model, encoder, contract, texts, wide)
     model = model.merge_and_unload(progressbar=True)
     weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
     check_finite({name: weight for name, weight in weights.items() if weight.numel()}, "the merged model")
@@ -276,7 +280,7 @@ def merge(args: Args, folder: Path) -> dict[str, Any]:
     del model
     gc.collect()  # two models may not fit
     merged = load_model(str(folder), precision, args.device, contract=plain)
-    report |= compare(before, read_samples(merged, encoder, plain, texts), precision)
+    report |= compare(before, read_samples(merged, encoder, plain, texts, wide), precision)
     report |= {"seconds": round(time.perf_counter() - begin, 1), "files": file_sizes(folder)}
     write_json(folder / REPORT, report)
     return report

@@ -18,6 +18,8 @@ from data.tasks import Task, check_same_labels, of_built_in, resolve_task
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+Format = Literal["bf16", "fp16", "fp32"]  # of numbers
+Precision = Literal["auto", "bf16", "fp16", "fp32"]  # as `--precision` asks for one
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
 HASHES = "content_hashes"  # beside the flags in args.json: what was in the files that they name
@@ -46,6 +48,7 @@ class Contract:
         base_model: the model that was fine-tuned, as the user named it.
         base_revision: its revision on the hub, None for a folder.
         base_fingerprint: tells its weights from others (`data.engine.fingerprints`), None where no adapter needs them.
+        precision: the number format it was trained in; None = not noted.
         data_hashes: flag -> SHA-256 of the file it named, of the files that were learnt from; None where not noted.
         seed: the run's seed.
         library_versions: the libraries the run was made with.
@@ -67,6 +70,7 @@ class Contract:
     base_model: str = ""
     base_revision: str | None = None
     base_fingerprint: str | None = None
+    precision: Format | None = None
     data_hashes: dict[str, str] | None = None
     seed: int = 42
     library_versions: dict[str, str] = field(default_factory=_library_versions)

@@ -60,8 +60,8 @@ class PredictionFile:
         name: str = PREDICTIONS_FILE,
     ):  # fmt: skip
         self.path = Path(directory) / name
-        self.unfinished = self.path.with_suffix(".partial.jsonl")
-        self._settings_path, self._settings = self.path.with_suffix(".partial.json"), settings
+        self.unfinished, self._settings_path = _unfinished(self.path)
+        self._settings = settings
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if settings is None:
             self.unfinished.unlink(missing_ok=True)
@@ -129,6 +129,19 @@ def _is_row_of(line: bytes, example: Example, task: Task) -> bool:
         return False
     same = (row["id"], row["text"], row["gold"]) == (example.id, example.text, list(example.labels) or None)
     return same and row.keys() == FIELDS.keys()
+
+
+def _unfinished(path: Path) -> tuple[Path, Path]:
+    """The file of predictions until it is whole, and what decides them."""
+    return path.with_suffix(".partial.jsonl"), path.with_suffix(".partial.json")
+
+
+def begun_with(path: Path, flag: str) -> Any:
+    """The value of a flag with which the predictions that are to go to `path` were begun; None where none are."""
+    rows, settings = _unfinished(path)
+    if not rows.is_file() or not rows.stat().st_size:
+        return None
+    return read_json(settings, missing_ok=True, fields={"flags": dict}).get("flags", {}).get(flag)
 
 
 def different_settings(before: Settings, now: Settings, place: str) -> str | None:

@@ -39,7 +39,8 @@ pick_launcher() {
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}"
     return
   fi
-  launcher=(accelerate launch --num_processes "$((GPUS * NNODES))" --num_machines "$NNODES" --mixed_precision bf16
+  # number formats are the stage's own affair (--precision): another one here would take the place of its fp32
+  launcher=(accelerate launch --num_processes "$((GPUS * NNODES))" --num_machines "$NNODES" --mixed_precision no
     --dynamo_backend no --machine_rank "$NODE_RANK" --main_process_port "$MASTER_PORT")
   ((NNODES == 1)) || launcher+=(--main_process_ip "$MASTER_ADDR")
   case "$PARALLEL" in

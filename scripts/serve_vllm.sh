@@ -23,24 +23,28 @@ PATH="$(cd "$VENV" && pwd)/bin:$PATH"
 python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' ||
   stop "no vLLM in $VENV; see requirements-vllm.txt"
 
-if [[ -f "$MODEL/adapter_config.json" ]]; then # an adapter may lie over another
-  MODEL="$(python - "$MODEL" <<'END'
+[[ "$MODEL" != -* ]] || { echo "serve_vllm.sh: error: $MODEL: no model, but a flag" >&2; exit 2; }
+# what is served: the whole model below an adapter, which may lie over another; and in which number format
+served="$(python - "$MODEL" <<'END'
 import sys
 
 from data.arguments import UserError
-from data.engine.models import adapter_stack
+from data.engine.models import DTYPES, adapter_stack, check_model_path, pick_device
+from data.engine.precision import settle_precision
 
 try:
+    check_model_path(sys.argv[1])
     print(adapter_stack(sys.argv[1])[0])
+    print(DTYPES[settle_precision("auto", sys.argv[1], pick_device())])
 except UserError as error:
-    sys.exit(f"serve_vllm.sh: error: {error}")
+    print(f"serve_vllm.sh: error: {error}", file=sys.stderr)
+    sys.exit(2)
 END
-  )" || exit 2
-fi
-[[ "$MODEL" != -* ]] || { echo "serve_vllm.sh: error: $MODEL: no model, but a flag" >&2; exit 2; }
+)" || exit 2
+MODEL="${served%$'\n'*}"
 # the commands by which the trainer sends weights are open to whoever reaches the port: hence 127.0.0.1
 export VLLM_SERVER_DEV_MODE=1
-flags=(--host 127.0.0.1 --port "$PORT" --logprobs-mode processed_logprobs --max-logprobs -1)
+flags=(--host 127.0.0.1 --port "$PORT" --dtype "${served##*$'\n'}" --logprobs-mode processed_logprobs --max-logprobs -1)
 if nvidia-smi -L >/dev/null 2>&1; then
   exec vllm serve "$MODEL" "${flags[@]}" --weight-transfer-config '{"backend": "nccl"}' --enable-scale-out "$@"
 fi

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from data.arguments import UserError, check_at_least, flag, run
+from data.contract import Precision
 from data.engine.models import check_model_path
 from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import exclusive
@@ -55,7 +56,10 @@ class Args:
     objective: Literal["generate", "score"] | None = flag(None, "how an untuned model answers (default: generate)")
     port: int = flag(7860, "port of the page; 0 = any that is free")
     batch_size: int = flag(32, "texts a batch")
-    precision: Literal["bf16", "fp16", "fp32"] = flag("bf16", "number format of the weights")
+    precision: Precision = flag(
+        "auto", "number format of the weights; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
+        "bf16, or fp16 where it has no bf16",
+    )  # fmt: skip
     device: str | None = flag(None, "cpu, cuda, cuda:1, mps ... (default: the first GPU, else the CPU)")
 
     def __post_init__(self):

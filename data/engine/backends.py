@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from data.answers import AnswerTrie
 from data.arguments import UserError
-from data.contract import Contract
+from data.contract import Contract, Precision
 from data.encoding import RATIONALE_TOKENS, Encoder, Objective
 from data.engine.models import compile_layers, load_model
 from data.labels import THINK, Prediction, rationale_in
@@ -38,7 +38,7 @@ class PredictionSettings:
         constrained: let a model that writes its answers write valid ones only.
         probabilities: give those of every label also where (valid) answers are written.
         batch_size: texts a batch.
-        precision: number format of the weights.
+        precision: number format of the weights; "auto" = see `data.engine.precision`.
         device: where to put them; None = the first GPU, else the CPU.
         load_in_4bit: keep the weights in 4 bits; not in vLLM.
         compile: compile the model's layers; not in vLLM.
@@ -56,7 +56,7 @@ class PredictionSettings:
     constrained: bool = True
     probabilities: bool = False
     batch_size: int = 64
-    precision: str = "bf16"
+    precision: Precision = "auto"
     device: str | None = None
     load_in_4bit: bool = False
     compile: bool = False

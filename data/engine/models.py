@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.arguments import UserError, one_line
-from data.contract import Contract
+from data.contract import Contract, Format
 from data.encoding import is_bidirectional
 from data.engine.model_files import (
     ADAPTER_WEIGHTS,
@@ -21,8 +21,11 @@ from data.engine.model_files import (
 from data.files import ADAPTER_FILE, read_json
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # as PyTorch and vLLM call them
 
 # PEFT imports bitsandbytes, which then warns of a slow path; only 4-bit weights take it, and they have the warning back
 _of_four_bits = logging.getLogger("bitsandbytes.backends.cpu.ops")
@@ -120,6 +123,13 @@ def worker_devices(workers: int, device: str | None = None) -> list[str]:
     return [device or pick_device()] * workers  # each looks for itself whether it can have it
 
 
+def dtype_of(format: Format) -> "torch.dtype":
+    """PyTorch's name of a number format."""
+    import torch
+
+    return getattr(torch, DTYPES[format])
+
+
 def load_tokenizer(model_path: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of a directory or hub id, with a padding token (a run keeps its own copy beside the adapter)."""
     from transformers import AutoTokenizer
@@ -138,7 +148,7 @@ def load_tokenizer(model_path: str) -> "PreTrainedTokenizerBase":
 
 def load_model(
     model_path: str,
-    precision: str = "bf16",
+    precision: Format = "bf16",
     device: str | None = None,
     attention: str | None = None,
     contract: Contract | None = None,
@@ -170,11 +180,10 @@ def load_model(
     from data.engine.classifier import classifier_class, head_names
     from data.engine.load_checks import check_finite, new_modules
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     base, *adapters = adapter_stack(model_path)
-    options = {"dtype": dtype, "attn_implementation": attention}
+    options = {"dtype": dtype_of(precision), "attn_implementation": attention}
     if load_in_4bit:
-        options |= {"quantization_config": _four_bits(), "device_map": {"": pick_device(device)}}
+        options |= {"quantization_config": _four_bits(precision), "device_map": {"": pick_device(device)}}
         if len(adapters) > 1:
             raise UserError(f"--model_path {model_path}: an adapter over an adapter; merge_lora.py has to merge them "
                             "before its weights can be kept in 4 bits")  # fmt: skip
@@ -267,10 +276,8 @@ def with_adapters(
     return model
 
 
-def _four_bits() -> "BitsAndBytesConfig":
-    """QLoRA's number format (Dettmers et al., 2023): NF4 with quantised constants, computed in bf16."""
-    import torch
-
+def _four_bits(precision: Format) -> "BitsAndBytesConfig":
+    """QLoRA's number format (Dettmers et al., 2023): NF4 with quantised constants, computed in `precision`."""
     _of_four_bits.setLevel(logging.NOTSET)
     try:
         import bitsandbytes  # noqa: F401
@@ -284,7 +291,7 @@ def _four_bits() -> "BitsAndBytesConfig":
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype_of(precision),
         llm_int8_skip_modules=["lm_head", "score", "classifier", "pre_classifier", rf".*\.{HEAD_INSIDE}"],
     )
 

@@ -17,7 +17,8 @@ from data.calibration import decide, probabilities, set_probability, weigh_answe
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
 from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend
-from data.engine.models import check_model_path, is_encoder, load_tokenizer, worker_devices
+from data.engine.models import check_model_path, is_encoder, load_tokenizer, pick_device, worker_devices
+from data.engine.precision import settle_precision
 from data.engine.vllm_backend import VllmBackend
 from data.engine.workers import Workers
 from data.labels import Prediction
@@ -57,7 +58,11 @@ class Predictor:
         check_model_path(model_path)
         asked = PredictionSettings(model_path, task, **settings)
         contract = contract_for(model_path, task, asked.label_path, asked.cot, asked.max_length, asked.objective)
-        asked = replace(asked, backend=pick_backend(model_path, asked.backend))
+        asked = replace(
+            asked,
+            backend=pick_backend(model_path, asked.backend),
+            precision=settle_precision(asked.precision, model_path, pick_device(asked.device)),
+        )
         if contract.objective != "classify" and asked.backend == "bert":
             raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
         encoder = contract.encoder(load_tokenizer(model_path))

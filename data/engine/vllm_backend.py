@@ -12,12 +12,11 @@ from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
 from data.engine.backends import PredictionSettings, Prompts, read_answer, with_reasoning
 from data.engine.model_files import ADAPTER_WEIGHTS, check_adapter, loading, tensor_shapes, weight_files
-from data.engine.models import base_model_path
+from data.engine.models import DTYPES, base_model_path
 from data.files import ADAPTER_FILE, read_json
 from data.labels import Prediction
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapters that vLLM is compiled for
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 class VllmBackend:

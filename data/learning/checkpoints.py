@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from data.arguments import UserError, is_first_process
 from data.contract import Contract, check_hashes, check_run_settings
@@ -88,6 +89,15 @@ def find_checkpoint(args, may_change: Sequence[str], hashes: Mapping[str, str | 
         _check_best(newest)
         return str(newest)
     return None
+
+
+def begun_with(args, name: str) -> Any:
+    """The value of a flag with which the run that `args` go on with began; None where there is none."""
+    wanted = args.resume_from_checkpoint
+    if wanted == "none":
+        return None
+    folder = Path(args.output_dir) if wanted == "auto" else Path(wanted).resolve().parent
+    return read_json(folder / ARGS_FILE, missing_ok=True).get(name)
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:

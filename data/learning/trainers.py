@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.arguments import UserError, is_first_process
+from data.arguments import UserError, is_first_process, process_count
 from data.contract import HASHES, Contract
 from data.encoding import Encoder
 from data.engine.models import pick_device
+from data.engine.precision import settle_precision
 from data.engine.predictor import Predictor
 from data.files import (
     ARGS_FILE,
@@ -25,7 +26,7 @@ from data.files import (
     write_json,
     write_json_lines,
 )
-from data.learning.checkpoints import start_hashes
+from data.learning.checkpoints import begun_with, start_hashes
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import label_metrics
 from data.tasks import BUILT_IN_TASKS, Task
@@ -121,6 +122,27 @@ def check_positions(model, longest: int, model_path: str) -> None:
             positions = module.num_embeddings - module.padding_idx - 1
     if positions and longest > positions:
         raise UserError(f"--max_length: prompt and answer may take {longest} tokens, {model_path} reads {positions}")
+
+
+def with_precision(args):
+    """`args` with a number format for `--precision auto`: the one its run began with, else what suits this machine.
+
+    The processes of a distributed run all take that of the first one.
+
+    Raises:
+        UserError: see `data.engine.precision.pick_precision`.
+    """
+    asked = args.precision if args.precision != "auto" else begun_with(args, "precision") or "auto"
+    device = pick_device()
+    if process_count() == 1 or device == "cuda":  # GPUs are not measured, and those of a run are alike
+        return replace(args, precision=settle_precision(asked, args.model_path, device, trains=True))
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=device == "cpu")  # through which the processes find each other
+    chosen = [settle_precision(asked, args.model_path, device, trains=True) if is_first_process() else None]
+    broadcast_object_list(chosen)
+    return replace(args, precision=chosen[0])
 
 
 def lora_config(args, model) -> "LoraConfig | None":
@@ -287,6 +309,7 @@ def train(trainer, checkpoint: str | None) -> None:
         Path(trainer.args.output_dir) / TRAIN_RESULTS_FILE,
         {
             "steps": trainer.state.global_step,
+            "precision": trainer.contract.precision,
             "epochs": metrics["epoch"],
             "train_loss": sum(losses) / len(losses) if losses else None,
             "seconds_since_resumed": round(time.perf_counter() - begin, 1),

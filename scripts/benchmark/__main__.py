@@ -10,7 +10,7 @@ sft     one training step of a Llama-type model under a LoRA adapter. `trl` is T
         main_SFT.py, `compiled` the same with --compile, `plain` with --prefix_sharing off: what the packing adds to
         the rest (on a CPU plain instead of fused attention, adapters without casts, logits of the answers only).
         The limit is the time the step's matrix products would take at the rate at which this machine multiplies
-        bf16 matrices of the model's own sizes, measured between the steps.
+        matrices of the model's own sizes, measured between the steps.
 grpo    one step of GRPO: draw a group of answers to each text, score them, learn from them. `trl` is TRL's GRPOTrainer
         as it comes, with our rewards; `ours` main_grpo.py, `plain` the same with --prefix_sharing off.
 score   the probability of each label of a task as the answer to a text. `each` is one sequence for each text and label,

@@ -10,7 +10,7 @@ from typing import Any
 import main_grpo
 from data.arguments import check_at_least, flag
 from data.contract import contract_for
-from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
+from data.engine.models import base_model_path, dtype_of, load_tokenizer, pick_device
 from data.files import ADAPTER_FILE, write_json
 from data.learning.rewards import Rewards
 from data.learning.trainers import load_data, lora_config, train
@@ -21,6 +21,7 @@ from scripts.benchmark.race import (
     TrainingRaceArgs,
     Turns,
     check_known,
+    checked,
     race,
     synchronize,
     train_file,
@@ -49,7 +50,7 @@ def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any) -> main_grpo.Arg
         model_path=args.model_path, task=CASE.task, train_data_path=str(train_file(args.data_dir, CASE)),
         output_dir=output_dir, num_generations=args.num_generations, batch_size=args.texts * args.num_generations,
         lora_r=None if trained else args.lora_r, max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed,
-        logging_steps=args.warmup + args.rounds + 1, **settings,
+        logging_steps=args.warmup + args.rounds + 1, precision=args.precision, **settings,
     )  # fmt: skip
 
 
@@ -101,7 +102,6 @@ def plain(turns: Turns, args: GrpoArgs) -> None:
 
 def trl(turns: Turns, args: GrpoArgs) -> None:
     """TRL's GRPOTrainer on the same chats, with the same rewards and settings."""
-    import torch
     from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -118,7 +118,7 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
         encoder = contract.encoder(tokenizer)
         start = base_model_path(args.model_path)
         model = AutoModelForCausalLM.from_pretrained(
-            start or args.model_path, dtype=torch.bfloat16, trust_remote_code=False
+            start or args.model_path, dtype=dtype_of(args.peer_precision), trust_remote_code=False
         )
         if start is not None:
             model = PeftModel.from_pretrained(model, args.model_path, is_trainable=True)
@@ -133,7 +133,8 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
             args=GRPOConfig(
                 output_dir=folder, max_steps=settings.max_steps, per_device_train_batch_size=settings.batch_size,
                 num_generations=args.num_generations, max_completion_length=limit, beta=0.0,
-                reward_weights=list(weights.values()), learning_rate=settings.learning_rate, bf16=True,
+                reward_weights=list(weights.values()), learning_rate=settings.learning_rate,
+                bf16=args.peer_precision == "bf16", fp16=args.peer_precision == "fp16",
                 use_cpu=pick_device() == "cpu", gradient_checkpointing=False, seed=args.seed, report_to=[],
                 save_strategy="no", logging_steps=settings.logging_steps,
             ),
@@ -149,7 +150,7 @@ CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours}
 
 
 def grpo(args: GrpoArgs) -> None:
-    check_model_path(args.model_path)
+    args = checked(args)
     train_file(args.data_dir, CASE)
     turns = race(
         {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants},
@@ -157,6 +158,8 @@ def grpo(args: GrpoArgs) -> None:
     )  # fmt: skip
     results: dict[str, Any] = {
         "what": f"{args.texts} texts x {args.num_generations} answers, {CASE.what}",
+        "precision": args.precision,
+        "peer_precision": args.peer_precision,
         "contestants": {},
     }
     for which, entries in turns.items():

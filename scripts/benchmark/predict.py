@@ -9,12 +9,23 @@ from typing import Any, Literal
 
 from data.arguments import UserError, check_at_least, flag
 from data.contract import Contract, contract_for
-from data.engine.models import base_model_path, check_model_path, load_model, load_tokenizer, pick_device
+from data.engine.models import base_model_path, dtype_of, load_model, load_tokenizer, pick_device
 from data.engine.predictor import Predictor
 from data.files import TASK_FILE, write_json
 from data.loading import load_examples
 from data.report.tables import markdown_table
-from scripts.benchmark.race import CASES, Case, Contestant, RaceArgs, Turns, check_known, race, synchronize, train_file
+from scripts.benchmark.race import (
+    CASES,
+    Case,
+    Contestant,
+    RaceArgs,
+    Turns,
+    check_known,
+    checked,
+    race,
+    synchronize,
+    train_file,
+)
 
 SINGLES, WARM_UP = 100, 10  # texts predicted one by one, for the latency, and before them
 
@@ -63,17 +74,18 @@ def _take_turns(turns: Turns, args: InferenceArgs, predict: Callable[[Sequence[s
 
 def generate(turns: Turns, args: InferenceArgs) -> None:
     """`model.generate` on batches padded on the left, as it comes."""
-    import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        args.model_path, dtype=dtype_of(args.peer_precision), trust_remote_code=False
+    )
     model = model.to(pick_device()).eval()
     _generate(turns, args, model)
 
 
 def mended(turns: Turns, args: InferenceArgs) -> None:
     """The same with the last position copied before it meets the vocabulary, as inference.py loads models."""
-    _generate(turns, args, load_model(args.model_path))
+    _generate(turns, args, load_model(args.model_path, args.peer_precision))
 
 
 def _generate(turns: Turns, args: InferenceArgs, model) -> None:
@@ -108,7 +120,7 @@ def _generate(turns: Turns, args: InferenceArgs, model) -> None:
 def _predictor(args: InferenceArgs, **settings: Any) -> Predictor:
     trained = (Path(args.model_path) / TASK_FILE).is_file()
     task = None if trained else CASES[args.case].task
-    return Predictor(args.model_path, task, batch_size=args.batch_size, **settings)
+    return Predictor(args.model_path, task, **{"batch_size": args.batch_size, "precision": args.precision} | settings)
 
 
 def _predict(turns: Turns, args: InferenceArgs, **settings: Any) -> None:
@@ -135,7 +147,7 @@ def single(turns: Turns, args: InferenceArgs) -> None:
 
 def vllm(turns: Turns, args: InferenceArgs) -> None:
     """inference.py --backend vllm: valid answers only, prefix caching."""
-    _predict(turns, args, backend="vllm")
+    _predict(turns, args, backend="vllm", precision=args.peer_precision)
 
 
 def free(turns: Turns, args: InferenceArgs) -> None:
@@ -163,7 +175,7 @@ CONTESTANTS = {"generate": generate, "mended": mended, "vllm": vllm, "free": fre
 
 
 def inference(args: InferenceArgs) -> None:
-    check_model_path(args.model_path)
+    args = checked(args)
     if base_model_path(args.model_path) is not None:
         raise UserError(f"--model_path {args.model_path}: an adapter; merge it first (merge_lora.py)")
     _contract(args)
@@ -172,7 +184,8 @@ def inference(args: InferenceArgs) -> None:
         {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants},
         args.warmup + args.rounds, "inference",
     )  # fmt: skip
-    results: dict[str, Any] = {"what": f"{args.rows} texts, {CASES[args.case].what}", "contestants": {}}
+    results: dict[str, Any] = {"what": f"{args.rows} texts, {CASES[args.case].what}", "precision": args.precision,
+                               "peer_precision": args.peer_precision, "contestants": {}}  # fmt: skip
     for which, entries in turns.items():
         timed = entries[args.warmup :]
         rates = [entry["texts"] / entry["seconds"] for entry in timed]

@@ -6,11 +6,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag
+from data.contract import Precision
+from data.engine.models import check_model_path, pick_device
+from data.engine.precision import settle_precision
+
+RaceArgsType = TypeVar("RaceArgsType", bound="RaceArgs")
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,28 @@ class RaceArgs:
     contestants: list[str] = flag([], "who takes part")
     rounds: int = flag(5, "timed turns of each contestant")
     warmup: int = flag(1, "turns before them that are not timed")
+    precision: Precision = flag("auto", "number format of our contestants; auto = the one main_SFT.py would take here")
+    peer_precision: Precision = flag("auto", "number format of those that we are compared with")
 
     def __post_init__(self):
         if self.model_path is None:
             raise UserError("--model_path is needed")
         check_at_least(self, rounds=1, warmup=1)
         check_output_dir(self.output_dir)
+
+
+def checked(args: RaceArgsType) -> RaceArgsType:
+    """`args` with formats in the place of "auto", once the model is known to be there.
+
+    Raises:
+        UserError: it is not.
+    """
+    check_model_path(args.model_path)
+    formats = {
+        name: settle_precision(getattr(args, name), args.model_path, pick_device())
+        for name in ("precision", "peer_precision")
+    }
+    return replace(args, **formats)
 
 
 @dataclass

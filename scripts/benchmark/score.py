@@ -3,16 +3,15 @@
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data.arguments import check_at_least, flag
-from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
 from data.files import write_json
 from data.loading import load_examples
 from data.report.tables import markdown_table
 from data.tasks import BUILT_IN_TASKS
-from scripts.benchmark.race import CASES, Contestant, RaceArgs, Turns, check_known, race, train_file
+from scripts.benchmark.race import CASES, Contestant, RaceArgs, Turns, check_known, checked, race, train_file
 
 CASE = CASES["28-labels"]
 
@@ -22,7 +21,6 @@ class ScoreArgs(RaceArgs):
     model_path: str | None = flag(None, "model to score with: hub id or directory, untuned or trained to score")
     contestants: list[str] = flag(["each", "ours"], "which of each, ours")
     texts: int = flag(8, "texts a turn")
-    precision: Literal["bf16", "fp32"] = flag("bf16", "number format of the weights")
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,14 +57,15 @@ CONTESTANTS = {"each": each, "ours": ours}
 
 
 def score(args: ScoreArgs) -> None:
-    check_model_path(args.model_path)
+    args = checked(args)
     train_file(args.data_dir, CASE)
     turns = race(
         {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants},
         args.warmup + args.rounds, "score",
     )  # fmt: skip
     labels = len(BUILT_IN_TASKS[CASE.task].labels)
-    results: dict[str, Any] = {"what": f"{args.texts} texts x {labels} labels, {CASE.what}", "contestants": {}}
+    results: dict[str, Any] = {"what": f"{args.texts} texts x {labels} labels, {CASE.what}",
+                               "precision": args.precision, "contestants": {}}  # fmt: skip
     for which, entries in turns.items():
         seconds = statistics.median(entry["seconds"] for entry in entries[args.warmup :])
         results["contestants"][which] = {

@@ -11,9 +11,9 @@ from typing import Any
 
 import main_SFT
 from data.arguments import check_at_least, flag
-from data.contract import Contract
+from data.contract import Contract, Format
 from data.encoding import Encoder
-from data.engine.models import check_model_path, load_tokenizer, pick_device
+from data.engine.models import dtype_of, load_tokenizer, pick_device
 from data.files import write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.loading import load_examples
@@ -26,6 +26,7 @@ from scripts.benchmark.race import (
     TrainingRaceArgs,
     Turns,
     check_known,
+    checked,
     race,
     synchronize,
     train_file,
@@ -49,7 +50,7 @@ def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any) -> mai
     chosen = main_SFT.Args(
         model_path=args.model_path, task=case.task, train_data_path=str(train_file(args.data_dir, case)),
         output_dir=output_dir, objective="generate", max_length=args.max_length, batch_size=case.batch_size,
-        lora_r=args.lora_r, lora_alpha=2 * args.lora_r, lora_dropout=0.0, learning_rate=2e-4,
+        lora_r=args.lora_r, lora_alpha=2 * args.lora_r, lora_dropout=0.0, learning_rate=2e-4, precision=args.precision,
         max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed, **settings,
     )  # fmt: skip
     return main_SFT.with_defaults(chosen, BUILT_IN_TASKS[case.task])
@@ -104,7 +105,6 @@ def plain(turns: Turns, args: SftArgs, case: Case) -> None:
 
 def trl(turns: Turns, args: SftArgs, case: Case) -> None:
     """TRL's SFTTrainer, on the same token ids."""
-    import torch
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
@@ -114,12 +114,15 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
         settings = sft_args(args, case, folder)
         data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
         tokenizer = load_tokenizer(args.model_path)
-        model = AutoModelForCausalLM.from_pretrained(args.model_path, dtype=torch.bfloat16, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            args.model_path, dtype=dtype_of(args.peer_precision), trust_remote_code=False
+        )
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
                 output_dir=folder, max_steps=settings.max_steps, per_device_train_batch_size=case.batch_size,
-                learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, bf16=True,
+                learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
+                bf16=args.peer_precision == "bf16", fp16=args.peer_precision == "fp16",
                 use_cpu=pick_device() == "cpu", gradient_checkpointing=False, seed=args.seed, report_to=[],
                 save_strategy="no", max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
             ),
@@ -131,11 +134,11 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
         trainer.train()
 
 
-def multiply(turns: Turns, hidden: int, intermediate: int, rows: int) -> None:
-    """The machine itself: bf16 products of (rows, hidden) with (hidden, intermediate), as an MLP layer's."""
+def multiply(turns: Turns, hidden: int, intermediate: int, rows: int, precision: Format) -> None:
+    """The machine itself: products of (rows, hidden) with (hidden, intermediate), as an MLP layer's."""
     import torch
 
-    kind = {"dtype": torch.bfloat16, "device": pick_device()}
+    kind = {"dtype": dtype_of(precision), "device": pick_device()}
     left, right = torch.randn(rows, hidden, **kind), torch.randn(intermediate, hidden, **kind)
     while True:
         turns.wait()
@@ -197,16 +200,16 @@ def race_sft(args: SftArgs, name: str) -> dict[str, Any]:
     tokens, positions = unique_tokens(args, case)
     per = matrix_flops(args)
     needed = per["token"] * tokens + per["position"] * positions
-    racers = {
-        "machine": Contestant(multiply, hidden=per["hidden"], intermediate=per["intermediate"], rows=round(tokens))
-    }
+    sizes = {"hidden": per["hidden"], "intermediate": per["intermediate"], "rows": round(tokens)}
+    racers = {"machine": Contestant(multiply, precision=args.precision, **sizes)}
     racers |= {which: Contestant(CONTESTANTS[which], args=args, case=case) for which in args.contestants}
     turns = race(racers, args.warmup + args.rounds, name)
     timed = {which: entries[args.warmup :] for which, entries in turns.items()}
     rate = statistics.median(entry["flops"] for entry in timed.pop("machine"))
     result: dict[str, Any] = {
         "what": case.what, "batch_size": case.batch_size, "unique_tokens": round(tokens), "matrix_gflops": needed / 1e9,
-        "bf16_gflops_per_second": rate / 1e9, "limit_seconds": needed / rate, "contestants": {},
+        "precision": args.precision, "peer_precision": args.peer_precision,
+        "gflops_per_second": rate / 1e9, "limit_seconds": needed / rate, "contestants": {},
     }  # fmt: skip
     for which, entries in timed.items():
         seconds = statistics.median(entry["seconds"] for entry in entries)
@@ -227,7 +230,7 @@ def race_sft(args: SftArgs, name: str) -> dict[str, Any]:
 
 
 def sft(args: SftArgs) -> None:
-    check_model_path(args.model_path)
+    args = checked(args)
     for name in args.cases:
         train_file(args.data_dir, CASES[name])  # a missing file is found before the first minutes are gone
     results = {}
