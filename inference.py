@@ -45,7 +45,7 @@ from data.encoding import Objective
 from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
 from data.engine.models import adapter_stack, check_model_path, pick_device
-from data.engine.precision import settle_precision
+from data.engine.precision import pick_precision
 from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import (
     PREDICTIONS_FILE,
@@ -195,14 +195,15 @@ def predict_file(args: Args, contract: Contract) -> None:
     """Predict `--test_data_path` into `--output_dir`, going on where an earlier start was stopped."""
     output_dir = output_directory(args)
     name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
-    begun = begun_with(output_dir / name, "precision") if args.precision == "auto" else None
-    precision = settle_precision(begun or args.precision, args.model_path, pick_device(args.device))
-    args = replace(args, precision=precision)  # which decides what is predicted
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
     with exclusive(output_dir, name):
+        begun = begun_with(output_dir / name, "precision") if args.precision == "auto" else None
+        precision = pick_precision(begun or args.precision, args.model_path, pick_device(args.device))
+        args = replace(args, precision=precision.format)  # which decides what is predicted
         settings = prediction_settings(args) | examples.span
         with open_predictor(args, args.probabilities) as predictor:
+            precision.say(sys.stderr)
             if rejected:
                 write_json_lines(output_dir / REJECTED_FILE, rejected)
             evaluate(predictor, examples, output_dir, args.seed, settings, name)

@@ -52,6 +52,7 @@ from data.engine.models import (
 from data.files import CALIBRATION_FILE
 from data.learning.checkpoints import (
     WholeCheckpoints,
+    as_begun,
     check_same_base,
     check_same_task,
     check_trials,
@@ -504,14 +505,17 @@ def calibrate(args: Args, data: Data) -> None:
 
 def train_and_score(args: Args, data: Data) -> bool:
     """A whole run, or what is left of it. Returns whether this process is the one that reports."""
+    args = as_begun(args)
     checkpoint = find_checkpoint(args, MAY_CHANGE, data.hashes)
     check_same_task(args.output_dir if is_finished(args) else checkpoint, data.task, data.data_hashes)
     if is_finished(args):
         if not is_first_process():
             return False
         print(f"{args.output_dir}: trained to its end already")
-    elif not fine_tune(args, data, checkpoint):
-        return False
+    else:
+        args = with_precision(args)
+        if not fine_tune(args, data, checkpoint):
+            return False
     calibrate(args, data)
     write_run_report(args.output_dir)
     if data.test:
@@ -523,6 +527,7 @@ def train_and_score(args: Args, data: Data) -> bool:
 
 def search_and_score(args: Args, data: Data) -> bool:
     """The runs of a search, and the best of them scored. Returns whether this process is the one that reports."""
+    args = as_begun(args)
     check_trials(args, data.hashes)
 
     def train_one(trial: Args) -> None:
@@ -538,7 +543,7 @@ def main(args: Args) -> None:
     if base_model_path(args.model_path) is not None:
         raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
     task = resolve_task(args.task, args.label_path)
-    args = with_precision(with_defaults(args, task))
+    args = with_defaults(args, task)
     most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
     data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)
     data = replace(data, task=with_prompt(data.task, args.prompt))

@@ -75,6 +75,7 @@ from data.engine.models import (
 from data.files import ADAPTER_FILE, TASK_FILE, read_json
 from data.learning.checkpoints import (
     WholeCheckpoints,
+    as_begun,
     check_same_base,
     check_same_task,
     find_checkpoint,
@@ -482,14 +483,17 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
 
 def train_and_score(args: Args, data: Data, started: Contract) -> bool:
     """A whole run, or what is left of it. Returns whether this process is the one that reports."""
+    args = as_begun(args)
     checkpoint = find_checkpoint(args, MAY_CHANGE, data.hashes)
     check_same_task(args.output_dir if is_finished(args) else checkpoint, data.task, data.data_hashes)
     if is_finished(args):
         if not is_first_process():
             return False
         print(f"{args.output_dir}: trained to its end already")
-    elif not reinforce(args, data, started, checkpoint):
-        return False
+    else:
+        args = with_precision(args)
+        if not reinforce(args, data, started, checkpoint):
+            return False
     write_run_report(args.output_dir)
     if data.test:
         gc.collect()  # the trainer and its model hold each other; two models may not fit
@@ -508,7 +512,6 @@ def main(args: Args) -> None:
         raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()
     kind_known = trained_before or args.task is not None
-    args = with_precision(args)
     data = load_data(args, started.task, kind_known, most_labels=MAX_ANSWER_LABELS)
     check_texts(args, len(data.train))
     with one_run_in(args.output_dir):

@@ -6,7 +6,7 @@ import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PureWindowsPath
@@ -37,10 +37,12 @@ def list_archive(path: Path, folder: str) -> list[tuple[str, int]]:
         return [(name, size) for name, size, _ in members]
 
 
-def unpack(path: Path, folder: str, target: Path) -> None:
-    """Write the files that the archive has in `folder` to `target`; see `list_archive`."""
+def unpack(path: Path, folder: str, target: Path, wanted: Container[str] | None = None) -> None:
+    """Write the archive's files in `folder`, or the `wanted` ones of them, to `target`; see `list_archive`."""
     with _members(path, folder) as members:
         for name, _, opener in members:
+            if wanted is not None and name not in wanted:
+                continue
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with opener() as packed, open(target / name, "wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)  # no more than the size that the member states

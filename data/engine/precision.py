@@ -6,13 +6,13 @@ quarter of its speed. So there it is measured, on products of the sizes that the
 """
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -31,10 +31,19 @@ MOST_WEIGHTS = 0.7  # share of the machine's memory that they may take
 
 @dataclass(frozen=True)
 class Choice:
-    """A number format, and why."""
+    """A number format, and why; no reason where it was asked for."""
 
     format: Format
-    reason: str
+    reason: str = ""
+
+    def say(self, file: TextIO | None = None) -> None:
+        """A line about it, once in a distributed run.
+
+        Args:
+            file: where to; None = standard output.
+        """
+        if self.reason and is_first_process():
+            print(f"precision {self.format}: {self.reason}", file=file)
 
 
 def pick_precision(asked: Precision, model_path: str, device: str, trains: bool = False) -> Choice:
@@ -57,7 +66,7 @@ def pick_precision(asked: Precision, model_path: str, device: str, trains: bool 
     if asked != "auto":
         if asked == "fp16" and trains and kind != "cuda":
             raise UserError("--precision fp16: needs a GPU to train; use auto, bf16 or fp32")
-        return Choice(asked, "as asked")
+        return Choice(asked)
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16", f"which {torch.cuda.get_device_name(device)} computes")
@@ -119,14 +128,6 @@ def _rates(hidden: int, intermediate: int, device: str) -> dict[str, float]:
             torch.nn.functional.linear(tokens, weight)[0, 0].item()  # which waits for a GPU
             seconds[name] = min(seconds[name], time.perf_counter() - begin)
     return {name: 2e-9 * TOKENS * hidden * intermediate / each for name, each in seconds.items()}
-
-
-def settle_precision(asked: Precision, model_path: str, device: str, trains: bool = False) -> Format:
-    """`pick_precision`, with a line on standard error where it was "auto"."""
-    choice = pick_precision(asked, model_path, device, trains)
-    if asked == "auto" and is_first_process():
-        print(f"precision {choice.format}: {choice.reason}", file=sys.stderr)
-    return choice.format
 
 
 @contextmanager

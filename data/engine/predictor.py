@@ -1,5 +1,6 @@
 """Texts -> predictions: the one object that every stage, script and user predicts with."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from data.contract import Contract, contract_for
 from data.encoding import Encoder
 from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend
 from data.engine.models import check_model_path, is_encoder, load_tokenizer, pick_device, worker_devices
-from data.engine.precision import settle_precision
+from data.engine.precision import pick_precision
 from data.engine.vllm_backend import VllmBackend
 from data.engine.workers import Workers
 from data.labels import Prediction
@@ -58,17 +59,16 @@ class Predictor:
         check_model_path(model_path)
         asked = PredictionSettings(model_path, task, **settings)
         contract = contract_for(model_path, task, asked.label_path, asked.cot, asked.max_length, asked.objective)
-        asked = replace(
-            asked,
-            backend=pick_backend(model_path, asked.backend),
-            precision=settle_precision(asked.precision, model_path, pick_device(asked.device)),
-        )
+        asked = replace(asked, backend=pick_backend(model_path, asked.backend))
         if contract.objective != "classify" and asked.backend == "bert":
             raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
         encoder = contract.encoder(load_tokenizer(model_path))
         if asked.probabilities and not asked.constrained and contract.objective == "generate":
             raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
+        precision = pick_precision(asked.precision, model_path, pick_device(asked.device))
+        asked = replace(asked, precision=precision.format)
         self._set(model_path, open_backend(asked, encoder, contract), encoder, contract, asked.probabilities)
+        precision.say(sys.stderr)
 
     @classmethod
     def from_model(

@@ -6,10 +6,9 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from data.arguments import UserError, is_first_process
 from data.contract import Contract, check_hashes, check_run_settings
@@ -91,13 +90,15 @@ def find_checkpoint(args, may_change: Sequence[str], hashes: Mapping[str, str | 
     return None
 
 
-def begun_with(args, name: str) -> Any:
-    """The value of a flag with which the run that `args` go on with began; None where there is none."""
+def as_begun(args):
+    """`args` with the number format that the run they go on with began in, where they leave it open (`auto`)."""
     wanted = args.resume_from_checkpoint
-    if wanted == "none":
-        return None
+    if args.precision != "auto" or wanted == "none":
+        return args
     folder = Path(args.output_dir) if wanted == "auto" else Path(wanted).resolve().parent
-    return read_json(folder / ARGS_FILE, missing_ok=True).get(name)
+    files = [folder / ARGS_FILE, *sorted(folder.glob(f"trial-*/{ARGS_FILE}"))]  # of a search
+    begun = (read_json(path, missing_ok=True).get("precision") for path in files)
+    return replace(args, precision=next(filter(None, begun), "auto"))
 
 
 def checkpoints_in(output_dir: str | Path) -> list[Path]:

@@ -15,7 +15,7 @@ from data.arguments import UserError, is_first_process, process_count
 from data.contract import HASHES, Contract
 from data.encoding import Encoder
 from data.engine.models import pick_device
-from data.engine.precision import settle_precision
+from data.engine.precision import pick_precision
 from data.engine.predictor import Predictor
 from data.files import (
     ARGS_FILE,
@@ -26,7 +26,7 @@ from data.files import (
     write_json,
     write_json_lines,
 )
-from data.learning.checkpoints import begun_with, start_hashes
+from data.learning.checkpoints import start_hashes
 from data.loading import Example, data_report, load_examples, split_validation
 from data.metrics import label_metrics
 from data.tasks import BUILT_IN_TASKS, Task
@@ -125,24 +125,25 @@ def check_positions(model, longest: int, model_path: str) -> None:
 
 
 def with_precision(args):
-    """`args` with a number format for `--precision auto`: the one its run began with, else what suits this machine.
+    """`args` with a number format in the place of `--precision auto`; with a line on the console that says why.
 
     The processes of a distributed run all take that of the first one.
 
     Raises:
         UserError: see `data.engine.precision.pick_precision`.
     """
-    asked = args.precision if args.precision != "auto" else begun_with(args, "precision") or "auto"
     device = pick_device()
     if process_count() == 1 or device == "cuda":  # GPUs are not measured, and those of a run are alike
-        return replace(args, precision=settle_precision(asked, args.model_path, device, trains=True))
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
+        chosen = [pick_precision(args.precision, args.model_path, device, trains=True)]
+    else:
+        from accelerate import PartialState
+        from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=device == "cpu")  # through which the processes find each other
-    chosen = [settle_precision(asked, args.model_path, device, trains=True) if is_first_process() else None]
-    broadcast_object_list(chosen)
-    return replace(args, precision=chosen[0])
+        PartialState(cpu=device == "cpu")  # through which the processes find each other
+        chosen = [pick_precision(args.precision, args.model_path, device, True) if is_first_process() else None]
+        broadcast_object_list(chosen)
+    chosen[0].say()
+    return replace(args, precision=chosen[0].format)
 
 
 def lora_config(args, model) -> "LoraConfig | None":

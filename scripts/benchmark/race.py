@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.contract import Precision
 from data.engine.models import check_model_path, pick_device
-from data.engine.precision import settle_precision
+from data.engine.precision import pick_precision
 
 RaceArgsType = TypeVar("RaceArgsType", bound="RaceArgs")
 
@@ -64,10 +64,11 @@ def checked(args: RaceArgsType) -> RaceArgsType:
     """
     check_model_path(args.model_path)
     formats = {
-        name: settle_precision(getattr(args, name), args.model_path, pick_device())
+        name: pick_precision(getattr(args, name), args.model_path, pick_device())
         for name in ("precision", "peer_precision")
     }
-    return replace(args, **formats)
+    formats["precision"].say()
+    return replace(args, **{name: choice.format for name, choice in formats.items()})
 
 
 @dataclass
