@@ -1,5 +1,6 @@
-"""scripts/quickstart.sh as it is called: the commands it gives, in both languages, by a Python that only notes them."""
+"""scripts/quickstart.sh as it is called: the commands it gives, noted by a Python that does nothing else; a real run."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -121,3 +122,19 @@ def test_folders_that_cannot_be_meant(quickstart, flags):
     done, commands = quickstart(*flags, OUTPUT="~nobody/runs")
     assert (done.returncode, commands) == (2, [])
     assert done.stderr.startswith("quickstart.sh: error: OUTPUT=~nobody/runs: write the folder out")
+
+
+@pytest.mark.real  # two minutes
+def test_the_chinese_one_learns(tmp_path, environment):
+    done = subprocess.run(
+        ["bash", "scripts/quickstart.sh", "--zh"], cwd=ROOT, env=environment | {"OUTPUT": str(tmp_path)},
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    tuned, head = (json.loads((tmp_path / name / "test_results.json").read_text()) for name in ("sft", "head"))
+    assert tuned["n"] == head["n"] == 48
+    assert tuned["accuracy"] >= 0.75
+    assert tuned["accuracy"] > head["accuracy"] + 0.1
+    answers = [json.loads(line)["labels"] for line in done.stdout.splitlines() if line.startswith('{"labels"')]
+    assert answers == [["负面"], ["正面"]]
+    assert (tmp_path / "comparison.md").read_text(encoding="utf-8") in done.stdout
