@@ -241,7 +241,7 @@ def with_defaults(args: Args, task: Task) -> Args:
     encoder = is_encoder(args.model_path)
     layers = (
         OF_ENCODERS if encoder else {},
-        recommended_settings(task.name, args.tuning),
+        recommended_settings(task.name, args.tuning, encoder),
         BY_TUNING[args.tuning],
         GENERAL,
     )
@@ -287,7 +287,8 @@ def warm_up(args: Args, task: Task, rows: int) -> float:
         return 0  # a rate that rises begins with 0
     if args.warmup_steps < steps:
         return args.warmup_steps or args.warmup_ratio
-    if args.warmup_steps != recommended_settings(task.name, args.tuning).get("warmup_steps"):
+    recommended = recommended_settings(task.name, args.tuning, is_encoder(args.model_path))
+    if args.warmup_steps != recommended.get("warmup_steps"):
         raise UserError(f"--warmup_steps {args.warmup_steps}: must be fewer than the run's {steps} steps")
     if is_first_process():
         print(

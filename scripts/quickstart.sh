@@ -1,13 +1,41 @@
 #!/usr/bin/env bash
 # From nothing to a fine-tuned, scored model on a laptop's CPU: environment, a small real model, SFT, GRPO and merging
-# on data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere.
+# on data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere. With --zh it is
+# a model that reads Chinese, on data/sample_zh (scripts/_quickstart_zh.sh).
 set -euo pipefail
+
+language=en
+for flag; do # --zh may stand anywhere; the others keep their order
+  shift
+  case "$flag" in
+    --zh) language=zh ;;
+    -h | --help)
+      cat <<'END'
+usage: bash scripts/quickstart.sh [--zh] [flags of main_SFT.py]
+
+Makes the environment, gets a small model, trains it on a sample and shows how good it was before and after.
+
+  --zh           Chinese: multilingual-e5-small learns from the comments in data/sample_zh (中文快速上手)
+  other flags    go to main_SFT.py: --seed 1, --num_epochs 2 ...; python main_SFT.py --help lists them
+
+  MODEL=folder   the model (default: models/smollm2-135m-instruct; with --zh models/multilingual-e5-small)
+  OUTPUT=folder  where the runs go (default: outputs/quickstart; with --zh outputs/quickstart-zh)
+END
+      exit
+      ;;
+    *) set -- "$@" "$flag" ;;
+  esac
+done
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
 
 expand_home MODEL OUTPUT
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page faults in large CPU buffers
+if [[ "$language" == zh ]]; then
+  source scripts/_quickstart_zh.sh
+  exit
+fi
 MODEL="${MODEL:-models/smollm2-135m-instruct}"
 OUTPUT="${OUTPUT:-outputs/quickstart}"
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page faults in large CPU buffers
 
 [[ -f "$MODEL/config.json" ]] || python download.py --model smollm2-135m-instruct --target_dir "$MODEL"
 

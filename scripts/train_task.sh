@@ -6,6 +6,8 @@
 #   OUTPUT=outputs/r8-full bash scripts/train_task.sh r8 --tuning full --gradient_checkpointing
 #   OUTPUT=outputs/chn-qlora bash scripts/train_task.sh chnsenticorp --tuning qlora     正面 and 负面 compared as answers
 #   MODEL=models/minilm-l6 OUTPUT=outputs/emotion-minilm bash scripts/train_task.sh emotion --tuning full
+# On a laptop, an encoder that reads Chinese; one process, since each has a model of its own:
+#   PROCESSES=1 MODEL=models/multilingual-e5-small bash scripts/train_task.sh chnsenticorp --tuning full --max_length 256
 # GPUS, PARALLEL, NNODES ...: see scripts/_launch.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,18 @@ def _imported_is_no_garbage():
     """Trainers collect garbage often: a third of a second, unless the libraries' own objects are no longer looked at."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Settings under which the launchers use this very interpreter, as an environment that is set up already."""
+    venv = tmp_path_factory.mktemp("venv")
+    for entry in Path(sys.prefix).iterdir():
+        if entry.name != "requirements.stamp":
+            (venv / entry.name).symlink_to(entry)
+    stamp = subprocess.run(["cksum", "requirements.txt"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (venv / "requirements.stamp").write_text(stamp)
+    return os.environ | {"VENV": str(venv), "GPUS": "0", "PROCESSES": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -121,6 +121,7 @@ CASES = {
     "probabilities of free answers": (f"{INFER} --test_data_path {{dir}}/good.tsv --probabilities --constrained off", "--probabilities: are those of valid answers"),
     "compare: results of another type": ("scripts/compare.py --runs {dir}/odd", "{dir}/odd/test_results.json: accuracy is 'high', expected a number or null"),
     "compare: results too deep": ("scripts/compare.py --runs {dir}/deep", "{dir}/deep/test_results.json: not a JSON object"),
+    "compare: a language without titles": ("scripts/compare.py --runs {dir}/odd --language fr", "--language: invalid choice: 'fr'"),
     "ensemble: no rows of predictions": ("scripts/ensemble.py --runs {dir}/odd {dir}/deep --output_dir {dir}/out", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
     "empty --text": (f"{INFER} --text ''", "--text is empty"),
     "unknown sharing": (f"{SFT} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),

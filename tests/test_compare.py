@@ -6,7 +6,8 @@ import pytest
 
 from data.arguments import UserError
 from data.files import exclusive
-from scripts.compare import Args, main, named_folders
+from data.report.tables import in_chinese
+from scripts.compare import KNOWN_COLUMNS, Args, main, named_folders
 from tests.conftest import ROOT
 
 
@@ -114,6 +115,33 @@ def test_chosen_columns(tmp_path, capsys):
     for unknown in ("acuracy", "per_label", "seed"):
         with pytest.raises(UserError, match=f"^--columns {unknown}: unknown; known are n, runs, accuracy, .*rouge_l"):
             main(Args(runs=[folder], columns=["n", unknown]))
+
+
+def test_titles_in_chinese(tmp_path, capsys):
+    """A Chinese character is as wide as two letters, in titles and in names; the JSON has the names it always has."""
+    head = write_run(tmp_path / "head", n=48, accuracy=0.625, f1_macro=0.5, own=1.0)
+    tuned = write_run(tmp_path / "tuned", n=48, accuracy=0.875, f1_macro=0.75, own=2.0)
+    main(
+        Args(
+            runs=[f"只训练分类头={head}", f"LoRA={tuned}"], columns=["n", "accuracy", "f1_macro", "own"], language="zh",
+            output_dir=str(tmp_path), markdown_path=str(tmp_path / "table.md"),
+        )
+    )  # fmt: skip
+    assert capsys.readouterr().out.splitlines() == [
+        "| 模型         | 条数 | 准确率 | 宏平均 F1 | own    |",
+        "|--------------|------|--------|-----------|--------|",
+        "| 只训练分类头 | 48   | 0.6250 | 0.5000    | 1.0000 |",
+        "| LoRA         | 48   | 0.8750 | 0.7500    | 2.0000 |",
+    ]
+    assert (tmp_path / "table.md").read_text(encoding="utf-8").startswith("| 模型 ")
+    written = json.loads((tmp_path / "baseline_comparison.json").read_text())
+    assert list(written["LoRA"]["mean"]) == ["n", "accuracy", "f1_macro", "own"]
+
+
+def test_every_known_column_has_a_chinese_title():
+    titles = [in_chinese(column) for column in KNOWN_COLUMNS]
+    assert len(set(titles)) == len(titles)
+    assert not set(titles) & set(KNOWN_COLUMNS)
 
 
 def test_what_cannot_be_one_system(tmp_path):

@@ -48,6 +48,8 @@ def filled(tmp_path):
         # an encoder: a head that reads the text alone
         ("sst2", "bert", {}, ("classify", "mlp", "text_only", 5e-4, 64, 16, 0.1, 8, 8, 0, 0.01, 100, 200, 2)),
         ("chnsenticorp", "bert", {}, ("classify", "linear", "text_only", 1e-4, 8, 16, 0.05, 3, 8, 0, 0.01, 100, 100, 3)),
+        ("chnsenticorp", "bert", {"tuning": "full"}, ("classify", "linear", "text_only", 1e-4, 16, 32, 0.0, 2, 16, 0, 0.01, 200, 200, 2)),
+        ("chnsenticorp", "qwen2", {"tuning": "full"}, ("generate", None, "task", 2e-5, 16, 32, 0.0, 3, 8, 0, 0.01, None, None, 2)),
         ("goemotions-group", "bert", {"tuning": "full"}, ("classify", "linear", "text_only", 2e-5, 16, 32, 0.0, 3, 8, 0, 0.01, None, None, 2)),
         # what is given stays
         ("sst2", "qwen2", {"batch_size": 3, "eval_steps": 7, "head": "linear"}, ("classify", "linear", "task", 5e-4, 64, 16, 0.1, 8, 3, 0, 0.01, 7, None, 2)),  # 200 would be no multiple of 7

@@ -40,7 +40,8 @@ def test_an_entry_fits_together(name):
 
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_settings_are_flags_of_main_sft(name):
-    for tuning, settings in DATA_SETS[name].settings.items():
+    data_set = DATA_SETS[name]
+    for tuning, settings in [*data_set.settings.items(), *data_set.encoder_settings.items()]:
         args = Args(model_path="m", task="sst2", train_data_path="x", tuning=tuning, **settings)
         assert dataclasses.asdict(args).items() >= settings.items()
 
@@ -49,6 +50,9 @@ def test_settings_go_by_the_task():
     assert recommended_settings("sst2", "full")["eval_steps"] == 50
     assert recommended_settings("sst2", "head") == {}
     assert recommended_settings("birds", "lora") == {}
+    assert recommended_settings("chnsenticorp", "full") == {}
+    assert recommended_settings("chnsenticorp", "full", encoder=True)["learning_rate"] == 1e-4
+    assert recommended_settings("chnsenticorp", "lora", encoder=True) == recommended_settings("chnsenticorp", "lora")
     assert data_set_of("goemotions-ekman").name == "goemotions"
     assert data_set_of("chnsenticorp").name == "chnsenticorp"  # not chn-reviews, which has its task
     assert data_set_of("birds") is None

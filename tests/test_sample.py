@@ -1,12 +1,14 @@
-"""data/sample is what the quickstart learns from: its size, its labels, and nothing twice."""
+"""data/sample and data/sample_zh are what the quickstarts learn from: their size, their labels, and nothing twice."""
 
+import difflib
 from collections import Counter
+from itertools import combinations
 
 import pytest
 
 from data.loading import data_report, load_examples
 from data.tasks import BUILT_IN_TASKS, resolve_task
-from tests.conftest import SAMPLE
+from tests.conftest import ROOT, SAMPLE
 
 TASK = BUILT_IN_TASKS["goemotions-original"]
 SMALLEST = {"train": 560, "dev": 112, "test": 168}
@@ -40,3 +42,39 @@ def test_no_text_and_no_id_stands_twice(splits):
     assert len({" ".join(e.text.casefold().split()) for e in everything}) == len(everything)
     report = data_report(splits["train"], splits["dev"], splits["test"])
     assert report["dev_rows_also_in_train"] == report["test_rows_also_in_train"] == 0
+
+
+# --- the Chinese one ------------------------------------------------------------------------------------------------
+
+CHINESE = ROOT / "data" / "sample_zh"
+CHINESE_SIZES = {"train": 120, "dev": 24, "test": 48}
+
+
+@pytest.fixture(scope="module")
+def chinese():
+    task = resolve_task(None, str(CHINESE / "labels.txt"))
+    assert task is BUILT_IN_TASKS["chnsenticorp"]
+    return {split: load_examples(CHINESE / f"{split}.tsv", task) for split in CHINESE_SIZES}
+
+
+@pytest.mark.parametrize("split", CHINESE_SIZES)
+def test_labels_and_subjects_of_the_chinese_comments_are_balanced(chinese, split):
+    counts = Counter((example.id.partition("-")[0], *example.labels) for example in chinese[split])
+    cells = {(subject, label) for subject in ("hotel", "shop", "film") for label in ("正面", "负面")}
+    assert dict(counts) == dict.fromkeys(cells, CHINESE_SIZES[split] // 6)
+
+
+def test_chinese_comments_are_short_and_long(chinese):
+    texts = [example.text for rows in chinese.values() for example in rows]
+    assert all(8 <= len(text) <= 150 for text in texts)
+    assert sum(len(text) > 60 for text in texts) >= 12
+    assert not any(mark in text for text in texts for mark in ",?!;:"), "the punctuation of Chinese is full-width"
+
+
+def test_no_chinese_comment_stands_twice_or_nearly(chinese):
+    everything = [example for rows in chinese.values() for example in rows]
+    assert len({example.id for example in everything}) == len(everything)
+    for one, other in combinations((example.text for example in everything), 2):
+        matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
+        if matcher.real_quick_ratio() > 0.6 and matcher.quick_ratio() > 0.6:
+            assert matcher.ratio() <= 0.6, (one, other)

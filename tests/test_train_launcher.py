@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,18 +34,6 @@ def write_data(folder: Path, name: str, rows: int = 8, splits=None) -> Path:
         (folder / f"{split}.{layout.ending}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_labels(folder, task)
     return folder
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Settings under which the launchers use this very interpreter, as an environment that is set up already."""
-    venv = tmp_path_factory.mktemp("venv")
-    for entry in Path(sys.prefix).iterdir():
-        if entry.name != "requirements.stamp":
-            (venv / entry.name).symlink_to(entry)
-    stamp = subprocess.run(["cksum", "requirements.txt"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (venv / "requirements.stamp").write_text(stamp)
-    return os.environ | {"VENV": str(venv), "GPUS": "0", "PROCESSES": "1"}
 
 
 def launch(script: str, environment: dict[str, str], *flags: str) -> subprocess.CompletedProcess:

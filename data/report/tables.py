@@ -1,6 +1,7 @@
 """Tables for people, in Markdown. (no torch)"""
 
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,24 @@ SCORES = {
     "n": "texts", "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard",
     "invalid_rate": "invalid answers", "ece": "calibration error (ECE)", "brier": "Brier score", "auc": "AUC",
 }  # fmt: skip
+CHINESE = {
+    "name": "模型", "n": "条数", "runs": "运行次数", "accuracy": "准确率", "precision": "精确率", "recall": "召回率",
+    "f1": "F1", "jaccard": "Jaccard", "auc": "AUC", "ece": "校准误差 (ECE)", "brier": "Brier 分数",
+    "invalid_rate": "无效答案", "examples_per_second": "条/秒",
+    "micro": "微平均", "macro": "宏平均", "weighted": "加权平均",
+}  # fmt: skip
+
+
+def in_chinese(column: str) -> str:
+    """The Chinese title of a column; one that has none keeps its name.
+
+    >>> in_chinese("accuracy"), in_chinese("f1_macro"), in_chinese("rouge_l")
+    ('准确率', '宏平均 F1', 'rouge_l')
+    """
+    score, _, average = column.rpartition("_")
+    if column not in CHINESE and score in CHINESE and average in CHINESE:
+        return f"{CHINESE[average]} {CHINESE[score]}"
+    return CHINESE.get(column, column)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], padded: bool = False) -> str:
@@ -21,10 +40,15 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], padded: b
         padded: whether cells are filled up to the width of their column, for eyes that see the Markdown itself.
     """
     lines = [head, *rows]
-    widths = [max(len(line[column]) for line in lines) if padded else 0 for column in range(len(head))]
-    cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    widths = [max(_width(line[column]) for line in lines) if padded else 0 for column in range(len(head))]
+    cells = [[cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)] for line in lines]
     drawn = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([drawn[0], f"|{'|'.join('-' * (max(width, 1) + 2) for width in widths)}|", *drawn[1:]])
+
+
+def _width(cell: str) -> int:
+    """The columns of a console that a cell takes: two for a Chinese character."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in cell)
 
 
 def is_number(value: Any) -> bool:

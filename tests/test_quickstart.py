@@ -1,0 +1,140 @@
+"""scripts/quickstart.sh as it is called: the commands it gives, noted by a Python that does nothing else; a real run."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from main_SFT import Args as SFTArgs
+from scripts.compare import Args as CompareArgs
+from tests.conftest import ROOT
+
+STUB = """#!/usr/bin/env bash
+[[ "$1" != -c ]] || exit 1 # no vLLM here
+printf '%s\\t' "$@" >> "$NOTES"
+echo >> "$NOTES"
+[[ "$1" != "${FAILING:-}" ]] || exit 7
+"""
+ENGLISH = [
+    "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "inference.py", "-m scripts.compare",
+]  # fmt: skip
+CHINESE = ["main_SFT.py", "main_SFT.py", "inference.py", "-m scripts.compare"]
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """Run the quickstart. Returns how it ended, and the commands that it gave."""
+    environment = tmp_path / "venv"
+    (environment / "bin").mkdir(parents=True)
+    python = environment / "bin" / "python"
+    python.write_text(STUB)
+    python.chmod(0o755)
+    stamp = subprocess.run(["cksum", "requirements.txt"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (environment / "requirements.stamp").write_text(stamp)
+    notes, model = tmp_path / "notes", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+
+    def start(*flags: str, **variables: str) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
+        notes.write_text("")
+        variables = {"MODEL": str(model), "OUTPUT": str(tmp_path / "out")} | variables
+        done = subprocess.run(
+            ["bash", "scripts/quickstart.sh", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60,
+            env=os.environ | {"VENV": str(environment), "NOTES": str(notes)} | variables,
+        )  # fmt: skip
+        return done, [line.removesuffix("\t").split("\t") for line in notes.read_text(encoding="utf-8").splitlines()]
+
+    return start
+
+
+def programs(commands: list[list[str]]) -> list[str]:
+    return [" ".join(command[: 1 + (command[0] == "-m")]) for command in commands]
+
+
+def values(command: list[str]) -> dict[str, str]:
+    """Flag -> its first value, "" for a switch."""
+    pairs = zip(command, [*command[1:], "--"], strict=True)
+    return {flag: "" if value.startswith("--") else value for flag, value in pairs if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("flags", [("--seed", "3", "--cot"), ()])
+def test_english(quickstart, tmp_path, flags):
+    done, commands = quickstart(*flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert programs(commands) == ENGLISH
+    assert commands[0] == [
+        "main_SFT.py", "--model_path", str(tmp_path / "model"), "--label_path", "data/sample/labels.txt",
+        "--train_data_path", "data/sample/train.tsv", "--dev_data_path", "data/sample/dev.tsv",
+        "--test_data_path", "data/sample/test.tsv", "--output_dir", f"{tmp_path}/out/sft",
+        "--num_epochs", "1", "--learning_rate", "1e-3", "--batch_size", "8", *flags,
+    ]  # fmt: skip
+    assert "before and after" in done.stdout
+
+
+@pytest.mark.parametrize("flags", [("--zh", "--seed", "3", "--compile"), ("--seed", "3", "--zh", "--compile")])
+def test_chinese(quickstart, tmp_path, flags):
+    done, commands = quickstart(*flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert programs(commands) == CHINESE
+    tuned, head = values(commands[0]), values(commands[1])
+    assert commands[0][-3:] == ["--seed", "3", "--compile"]
+    assert "--seed" not in head
+    assert (tuned["--tuning"], head["--tuning"]) == ("full", "head")
+    for run, name in ((tuned, "sft"), (head, "head")):
+        assert run["--model_path"] == str(tmp_path / "model")
+        assert run["--output_dir"] == f"{tmp_path}/out/{name}"
+        files = [path for flag, path in run.items() if flag.endswith("_data_path") or flag == "--label_path"]
+        assert len(files) == 4
+        assert all((ROOT / path).is_file() and Path(path).parent.name == "sample_zh" for path in files)
+        assert {flag[2:] for flag in run} <= set(SFTArgs.__dataclass_fields__)
+    compared = values(commands[3])
+    assert compared["--language"] == "zh"
+    assert {flag[2:] for flag in compared} <= set(CompareArgs.__dataclass_fields__)
+    assert f"{tmp_path}/out/sft/predictions.jsonl" in done.stdout
+
+
+@pytest.mark.parametrize(("flags", "model"), [((), "smollm2-135m-instruct"), (("--zh",), "multilingual-e5-small")])
+def test_a_model_that_is_not_there_is_fetched(quickstart, tmp_path, flags, model):
+    _, commands = quickstart(*flags, MODEL=f"{tmp_path}/a model")
+    assert commands[0] == ["download.py", "--model", model, "--target_dir", f"{tmp_path}/a model"]
+    assert commands[1][:3] == ["main_SFT.py", "--model_path", f"{tmp_path}/a model"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--zh",)])
+@pytest.mark.parametrize("failing", ["main_SFT.py", "inference.py"])
+def test_it_ends_where_a_stage_fails(quickstart, flags, failing):
+    done, commands = quickstart(*flags, FAILING=failing)
+    assert done.returncode == 7
+    assert commands[-1][0] == failing
+
+
+@pytest.mark.parametrize("flags", [("--help",), ("--zh", "-h"), ("--seed", "3", "--help")])
+def test_help_starts_nothing(quickstart, flags):
+    done, commands = quickstart(*flags)
+    assert (done.returncode, done.stderr, commands) == (0, "", [])
+    assert done.stdout.startswith("usage: bash scripts/quickstart.sh [--zh]")
+
+
+@pytest.mark.parametrize("flags", [(), ("--zh",)])
+def test_folders_that_cannot_be_meant(quickstart, flags):
+    done, commands = quickstart(*flags, OUTPUT="~nobody/runs")
+    assert (done.returncode, commands) == (2, [])
+    assert done.stderr.startswith("quickstart.sh: error: OUTPUT=~nobody/runs: write the folder out")
+
+
+@pytest.mark.real  # two minutes
+def test_the_chinese_one_learns(tmp_path, environment):
+    done = subprocess.run(
+        ["bash", "scripts/quickstart.sh", "--zh"], cwd=ROOT, env=environment | {"OUTPUT": str(tmp_path)},
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    tuned, head = (json.loads((tmp_path / name / "test_results.json").read_text()) for name in ("sft", "head"))
+    assert tuned["n"] == head["n"] == 48
+    assert tuned["accuracy"] >= 0.75
+    assert tuned["accuracy"] > head["accuracy"] + 0.1
+    answers = [json.loads(line)["labels"] for line in done.stdout.splitlines() if line.startswith('{"labels"')]
+    assert answers == [["负面"], ["正面"]]
+    assert (tmp_path / "comparison.md").read_text(encoding="utf-8") in done.stdout
