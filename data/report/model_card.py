@@ -212,6 +212,8 @@ def _training(run: SimpleNamespace) -> str:
         ("seed", contract.seed),
         ("trained parameters", _filled("{:,} of {:,}", trained, weights)),
         ("seconds since it was resumed" if train("resumed_from") else "seconds", _filled("{:,}", seconds)),
+        ("number format", train("precision")),
+        ("peak memory", _filled("{:,} MiB", train("peak_memory_mib"))),
         ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     return _table(["", ""], rows)
