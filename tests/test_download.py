@@ -128,7 +128,18 @@ def test_default_folders(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "folder", [".", "data", "data/engine", "data/learning/deep", "data/report", "data/sample", "scripts", "tests/x"]
+    "folder",
+    [
+        ".",
+        "data",
+        "data/engine",
+        "data/learning/deep",
+        "data/report",
+        "data/sample",
+        "data/sample_zh",
+        "scripts",
+        "tests/x",
+    ],
 )
 def test_nothing_goes_into_the_projects_own_folders(monkeypatch, tmp_path, folder):
     before = {path: path.stat().st_mtime_ns for path in (ROOT, ROOT / "data", ROOT / "data/engine", ROOT / "tests")}
