@@ -184,7 +184,7 @@ def test_an_encoder_on_tiny_data(tiny_bert_dir, tmp_path):  # noqa: F811
          "--rounds", "2", "--warmup", "1", "--precision", "fp32", "--peer_precision", "fp32"],
         cwd=ROOT, check=True, capture_output=True, timeout=300,
     )  # fmt: skip
-    results = json.loads((tmp_path / "out" / "benchmark_encoder_r8.json").read_text())
+    results = json.loads((tmp_path / "out" / f"benchmark_encoder_{tiny_bert_dir.name}_r8.json").read_text())
     learning, predicting = results["learning"], results["predicting"]
     assert learning["trainer"]["tokens_a_step"] == learning["plain"]["tokens_a_step"]
     assert learning["ours"]["tokens_a_step"] < learning["plain"]["tokens_a_step"]

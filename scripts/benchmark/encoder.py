@@ -248,7 +248,7 @@ def encoder(args: EncoderArgs) -> None:
     if args.predictors:
         results["predicting"] = race_predictors(args)
     print(table(results))
-    path = Path(args.output_dir) / f"benchmark_encoder_{args.case}.json"
+    path = Path(args.output_dir) / f"benchmark_encoder_{Path(args.model_path).name}_{args.case}.json"
     write_json(path, results)
     print(f"written to {path}")
 

@@ -18,13 +18,19 @@ tasks                emotion, SST-2, R8: answers written, labels compared, heads
 sst2-ways            SST-2 zero-shot, frozen base, head and comparison in one table      ~1 hour
 rare-labels          28 yes-or-no heads on MiniLM, with and without class weights        ~30 minutes
 seeds                MiniLM on SST-2, three seeds, a quarter of an epoch each            ~5 minutes
+laptop               the quickstart as it is, without AVX-512 and AMX, with one thread   ~20 minutes
 chinese              SmolLM2 on ChnSentiCorp, untuned and after 180 steps                ~20 minutes
+chinese-encoder      multilingual-e5-small on ChnSentiCorp, an epoch                     ~15 minutes
 grpo                 GRPO after 80 steps of fine-tuning, three seeds, and the picture    ~40 minutes
 grpo-untuned         GRPO from the untuned model                                         3.5 minutes
 speed-sft            a training step against TRL's SFTTrainer                            ~20 minutes
 speed-grpo           a GRPO step against TRL's GRPOTrainer                               ~5 minutes
 speed-answers        answers against Transformers' generate and vLLM                     ~20 minutes
 speed-scores         scores of 28 labels: a sequence for each label, or one tree         ~3 minutes
+speed-encoder        encoders against Transformers' Trainer and pipeline                 ~15 minutes
+speed-laptop         a step, answers and encoders again, without AVX-512 and AMX         ~30 minutes
+
+Blocks of a laptop simulate it by the variables that take newer instructions away from x86 processors.
 
 speed-answers needs vLLM (scripts/setup_vllm_cpu.sh), the quickstart's merged model (scripts/quickstart.sh) and
 outputs/group, which the block goemotions trains.
@@ -173,6 +179,31 @@ block_chinese() {
   python -m scripts.compare untuned=outputs/chn-zero tuned=outputs/chn
 }
 
+block_chinese_encoder() {
+  need_model multilingual-e5-small
+  need_data chnsenticorp
+  PROCESSES=1 MODEL=models/multilingual-e5-small OUTPUT=outputs/chn-e5 bash scripts/train_task.sh chnsenticorp \
+    --tuning full --freeze_embeddings --max_length 256 --num_epochs 1
+}
+
+# What a processor with AVX2 and nothing newer computes: `as_laptop COMMAND`
+as_laptop() { env ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 "$@"; }
+
+block_laptop() {
+  local name
+  local -a setting
+  for name in as-it-is laptop one-thread; do
+    case "$name" in
+      as-it-is) setting=(env) ;;
+      laptop) setting=(as_laptop) ;;
+      one-thread) setting=(env OMP_NUM_THREADS=1) ;;
+    esac
+    rm -rf "outputs/quickstart-$name"
+    time OUTPUT="outputs/quickstart-$name" "${setting[@]}" bash scripts/quickstart.sh
+    grep -H peak_memory_mib "outputs/quickstart-$name"/{sft,grpo}/train_results.json
+  done
+}
+
 block_grpo() {
   local data=data/goemotions/group seed
   need_model smollm2-135m-instruct
@@ -232,6 +263,28 @@ block_speed_scores() {
   need_model smollm2-135m-instruct
   need_data goemotions/original
   python -m scripts.benchmark score --model_path models/smollm2-135m-instruct --rounds 3
+}
+
+block_speed_encoder() {
+  local case
+  need_model minilm-l6
+  need_model multilingual-e5-small
+  for case in chnsenticorp r8; do
+    need_data "$case"
+    "$@" python -m scripts.benchmark encoder --case "$case" --model_path models/minilm-l6 --rounds 4 --warmup 1
+    "$@" python -m scripts.benchmark encoder --case "$case" --model_path models/multilingual-e5-small --rounds 4 \
+      --warmup 1
+  done
+}
+
+block_speed_laptop() {
+  need_model smollm2-135m-instruct
+  need_data goemotions/original
+  as_laptop python -m scripts.benchmark sft --model_path models/smollm2-135m-instruct --cases 28-labels --rounds 2 \
+    --warmup 1 --contestants trl ours
+  as_laptop python -m scripts.benchmark inference --model_path models/smollm2-135m-instruct --rounds 3 --rows 192 \
+    --contestants generate ours
+  block_speed_encoder as_laptop
 }
 
 # --- the command ------------------------------------------------------------------------------------------------------
