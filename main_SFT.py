@@ -482,8 +482,6 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
 
 def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
-    if "LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     from transformers import set_seed
 
     set_seed(args.seed)  # a new head is drawn before the trainer is there

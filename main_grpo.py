@@ -49,7 +49,6 @@ again.
 
 import gc
 import importlib.util
-import os
 import urllib.request
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -470,8 +469,6 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
 
 def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
-    if "LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # TRL refuses one process that sees several GPUs
     contract = Contract(
         data.task, cot=started.cot, max_length=started.max_length, seed=args.seed,
         base_model=base_model_path(args.model_path) or args.model_path, precision=args.precision,

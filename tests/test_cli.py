@@ -168,6 +168,8 @@ CASES = {
     "grpo: metric": (f"{GRPO} --metric_for_best loss", "--metric_for_best loss: must be one of accuracy"),
     "grpo: unknown sharing": (f"{GRPO} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
     "grpo: adapter without task.json": (f"{GRPO} --model_path {{dir}}/run", "{dir}/run/adapter_config.json: names no base model"),
+    "a format that there is not": (f"{SFT} --precision half", "--precision: invalid choice: 'half' (choose from 'auto', 'bf16', 'fp16', 'fp32')"),
+    "predicting in a format that there is not": ("inference.py --model_path {model} --task emotion --text x --precision fp8", "--precision: invalid choice: 'fp8'"),
 }  # fmt: skip
 SLOW_CASES = {  # known only once the tokenizer is there
     "max_length shorter than the prompt": (f"{SFT} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),

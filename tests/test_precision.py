@@ -20,6 +20,7 @@ from data.engine import precision
 from data.engine.models import load_model
 from data.engine.precision import Choice, in_fp32, pick_precision
 from data.engine.predictor import Predictor
+from data.learning import trainers
 from data.prediction_files import PredictionFile
 from inference import Args, main
 from tests.conftest import ROOT, SAMPLE
@@ -190,6 +191,15 @@ print("RANK", os.environ["RANK"], with_precision(Args()).precision, flush=True)
         "RANK 1 fp32",
     ]
     assert done.stdout.count("precision fp32: ") == 1
+
+
+def test_a_single_process_sees_one_gpu_before_pytorch_looks(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen = []
+    monkeypatch.setattr(trainers, "pick_device", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or "cpu")
+    trainers.with_precision(sft_args(tiny_model_dir, tmp_path))
+    assert seen == ["0"]
 
 
 def test_in_fp32_for_a_while(tiny_model_dir):

@@ -3,6 +3,7 @@
 `args` is in each function the stage's own `Args`; the flags it reads are named alike in both.
 """
 
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -133,6 +134,8 @@ def with_precision(args):
     Raises:
         UserError: see `data.engine.precision.pick_precision`.
     """
+    if "LOCAL_RANK" not in os.environ:  # before PyTorch looks for GPUs: TRL refuses one process that sees several
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     device = pick_device()
     if process_count() == 1 or device == "cuda":  # GPUs are not measured, and those of a run are alike
         chosen = [pick_precision(args.precision, args.model_path, device, trains=True)]
