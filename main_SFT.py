@@ -386,7 +386,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     # an encoder's batches that have to be padded are of like length
     like_length = not packed and args.prefix_sharing != "off" and is_encoder(args.model_path)
     special = {"like_length": like_length} if classify else {"peft_config": adapter}
-    return LabelTrainer(
+    trainer = LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
         args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
         data_collator=collator,
@@ -400,6 +400,10 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         loss_settings=settings,
         **special,
     )
+    if args.precision != "bf16":  # TRL has adapters over 4 bits learn in bf16, which fp16's loss scaling does not know
+        for weight in trainer.model.parameters():
+            weight.data = weight.data.float() if weight.requires_grad else weight.data
+    return trainer
 
 
 def loss_settings(args: Args, data: Data, contract: Contract) -> "LossSettings":

@@ -10,14 +10,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, Qwen2Config, Qwen2ForCausalLM
 
 import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
 from data.engine import precision
-from data.engine.models import load_model
+from data.engine.models import dtype_of, load_model
 from data.engine.precision import Choice, in_fp32, pick_precision
 from data.engine.predictor import Predictor
 from data.learning import trainers
@@ -200,6 +201,23 @@ def test_a_single_process_sees_one_gpu_before_pytorch_looks(tiny_model_dir, tmp_
     monkeypatch.setattr(trainers, "pick_device", lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or "cpu")
     trainers.with_precision(sft_args(tiny_model_dir, tmp_path))
     assert seen == ["0"]
+
+
+@pytest.mark.parametrize(("format", "learns_in"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_four_bits_compute_in_the_format_that_is_chosen(tokenizer, tmp_path, monkeypatch, format, learns_in):
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    args = replace(sft_args(tmp_path / "wide", tmp_path), precision=format, tuning="qlora", max_steps=1, eval_steps=1)
+    build, found = main_SFT.build_trainer, []
+    monkeypatch.setattr(main_SFT, "build_trainer", lambda *given: found.append(build(*given)) or found[0])
+    main_SFT.main(args)
+    four_bits = next(module for module in found[0].model.modules() if isinstance(module, Linear4bit))
+    assert four_bits.weight.quant_state.dtype == dtype_of(format) == four_bits.compute_dtype
+    assert {p.dtype for p in found[0].model.parameters() if p.requires_grad} == {learns_in}
 
 
 def test_in_fp32_for_a_while(tiny_model_dir):
