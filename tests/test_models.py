@@ -260,7 +260,9 @@ def test_an_adapter_that_is_not_whole(run_of, objective, alter, message):
         merged(str(run))
     if objective == "generate":
         with pytest.raises(UserError, match=message):
-            main_grpo.load_policy(main_grpo.Args(model_path=str(run), train_data_path="x"), longest=100)
+            main_grpo.load_policy(
+                main_grpo.Args(model_path=str(run), train_data_path="x", precision="fp32"), longest=100
+            )
         with pytest.raises(UserError, match=message):
             check_whole(json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"], str(run))
 
@@ -425,7 +427,9 @@ def test_an_adapter_of_a_merged_model_does_not_go_on_the_original(runs, sft_args
     for start in (
         lambda: Predictor(str(upper)),
         lambda: merged(str(upper)),
-        lambda: main_grpo.load_policy(main_grpo.Args(model_path=str(upper), train_data_path="x"), longest=100),
+        lambda: main_grpo.load_policy(
+            main_grpo.Args(model_path=str(upper), train_data_path="x", precision="fp32"), longest=100
+        ),
     ):
         with pytest.raises(UserError, match=f"was trained on another base model than {sft_args.model_path}"):
             start()
