@@ -15,10 +15,10 @@ fine_tune() {
 
 echo "== 1/4 微调 $MODEL：用 data/sample_zh 的评论训练各层参数和分类头"
 # the vectors of 250,000 tokens, four fifths of the model, stay as they are: less memory, and few of them stand here
-fine_tune "$OUTPUT/sft" --tuning full --freeze_embeddings --learning_rate 2e-4 --num_epochs 5 --eval_steps 25 "$@"
+fine_tune "$OUTPUT/sft" --tuning full --freeze_embeddings --learning_rate 1e-4 --num_epochs 10 --eval_steps 30 "$@"
 
 echo "== 2/4 对照：模型不变，只训练分类头"
-fine_tune "$OUTPUT/head" --tuning head --num_epochs 5 --eval_steps 25
+fine_tune "$OUTPUT/head" --tuning head --learning_rate 5e-3 --num_epochs 10 --eval_steps 30
 
 echo "== 3/4 用微调后的模型读两条新评论"
 printf '%s\n' "等了一个小时，菜还是凉的，不会再来了。" "房间干净，老板热情，住得很开心！" |
