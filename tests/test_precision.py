@@ -23,6 +23,7 @@ from data.engine.precision import Choice, in_fp32, pick_precision
 from data.engine.predictor import Predictor
 from data.learning import trainers
 from data.prediction_files import PredictionFile
+from data.tasks import BUILT_IN_TASKS
 from inference import Args, main
 from tests.conftest import ROOT, SAMPLE
 from tests.test_checkpoints import KillAfterSave, run_until, sft_args
@@ -226,6 +227,15 @@ def test_four_bits_compute_in_the_format_that_is_chosen(tokenizer, tmp_path, mon
     monkeypatch.setattr(main_SFT, "build_trainer", build_and_look)
     main_SFT.main(args)
     assert found == [dtype_of(format), learns_in]
+
+
+@pytest.mark.parametrize(("format", "mixed"), [("bf16", "bf16"), ("fp32", "no")])
+def test_the_stage_decides_what_the_libraries_mix(tiny_model_dir, tmp_path, monkeypatch, format, mixed):
+    """DeepSpeed's and FSDP's settings are made of this one."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as the launchers set it
+    task = BUILT_IN_TASKS["goemotions-original"]
+    args = main_SFT.with_defaults(replace(sft_args(tiny_model_dir, tmp_path), precision=format), task)
+    assert main_SFT.training_arguments(args, task, 0, has_dev=False).mixed_precision == mixed
 
 
 def test_in_fp32_for_a_while(tiny_model_dir):

@@ -97,6 +97,15 @@ def bash(code: str, **variables: str) -> str:
     return done.stdout if done.returncode == 0 else done.stderr
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_launcher_leaves_the_number_format_to_the_stage(parallel):
+    """accelerate hands its own to the stage, whose --precision fp32 would not turn it off."""
+    code = 'PARALLEL=$1 GPUS=2; source scripts/_launch.sh; pick_launcher; printf "%s\\n" "${launcher[@]}"'
+    words = bash(f"set -- {parallel}; {code}").splitlines()
+    assert words[:2] == ["accelerate", "launch"]
+    assert words[words.index("--mixed_precision") + 1] == "no"
+
+
 def test_variables_as_they_are_meant():
     home = {"HOME": "/home/me"}
     assert (
