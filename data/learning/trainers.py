@@ -3,6 +3,7 @@
 `args` is in each function the stage's own `Args`; the flags it reads are named alike in both.
 """
 
+import atexit
 import os
 import random
 import time
@@ -144,10 +145,19 @@ def with_precision(args):
         from accelerate.utils import broadcast_object_list
 
         PartialState(cpu=device == "cpu")  # through which the processes find each other
+        atexit.register(_leave_the_others)
         chosen = [pick_precision(args.precision, args.model_path, device, True) if is_first_process() else None]
         broadcast_object_list(chosen)
     chosen[0].say()
     return replace(args, precision=chosen[0].format)
+
+
+def _leave_the_others() -> None:
+    """End the processes' connection: left open, it now and then aborts one that exits, also one with a `UserError`."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def lora_config(args, model) -> "LoraConfig | None":
