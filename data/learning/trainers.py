@@ -3,7 +3,7 @@
 `args` is in each function the stage's own `Args`; the flags it reads are named alike in both.
 """
 
-import atexit
+import json
 import os
 import random
 import time
@@ -18,7 +18,7 @@ from data.contract import HASHES, Contract
 from data.encoding import Encoder
 from data.engine.memory import peak_memory
 from data.engine.models import pick_device
-from data.engine.precision import pick_precision
+from data.engine.precision import Choice, pick_precision
 from data.engine.predictor import Predictor
 from data.files import (
     ARGS_FILE,
@@ -139,25 +139,21 @@ def with_precision(args):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     device = pick_device()
     if process_count() == 1 or device == "cuda":  # GPUs are not measured, and those of a run are alike
-        chosen = [pick_precision(args.precision, args.model_path, device, trains=True)]
+        choice = pick_precision(args.precision, args.model_path, device, trains=True)
     else:
         from accelerate import PartialState
-        from accelerate.utils import broadcast_object_list
+        from torch.distributed.distributed_c10d import _get_default_store
 
         PartialState(cpu=device == "cpu")  # through which the processes find each other
-        atexit.register(_leave_the_others)
-        chosen = [pick_precision(args.precision, args.model_path, device, True) if is_first_process() else None]
-        broadcast_object_list(chosen)
-    chosen[0].say()
-    return replace(args, precision=chosen[0].format)
-
-
-def _leave_the_others() -> None:
-    """End the processes' connection: left open, it now and then aborts one that exits, also one with a `UserError`."""
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        # by their store: a process that ends right behind a collective is aborted when a thread of Gloo still holds
+        # a tensor of Python's (PyTorch 2.13), and a `UserError` may come next
+        store = _get_default_store()
+        if is_first_process():
+            choice = pick_precision(args.precision, args.model_path, device, trains=True)
+            store.set("precision", json.dumps(asdict(choice)))
+        choice = Choice(**json.loads(store.get("precision")))
+    choice.say()
+    return replace(args, precision=choice.format)
 
 
 def lora_config(args, model) -> "LoraConfig | None":
