@@ -25,13 +25,13 @@ import numpy
 
 from data.arguments import UserError, check_output_dir, flag, one_line, run
 from data.calibration import calibration_scores, decide, set_probability
-from data.contract import Contract
 from data.files import PREDICTIONS_FILE, TASK_FILE, exclusive
 from data.labels import Prediction
 from data.loading import Example
 from data.metrics import label_metrics
+from data.predicted_runs import PredictedRun, read_run
 from data.prediction_files import new_predictions, remove_results, write_results
-from data.prediction_rows import check_row, prediction_row, rows_of
+from data.prediction_rows import check_row, prediction_row
 from data.tasks import Task, check_same_labels, resolve_task
 
 TABLE = {
@@ -76,53 +76,7 @@ class Args:
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Member:
-    """One run: its folder, the rows of its predictions.jsonl, its task.json where there is one."""
-
-    folder: str
-    rows: list[dict[str, Any]]
-    contract: Contract | None
-    contract_path: Path | None
-
-    @property
-    def path(self) -> Path:
-        return Path(self.folder) / PREDICTIONS_FILE
-
-    @property
-    def has_probabilities(self) -> bool:
-        return all(row["probabilities"] is not None for row in self.rows)
-
-    @property
-    def predictions(self) -> list[Prediction]:
-        """What the run answered, as far as it is scored."""
-        return [Prediction(tuple(row["labels"]), bool(row["valid"])) for row in self.rows]
-
-    def probabilities(self, task: Task) -> numpy.ndarray | None:
-        """Its probabilities as an array (n, K), labels in the task's order; None where a row has none."""
-        if not self.has_probabilities:
-            return None
-        return numpy.array([[row["probabilities"][label] for label in task.labels] for row in self.rows], dtype=float)
-
-
-def read_member(folder: str) -> Member:
-    """Read a run's predictions and its task.json.
-
-    Raises:
-        UserError: no predictions there, or a line that is none.
-    """
-    path = Path(folder) / PREDICTIONS_FILE
-    rows = list(rows_of(path))
-    if not rows:
-        raise UserError(f"{path}: no predictions in it")
-    places = (Path(folder), Path(folder).resolve().parent)
-    place = next((place for place in places if (place / TASK_FILE).is_file()), None)
-    if place is None:
-        return Member(folder, rows, None, None)
-    return Member(folder, rows, Contract.load(place), place / TASK_FILE)
-
-
-def common_task(args: Args, members: Sequence[Member]) -> Task:
+def common_task(args: Args, members: Sequence[PredictedRun]) -> Task:
     """The task of all members: their task.json's, else the one that the flags name.
 
     Raises:
@@ -147,7 +101,7 @@ def common_task(args: Args, members: Sequence[Member]) -> Task:
     return task
 
 
-def check_same_rows(members: Sequence[Member]) -> None:
+def check_same_rows(members: Sequence[PredictedRun]) -> None:
     """Raise a `UserError` naming the first id at which a member predicted another test file than the first one."""
     first = members[0]
     for other in members[1:]:
@@ -195,7 +149,7 @@ def voted(answers: Sequence[Sequence[str]], weights: Sequence[float], task: Task
     return tuple(label for label in task.labels if votes[label] >= 0.5 - _ROUNDING) or tuple(favourites)
 
 
-def mean_thresholds(members: Sequence[Member], weights: Sequence[float]) -> dict[str, float] | None:
+def mean_thresholds(members: Sequence[PredictedRun], weights: Sequence[float]) -> dict[str, float] | None:
     """The mean of the members' thresholds, label by label, or None unless all of them have some."""
     if any(member.contract is None or member.contract.thresholds is None for member in members):
         return None
@@ -206,7 +160,7 @@ def mean_thresholds(members: Sequence[Member], weights: Sequence[float]) -> dict
 
 
 def combine(
-    members: Sequence[Member], weights: Sequence[float], task: Task, how: str
+    members: Sequence[PredictedRun], weights: Sequence[float], task: Task, how: str
 ) -> tuple[list[Prediction], numpy.ndarray | None]:
     """The ensemble's predictions, and its probabilities (n, K) or None.
 
@@ -257,7 +211,7 @@ def side_by_side(scores: dict[str, dict[str, Any]]) -> str:
 
 
 def main(args: Args) -> None:
-    members = [read_member(folder) for folder in args.runs]
+    members = [read_run(folder) for folder in args.runs]
     task = common_task(args, members)
     check_same_rows(members)
     for member in members:

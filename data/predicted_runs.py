@@ -1,0 +1,114 @@
+"""What finished runs predicted, whole in memory, and the task they did: what analyses are made of. (no torch)"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from data.arguments import UserError, one_line
+from data.contract import Contract
+from data.files import PREDICTIONS_FILE, RESULTS_FILE, TASK_FILE, read_json
+from data.labels import CUSTOM_TEMPLATE, LabelTask, Prediction, label_problem
+from data.prediction_rows import check_row, rows_of
+from data.tasks import Task
+
+TEST_FOLDER = "test"  # in a run's directory: where inference.py puts what it predicts, unless it is told otherwise
+
+
+@dataclass(frozen=True)
+class PredictedRun:
+    """One run's predictions.
+
+    Attributes:
+        folder: where they lie, as the user named it or the folder `test` in it.
+        rows: the rows of predictions.jsonl, n of them.
+        contract, contract_path: the run's task.json, there or one folder above; None where there is none.
+    """
+
+    folder: str
+    rows: list[dict[str, Any]]
+    contract: Contract | None
+    contract_path: Path | None
+
+    @property
+    def path(self) -> Path:
+        """Its predictions.jsonl."""
+        return Path(self.folder) / PREDICTIONS_FILE
+
+    @property
+    def directory(self) -> Path:
+        """Where its task.json lies, and with it what training has left; else the folder of the predictions."""
+        return self.contract_path.parent if self.contract_path else Path(self.folder)
+
+    @cached_property
+    def labelled(self) -> list[dict[str, Any]]:
+        """The rows that have gold labels."""
+        return [row for row in self.rows if row["gold"] is not None]
+
+    @property
+    def has_probabilities(self) -> bool:
+        return all(row["probabilities"] is not None for row in self.rows)
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """What was answered to each of the n rows, as far as it is scored."""
+        return [Prediction(tuple(row["labels"]), bool(row["valid"])) for row in self.rows]
+
+    def probabilities(self, task: Task) -> numpy.ndarray | None:
+        """The probabilities (n, K), labels in the task's order; None where a row has none."""
+        if not self.has_probabilities:
+            return None
+        return numpy.array([[row["probabilities"][label] for label in task.labels] for row in self.rows], dtype=float)
+
+    def task(self) -> Task:
+        """What the run's rows are about: the task of its task.json, else the labels in its test_results.json.
+
+        Raises:
+            UserError: there is neither, or a row's labels are not of the task.
+        """
+        task = self.contract.task if self.contract else _task_of_results(Path(self.folder) / RESULTS_FILE)
+        for number, row in enumerate(self.rows, start=1):
+            check_row(row, f"{self.path}:{number}", task)
+        return task
+
+
+def read_run(folder: str | Path) -> PredictedRun:
+    """A run's predictions and its task.json.
+
+    Args:
+        folder: one with a predictions.jsonl, or one with such a folder `test` in it.
+
+    Raises:
+        UserError: no predictions there, or a line that is none.
+    """
+    folder = evaluated(folder, PREDICTIONS_FILE)
+    path = folder / PREDICTIONS_FILE
+    rows = list(rows_of(path))
+    if not rows:
+        raise UserError(f"{path}: no predictions in it")
+    places = (folder, folder.resolve().parent)
+    place = next((place for place in places if (place / TASK_FILE).is_file()), None)
+    if place is None:
+        return PredictedRun(str(folder), rows, None, None)
+    return PredictedRun(str(folder), rows, Contract.load(place), place / TASK_FILE)
+
+
+def evaluated(folder: str | Path, name: str) -> Path:
+    """`folder` itself, or the folder `test` in it where only that has the file `name`."""
+    inner = Path(folder) / TEST_FOLDER
+    return inner if (inner / name).is_file() and not (Path(folder) / name).is_file() else Path(folder)
+
+
+def _task_of_results(path: Path) -> Task:
+    """The task of an untuned model's predictions, as far as its scores tell: labels, and whether a text has one."""
+    results = read_json(path, missing_ok=True, fields={"per_label": dict, "confusion_matrix": list})
+    labels = tuple(results.get("per_label", ()))
+    if not labels:
+        raise UserError(f"{path.parent}: neither a {TASK_FILE} nor scores in a {RESULTS_FILE} say what its labels are")
+    for label in labels:
+        if problem := label_problem(label):
+            raise UserError(f"{path}: label {one_line(repr(label), 60)} {problem}")
+    kind = "single_label" if "confusion_matrix" in results else "multi_label"
+    return LabelTask(path.parent.name or "task", kind, labels, CUSTOM_TEMPLATE)
