@@ -27,7 +27,9 @@ printf '%s\n' "等了一个小时，菜还是凉的，不会再来了。" "房�
 echo "== 4/4 在 data/sample_zh 的测试评论上比较"
 python -m scripts.compare "只训练分类头=$OUTPUT/head" "微调=$OUTPUT/sft" --language zh --output_dir "$OUTPUT" \
   --columns n accuracy f1_macro auc ece --markdown_path "$OUTPUT/comparison.md"
+python -m scripts.report "微调=$OUTPUT/sft" "只训练分类头=$OUTPUT/head" --language zh --output_dir "$OUTPUT"
 cat <<END
+报告      $OUTPUT/report.html（用浏览器打开：得分、图表、错得最多的评论）
 模型      $OUTPUT/sft（权重、分词器、task.json；TensorBoard 日志在 runs/）
 预测结果  $OUTPUT/sft/predictions.jsonl
 得分      $OUTPUT/sft/test_summary.txt（每个标签）、$OUTPUT/comparison.md（上面的表格）

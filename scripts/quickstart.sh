@@ -66,7 +66,10 @@ python inference.py --model_path "$MODEL" --label_path data/sample/labels.txt \
 echo "== 5/5 before and after"
 python -m scripts.compare "untuned=$OUTPUT/base" "SFT=$OUTPUT/sft" "SFT + GRPO=$OUTPUT/grpo" \
   "${merged[@]}" --output_dir "$OUTPUT"
+python -m scripts.report "SFT + GRPO=$OUTPUT/grpo" "SFT=$OUTPUT/sft" "untuned=$OUTPUT/base" "${merged[@]}" \
+  --output_dir "$OUTPUT"
 cat <<END
+report        $OUTPUT/report.html (open it in a browser: scores, charts, the worst errors)
 models        $OUTPUT/sft, $OUTPUT/grpo (adapter, task.json, TensorBoard in runs/), $OUTPUT/merged (any tool loads it)
 predictions   $OUTPUT/grpo/predictions.jsonl
 rewards       $OUTPUT/grpo/rewards.csv

@@ -66,6 +66,49 @@ def environment(tmp_path_factory) -> dict[str, str]:
     return os.environ | {"VENV": str(venv), "GPUS": "0", "PROCESSES": "1"}
 
 
+NOTING_PYTHON = """#!/usr/bin/env bash
+[[ "$1" != -c ]] || exit 1 # no vLLM here
+printf '%s\\t' "$@" >> "$NOTES"
+echo >> "$NOTES"
+name="$1"
+[[ "$1" != -m ]] || name="$2"
+[[ "$name" != "${FAILING:-}" ]] || exit 7
+"""
+
+
+@pytest.fixture
+def noted(tmp_path):
+    """Run a launcher with a Python that notes what it is called with, and does nothing else.
+
+    Returns how it ended, and the commands that it gave, as lists of words.
+    """
+    environment = tmp_path / "venv"
+    (environment / "bin").mkdir(parents=True)
+    python = environment / "bin" / "python"
+    python.write_text(NOTING_PYTHON)
+    python.chmod(0o755)
+    stamp = subprocess.run(["cksum", "requirements.txt"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (environment / "requirements.stamp").write_text(stamp)
+    notes = tmp_path / "notes"
+
+    def start(
+        launcher: str, *flags: str, cwd: Path = ROOT, **variables: str
+    ) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
+        notes.write_text("")
+        done = subprocess.run(
+            ["bash", str(ROOT / "scripts" / launcher), *flags], cwd=cwd, capture_output=True, text=True, timeout=60,
+            env=os.environ | {"VENV": str(environment), "NOTES": str(notes)} | variables,
+        )  # fmt: skip
+        return done, [line.removesuffix("\t").split("\t") for line in notes.read_text(encoding="utf-8").splitlines()]
+
+    return start
+
+
+def programs(commands: list[list[str]]) -> list[str]:
+    """The stages and scripts that are called, in order."""
+    return [" ".join(command[: 1 + (command[0] == "-m")]) for command in commands]
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()

@@ -1,7 +1,6 @@
 """scripts/quickstart.sh as it is called: the commands it gives, noted by a Python that does nothing else; a real run."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -9,48 +8,26 @@ import pytest
 
 from main_SFT import Args as SFTArgs
 from scripts.compare import Args as CompareArgs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, programs
 
-STUB = """#!/usr/bin/env bash
-[[ "$1" != -c ]] || exit 1 # no vLLM here
-printf '%s\\t' "$@" >> "$NOTES"
-echo >> "$NOTES"
-[[ "$1" != "${FAILING:-}" ]] || exit 7
-"""
 ENGLISH = [
     "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "inference.py", "-m scripts.compare",
+    "-m scripts.report",
 ]  # fmt: skip
-CHINESE = ["main_SFT.py", "main_SFT.py", "inference.py", "-m scripts.compare"]
+CHINESE = ["main_SFT.py", "main_SFT.py", "inference.py", "-m scripts.compare", "-m scripts.report"]
 
 
 @pytest.fixture
-def quickstart(tmp_path):
-    """Run the quickstart. Returns how it ended, and the commands that it gave."""
-    environment = tmp_path / "venv"
-    (environment / "bin").mkdir(parents=True)
-    python = environment / "bin" / "python"
-    python.write_text(STUB)
-    python.chmod(0o755)
-    stamp = subprocess.run(["cksum", "requirements.txt"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (environment / "requirements.stamp").write_text(stamp)
-    notes, model = tmp_path / "notes", tmp_path / "model"
+def quickstart(tmp_path, noted):
+    """Run the quickstart on a model that is there. Returns how it ended, and the commands that it gave."""
+    model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
 
     def start(*flags: str, **variables: str) -> tuple[subprocess.CompletedProcess, list[list[str]]]:
-        notes.write_text("")
-        variables = {"MODEL": str(model), "OUTPUT": str(tmp_path / "out")} | variables
-        done = subprocess.run(
-            ["bash", "scripts/quickstart.sh", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60,
-            env=os.environ | {"VENV": str(environment), "NOTES": str(notes)} | variables,
-        )  # fmt: skip
-        return done, [line.removesuffix("\t").split("\t") for line in notes.read_text(encoding="utf-8").splitlines()]
+        return noted("quickstart.sh", *flags, **{"MODEL": str(model), "OUTPUT": str(tmp_path / "out")} | variables)
 
     return start
-
-
-def programs(commands: list[list[str]]) -> list[str]:
-    return [" ".join(command[: 1 + (command[0] == "-m")]) for command in commands]
 
 
 def values(command: list[str]) -> dict[str, str]:
@@ -71,6 +48,11 @@ def test_english(quickstart, tmp_path, flags):
         "--num_epochs", "1", "--learning_rate", "1e-3", "--batch_size", "8", *flags,
     ]  # fmt: skip
     assert "before and after" in done.stdout
+    assert commands[-1][2:] == [
+        f"SFT + GRPO={tmp_path}/out/grpo", f"SFT={tmp_path}/out/sft", f"untuned={tmp_path}/out/base",
+        f"merged={tmp_path}/out/merged/test", "--output_dir", f"{tmp_path}/out",
+    ]  # fmt: skip
+    assert f"{tmp_path}/out/report.html" in done.stdout
 
 
 @pytest.mark.parametrize("flags", [("--zh", "--seed", "3", "--compile"), ("--seed", "3", "--zh", "--compile")])
@@ -89,8 +71,8 @@ def test_chinese(quickstart, tmp_path, flags):
         assert len(files) == 4
         assert all((ROOT / path).is_file() and Path(path).parent.name == "sample_zh" for path in files)
         assert {flag[2:] for flag in run} <= set(SFTArgs.__dataclass_fields__)
-    compared = values(commands[3])
-    assert compared["--language"] == "zh"
+    compared, reported = values(commands[3]), values(commands[4])
+    assert compared["--language"] == reported["--language"] == "zh"
     assert {flag[2:] for flag in compared} <= set(CompareArgs.__dataclass_fields__)
     assert f"{tmp_path}/out/sft/predictions.jsonl" in done.stdout
 
@@ -139,3 +121,4 @@ def test_the_chinese_one_learns(tmp_path, environment):
     answers = [json.loads(line)["labels"] for line in done.stdout.splitlines() if line.startswith('{"labels"')]
     assert answers == [["负面"], ["正面"]]
     assert (tmp_path / "comparison.md").read_text(encoding="utf-8") in done.stdout
+    assert "负面" in (tmp_path / "report.html").read_text(encoding="utf-8")
