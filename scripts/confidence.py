@@ -127,9 +127,17 @@ def _histogram(intervals: Sequence[dict[str, Any]]) -> list[str]:
 
 def _example(row: dict[str, Any]) -> str:
     answer, gold = (", ".join(labels) or "nothing" for labels in (row["labels"], row["gold"]))
-    return (
-        f"  {row['confidence']:.3f}  {answer} (gold: {gold})  {one_line(row['id'], 40)}: {one_line(row['text'], 100)}"
-    )
+    text = f"{one_line(row['id'], 40)}: {one_line(row['text'], 100)}"
+    return f"  {row['confidence']:.3f}  {answer} (gold: {gold})  {text}"
+
+
+def _labels(per_label: dict[str, dict[str, Any]]) -> list[str]:
+    head = ("label", "texts with it", "given to", "mean probability", "ECE", "AUC")
+    rows = []
+    for label, row in per_label.items():
+        shares = (_percent(row[name]) for name in ("share_predicted", "mean_probability"))
+        rows.append([label, f"{row['support']:,}", *shares, _number(row["ece"]), _number(row["auc"])])
+    return [f"  {line}" for line in markdown_table(head, rows, padded=True).splitlines()]
 
 
 def side_by_side(analyses: dict[str, dict[str, Any]]) -> str:
@@ -144,7 +152,7 @@ def side_by_side(analyses: dict[str, dict[str, Any]]) -> str:
         errors = (analysis["ece"], analysis["mce"], analysis["brier"], area)
         cells = [
             *map(_percent, (analysis["mean_confidence"], analysis["share_above_0.9"], *accuracies)),
-            *("-" if error is None else f"{error:.4f}" for error in errors),
+            *map(_number, errors),
         ]
         rows.append([name, f"{analysis['n']:,}", *cells])
     return markdown_table([*head, "ECE", "MCE", "Brier", "AURC"], rows, padded=True)
@@ -152,6 +160,10 @@ def side_by_side(analyses: dict[str, dict[str, Any]]) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def draw(analysis: dict[str, Any], folder: str) -> list[str]:
