@@ -18,9 +18,9 @@ exactly the gold ones.
     Brier    mean of (1 - confidence)^2 of right answers and confidence^2 of wrong ones; 0 is best
     AURC     mean share of wrong answers among those at least as sure; the lower, the better it knows its mistakes
 
-These are of whole answers. `ece` and `brier` in test_results.json are of the labels' probabilities, which in a task with
-several labels a text is something else. There, a line for each label says how many texts have it and how many are given
-it, its mean probability, the ECE of that, and the AUC (with classify, score, or inference.py --probabilities).
+These are of whole answers. In test_results.json, `brier` is of the labels' probabilities, and with several labels a text
+so is `ece`. There, a line for each label says how many texts have it and how many are given it, its mean probability,
+and ECE and AUC of that (after classify, score, or inference.py --probabilities).
 """
 
 from collections.abc import Sequence
