@@ -18,9 +18,9 @@ exactly the gold ones.
     Brier    mean of (1 - confidence)^2 of right answers and confidence^2 of wrong ones; 0 is best
     AURC     mean share of wrong answers among those at least as sure; the lower, the better it knows its mistakes
 
-These are of whole answers. In test_results.json, `brier` is of the labels' probabilities, and with several labels a text
-so is `ece`. There, a line for each label says how many texts have it and how many are given it, its mean probability,
-and ECE and AUC of that (after classify, score, or inference.py --probabilities).
+These are of whole answers. In test_results.json, `brier` is of the labels' probabilities, and so is `ece` where a text
+has several labels. There, a line for each label says how many texts have it and how many are given it, its mean
+probability, and ECE and AUC of that (after classify, score, or inference.py --probabilities).
 """
 
 from collections.abc import Sequence
