@@ -41,7 +41,7 @@ def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Predictio
 
     if not gold or len(gold) != len(predictions):
         raise ValueError(f"cannot score {len(predictions)} predictions against {len(gold)} gold label sets")
-    truth, guess = _indicators(gold, task), _indicators([p.labels for p in predictions], task)
+    truth, guess = indicators(gold, task), indicators([p.labels for p in predictions], task)
     scores: dict[str, Any] = {"n": len(gold), "accuracy": float((truth == guess).all(axis=1).mean())}
     for average in ("micro", "macro", "weighted"):
         values = precision_recall_fscore_support(truth, guess, average=average, zero_division=0)[:3]
@@ -68,7 +68,7 @@ def jaccard(predicted: Sequence[str], gold: Sequence[str]) -> float:
     return len(set(predicted) & set(gold)) / len(union) if union else 1.0
 
 
-def _indicators(label_sets: Sequence[Sequence[str]], task: Task) -> numpy.ndarray:
+def indicators(label_sets: Sequence[Sequence[str]], task: Task) -> numpy.ndarray:
     """Label sets -> 0/1 matrix, (texts, labels)."""
     matrix = numpy.zeros((len(label_sets), len(task.labels)), dtype=numpy.uint8)
     for row, labels in enumerate(label_sets):
