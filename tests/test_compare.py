@@ -10,11 +10,12 @@ from data.contract import Contract
 from data.files import exclusive
 from data.labels import Prediction
 from data.metrics import label_metrics
+from data.report.comparison import KNOWN_COLUMNS
 from data.report.tables import in_chinese
 from data.report.training_facts import training_facts
 from data.significance import METRICS, bootstrap_intervals, holm, mcnemar, mean_intervals, paired_bootstrap, rare_labels
 from data.tasks import BUILT_IN_TASKS
-from scripts.compare import KNOWN_COLUMNS, Args, main, named_folders
+from scripts.compare import Args, main, named_folders
 from tests.conftest import ROOT
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
