@@ -15,8 +15,8 @@ from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 
 SCRIPTS = (
-    "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.compare",
-    "-m scripts.ensemble", "-m scripts.gather", "-m scripts.reward_curve", "-m scripts.web",
+    "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
+    "-m scripts.compare", "-m scripts.ensemble", "-m scripts.gather", "-m scripts.reward_curve", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
     "-m scripts.benchmark sft",
 )  # fmt: skip
@@ -28,6 +28,7 @@ LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
 SFT = "main_SFT.py --model_path {model} --train_data_path {dir}/good.tsv --label_path {dir}/labels.txt --output_dir {dir}/out"
 INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --output_dir {dir}/out"
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
+ATTEND = INFER.replace("inference.py", "scripts/attention.py")
 CASES = {
     "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
     "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
@@ -123,6 +124,19 @@ CASES = {
     "compare: results too deep": ("scripts/compare.py --runs {dir}/deep", "{dir}/deep/test_results.json: not a JSON object"),
     "compare: a language without titles": ("scripts/compare.py --runs {dir}/odd --language fr", "--language: invalid choice: 'fr'"),
     "ensemble: no rows of predictions": ("scripts/ensemble.py --runs {dir}/odd {dir}/deep --output_dir {dir}/out", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
+    "attention: nothing given": ("scripts/attention.py", "--model_path is needed"),
+    "attention: nothing to read": (ATTEND, "give one of --text (one text) and --test_data_path (a file)"),
+    "attention: two things to read": (f"{ATTEND} --text hi --test_data_path {{dir}}/good.tsv", "give one of --text (one text) and --test_data_path (a file)"),
+    "attention: an empty text": (f"{ATTEND} --text ' '", "--text is empty"),
+    "attention: the first rows of one text": (f"{ATTEND} --text hi --limit 5", "--limit 5: is for a file (--test_data_path)"),
+    "attention: an empty page": (f"{ATTEND} --text hi --texts_shown 0", "--texts_shown 0: must be at least 1"),
+    "attention: no top words": (f"{ATTEND} --text hi --top_words 0", "--top_words 0: must be at least 1"),
+    "attention: words that never occur": (f"{ATTEND} --text hi --min_count 0", "--min_count 0: must be at least 1"),
+    "attention: wrong label id": (f"{ATTEND} --test_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
+    "attention: nowhere to write": ("scripts/attention.py --model_path {model} --task emotion --text hi", "--output_dir is needed for an untuned model"),
+    "attention: another objective than the run's": ("scripts/attention.py --model_path {dir}/trained --text hi --objective score", "--objective score contradicts {dir}/trained/task.json"),
+    "attention: a head that is not there": (f"{ATTEND} --text hi --objective classify", "--objective: invalid choice: 'classify'"),
+    "attention: a format that there is not": (f"{ATTEND} --text hi --precision fp8", "--precision: invalid choice: 'fp8'"),
     "empty --text": (f"{INFER} --text ''", "--text is empty"),
     "unknown sharing": (f"{SFT} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
     "compile what": (f"{SFT} --compile maybe", "--compile: expected on or off, found 'maybe'"),
