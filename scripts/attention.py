@@ -1,9 +1,10 @@
 """Which words a model attends to when it decides on a label, and which move the label's score.
 
 For each predicted label: attention weights of each layer and head, their mean, attention rollout (Abnar & Zuidema,
-2020), and gradient × input (Captum), which needs no attention. Attention is not an explanation (Jain & Wallace, 2019;
-Wiegreffe & Pinter, 2019): take all of it as hints on what to test. `attention.json` has the numbers, `attention.html`
-is a page on which words are coloured by them. `data/engine/attention.py` says where a label is decided.
+2020), gradient × input (Captum), and deletion: how far the label's score falls when a word is left out. Attention is
+not an explanation (Jain & Wallace, 2019; Wiegreffe & Pinter, 2019), and only deletion tries what it says.
+`attention.json` has the numbers, `attention.html` is a page on which words are coloured by them.
+`data/engine/attention.py` says where a label is decided.
 
     # one text
     python -m scripts.attention --model_path outputs/sft --text "Thank you so much, you made my day!"
@@ -58,6 +59,9 @@ class Args:
         12, "texts on the page; only theirs are the weights of each layer and head kept, which are large. Each "
         "predicted label has its turn",
     )  # fmt: skip
+    deletion: bool = flag(
+        True, "also leave out each word in turn, which takes as many predictions as a text has words (not with --cot)"
+    )
     top_words: int = flag(10, "words a label in the table of top words")
     min_count: int | None = flag(None, "occurrences from which a word is in that table (default: 2; 1 for --text)")
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
@@ -85,7 +89,7 @@ class Args:
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def text_entry(predictor: Predictor, example: Example, prediction: Prediction) -> dict[str, Any]:
+def text_entry(predictor: Predictor, example: Example, prediction: Prediction, delete: bool) -> dict[str, Any]:
     """One of `texts` in attention.json, with all its details.
 
     Raises:
@@ -93,7 +97,7 @@ def text_entry(predictor: Predictor, example: Example, prediction: Prediction) -
     """
     from data.engine.attention import METHODS, explain
 
-    read, explanations = explain(predictor, example.text, prediction)
+    read, explanations = explain(predictor, example.text, prediction, delete)
     return {
         "id": example.id,
         "text": example.text,
@@ -104,7 +108,7 @@ def text_entry(predictor: Predictor, example: Example, prediction: Prediction) -
         "truncated": prediction.truncated,
         "share_on_text": {label: each.share_on_text for label, each in explanations.items()},
         "explanations": {
-            label: {method: rounded(getattr(each, method).tolist()) for method in METHODS}
+            label: {m: rounded(getattr(each, m).tolist()) for m in METHODS if getattr(each, m) is not None}
             | {"by_layer": rounded(each.by_head.mean(axis=1).tolist()), "by_head": rounded(each.by_head.tolist())}
             for label, each in explanations.items()
         },
@@ -143,11 +147,11 @@ def top_words(texts: Iterable[dict[str, Any]], most: int, min_count: int) -> dic
         words = [word.casefold() for word in text["words"]]
         for label, explanation in text["explanations"].items():
             predicted[label] += 1
-            for method in TITLES:
+            for method in TITLES.keys() & explanation.keys():
                 for word, weight in zip(words, explanation[method], strict=True):
                     weights[label][method][word].append(weight)
     return {
-        label: {method: _heaviest(of_words, most, min_count) for method, of_words in weights[label].items()}
+        label: {method: _heaviest(of_words, most, min_count) for method, of_words in weights[label].items() if of_words}
         for label, _ in predicted.most_common()
     }
 
@@ -169,12 +173,18 @@ def shown_text(text: dict[str, Any], most: int) -> str:
     lines = [f"{text['text']}\n  predicted: {', '.join(text['labels']) or '–'}"]
     for label, explanation in text["explanations"].items():
         for method, title in TITLES.items():
+            if method not in explanation:
+                continue
             strongest = sorted(zip(text["words"], explanation[method], strict=True), key=lambda row: -abs(row[1]))
             words = ", ".join(f"{word} {weight:.2g}" for word, weight in strongest[:most])
-            share = text["share_on_text"][label][method]
-            on_text = f"{share:.1%}" if share >= 0.001 else "under 0.1%"
-            lines.append(f"  {label} · {title} ({on_text} on the text): {words}")
+            lines.append(f"  {label} · {title}{_on_text(text['share_on_text'][label].get(method))}: {words}")
     return "\n".join(lines)
+
+
+def _on_text(share: float | None) -> str:
+    if share is None:
+        return ""
+    return f" ({share:.1%} on the text)" if share >= 0.001 else " (under 0.1% on the text)"
 
 
 def shown_top_words(of_labels: dict[str, dict[str, list]]) -> str:
@@ -227,7 +237,7 @@ def analysis(args: Args, examples: Sequence[Example]) -> dict[str, Any]:
         texts = []
         rows = zip(examples, predictions, strict=True)
         for place, row in enumerate(tqdm(rows, "explain", len(examples), unit="text", file=sys.stderr)):
-            entry = text_entry(predictor, *row)
+            entry = text_entry(predictor, *row, args.deletion)
             if place not in detailed:
                 for explanation in entry["explanations"].values():
                     del explanation["by_layer"], explanation["by_head"]
@@ -240,7 +250,7 @@ def analysis(args: Args, examples: Sequence[Example]) -> dict[str, Any]:
             "layers": config.num_hidden_layers,
             "heads": config.num_attention_heads,
             "note": NOTE,
-            "methods": list(TITLES),
+            "methods": [m for m in TITLES if m != "deletion" or (args.deletion and not predictor.contract.cot)],
             "texts": texts,
             "top_words": top_words(texts, args.top_words, args.min_count or (1 if args.text is not None else 2)),
         }

@@ -1,4 +1,4 @@
-"""Attention, rollout and gradient × input on tiny random models; words of texts; what is written and drawn."""
+"""Attention, rollout, gradient × input and deletion on tiny random models; words of texts; what is written and drawn."""
 
 import html
 import json
@@ -327,6 +327,38 @@ def test_gradient_x_input_is_the_slope_of_the_score_as_the_embeddings_shrink(pre
         model.float()
 
 
+def test_deletion_is_how_far_a_label_s_score_falls(predictor, explained):
+    _, read, explanations = explained
+    whole, *without = predictor.label_scores([TEXT, *(TEXT[:begin] + TEXT[end:] for begin, end in read.words)])
+    for label, explanation in explanations.items():
+        falls = [(whole - scores)[predictor.task.ids[label]] for scores in without]
+        assert numpy.abs(falls).max() > 1e-3
+        numpy.testing.assert_allclose(explanation.deletion, falls, atol=1e-5)
+
+
+def test_deletion_is_left_out_where_it_is_not_asked_for(predictors, capsys, tmp_path, tiny_model_dir):
+    predictor = predictors["score"]
+    _, explanations = explain(predictor, TEXT, predictor.predict(TEXT), delete=False)
+    assert [each.deletion for each in explanations.values()] == [None]
+    flags = ("--task", "goemotions-original", "--output_dir", tmp_path, "--deletion", "off")
+    run_script(capsys, "--model_path", tiny_model_dir, "--text", "fine, thanks", *flags)
+    content = read_attention(tmp_path / "attention.json")
+    assert content["methods"] == ["attention", "rollout", "gradient_x_input"]
+    assert all("deletion" not in explanation for explanation in content["texts"][0]["explanations"].values())
+    assert all("deletion" not in methods for methods in content["top_words"].values())
+    page = (tmp_path / "attention.html").read_text(encoding="utf-8")
+    assert '<option value="rollout">' in page
+    assert '<option value="deletion">' not in page
+
+
+def test_the_only_word_can_be_left_out(predictors):
+    predictor = predictors["classify"]
+    _, explanations = explain(predictor, "good", predictor.predict("good"))
+    [explanation] = explanations.values()
+    assert explanation.deletion.shape == (1,)
+    assert numpy.isfinite(explanation.deletion).all()
+
+
 def test_a_model_without_attention_weights_is_refused(predictors, monkeypatch):
     model, found = of(predictors["generate"])
     monkeypatch.setattr(model.config, "num_hidden_layers", 3)
@@ -406,7 +438,7 @@ def test_top_words_are_means_over_occurrences():
 def test_text_of_others_is_text_on_the_page(written):
     content, page, _ = written
     assert "<img" not in page
-    assert page.count("<script") == page.count("</script>") == 3  # its own
+    assert page.count("<script") == page.count("</script>") == 4  # its own
     body, _, _ = page.partition('<script type="application/json"')
     paragraph = re.search(r'<p class="text".*?>(.*?)</p>', body, re.DOTALL)[1]
     shown = re.sub(r"<[^>]*>", "", paragraph)
@@ -426,7 +458,7 @@ def test_a_label_with_markup_stays_text(written):
         text["explanations"] = {label: next(iter(text["explanations"].values()))}
         text["share_on_text"] = {label: next(iter(text["share_on_text"].values()))}
     page = heat_map_page(content)
-    assert page.count("</script>") == 3
+    assert page.count("</script>") == 4
     assert "<b>" not in page
 
 

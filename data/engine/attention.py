@@ -1,8 +1,9 @@
 """Which words a model attends to, and which move its score, where it decides on a label.
 
 Attention is not an explanation: other weights may give the same answer (Jain & Wallace, 2019), and what they show
-depends on what one asks of them (Wiegreffe & Pinter, 2019). So beside them stands gradient × input, which says how the
-score would change, to first order, were a token's embedding scaled down; it is rough, too.
+depends on what one asks of them (Wiegreffe & Pinter, 2019). So beside them stand gradient × input, which says how the
+score would change, to first order, were a token's embedding scaled down, and deletion: what the score does when a word
+is left out (Li, Monroe & Jurafsky, 2016, "Understanding Neural Networks through Representation Erasure").
 
 Where a label is decided:
 - written answers: at the position that predicts the label's own first token, behind prompt, reasoning and the labels
@@ -33,7 +34,8 @@ from data.words import Span, word_shares, word_spans
 if TYPE_CHECKING:
     from data.engine.predictor import Predictor
 
-METHODS = ("attention", "rollout", "gradient_x_input")
+OF_TOKENS = ("attention", "rollout", "gradient_x_input")
+METHODS = (*OF_TOKENS, "deletion")
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,15 @@ class Explanation:
         attention: (W,) mean over layers and heads; the rest of 1 went to instruction, labels and special tokens.
         rollout: (W,) see `rollout_rows`; likewise.
         gradient_x_input: (W,) signed, in nats or logits; above 0 speaks for the label.
+        deletion: (W,) signed, see `deletions`; None where it was not asked for, or answers stand behind reasoning.
         by_head: (L, H, W) attention of each layer and head.
-        share_on_text: method -> how much of it went to the text's tokens, 0 to 1; of gradient × input, by size.
+        share_on_text: of `OF_TOKENS` -> how much of it went to the text's tokens, 0 to 1; of gradient × input, by size.
     """
 
     attention: numpy.ndarray
     rollout: numpy.ndarray
     gradient_x_input: numpy.ndarray
+    deletion: numpy.ndarray | None
     by_head: numpy.ndarray
     share_on_text: dict[str, float]
 
@@ -252,33 +256,56 @@ def rollout_rows(attention: Tensor, rows: Sequence[int]) -> Tensor:
     return found
 
 
-# --- both together ---------------------------------------------------------------------------------------------------
+# --- all together ----------------------------------------------------------------------------------------------------
 
 
-def explain(predictor: "Predictor", text: str, prediction: Prediction) -> tuple[ReadText, dict[str, Explanation]]:
+def explain(
+    predictor: "Predictor", text: str, prediction: Prediction, delete: bool = True
+) -> tuple[ReadText, dict[str, Explanation]]:
     """The words that count for each predicted label of a text.
 
     Args:
         predictor: with a model of Transformers in this process. In fp32: in bf16, gradients are mostly rounding.
         text: the text.
         prediction: what `predictor` said of it.
+        delete: also score the text without each of its words, which takes as many more passes.
 
     Raises:
         UserError: a tokenizer that does not say where its tokens stand, or a model without attention weights.
     """
     model, read = predictor.backend.model, read_text(predictor.encoder, text)
     found = decisions(model, predictor.encoder, read.prompt, prediction)
+    falls = deletions(predictor, text, read.words) if found and delete and not predictor.encoder.cot else None
+    explanations = {}
     with weights_shown(model):
-        return read, {label: _explanation(model, read, decision) for label, decision in found.items()}
+        for label, decision in found.items():
+            fall = None if falls is None else falls[:, predictor.task.ids[label]]
+            explanations[label] = _explanation(model, read, decision, fall)
+    return read, explanations
 
 
-def _explanation(model, read: ReadText, decision: Decision) -> Explanation:
+def deletions(predictor: "Predictor", text: str, words: Sequence[Span]) -> numpy.ndarray:
+    """How far each label's score falls when a word is left out of the text: (W, K), above 0 speaks for the label.
+
+    The scores are those of `Predictor.label_scores`: logits of a head, else log-probabilities of the labels as answers
+    of their own, in nats.
+    """
+    texts = [text, *(text[:begin] + text[end:] for begin, end in words)]
+    prompts, scores = predictor.encoder.prompt_ids(texts), []
+    for start in range(0, len(prompts), predictor.backend.window):
+        scores += predictor.backend.scores(prompts[start : start + predictor.backend.window])
+    whole, *without = numpy.array(scores).reshape(len(texts), -1)
+    return whole - numpy.array(without).reshape(len(words), -1)
+
+
+def _explanation(model, read: ReadText, decision: Decision, fall: numpy.ndarray | None) -> Explanation:
     attention, gradient = weights_of(model, decision)  # (L, H, N, N), (N,)
     by_head = attention[:, :, decision.rows].mean(dim=2).cpu().numpy()  # (L, H, N)
     rollout = rollout_rows(attention.mean(dim=1), decision.rows).mean(dim=0).cpu().numpy()  # (N,)
-    of_tokens = dict(zip(METHODS, (by_head.mean(axis=(0, 1)), rollout, gradient.cpu().numpy()), strict=True))
+    of_tokens = dict(zip(OF_TOKENS, (by_head.mean(axis=(0, 1)), rollout, gradient.cpu().numpy()), strict=True))
     return Explanation(
         **{method: read.of_words(weights) for method, weights in of_tokens.items()},
+        deletion=fall,
         by_head=read.of_words(by_head),
         share_on_text={method: read.share(weights) for method, weights in of_tokens.items()},
     )

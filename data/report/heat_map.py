@@ -13,21 +13,27 @@ from data.files import read_json
 
 ATTENTION_FILE = "attention.json"
 HEAT_MAP_FILE = "attention.html"
-TITLES = {"attention": "Attention", "rollout": "Attention rollout", "gradient_x_input": "Gradient × input"}
+TITLES = {
+    "attention": "Attention",
+    "rollout": "Attention rollout",
+    "gradient_x_input": "Gradient × input",
+    "deletion": "Deletion",
+}
+SIGNED = ("gradient_x_input", "deletion")
 NOTE = (
     "Attention is not an explanation. It shows where the model looked, not why it answered: other weights can give the "
     "same answer (Jain & Wallace, 2019; Wiegreffe & Pinter, 2019). Rollout multiplies attention over the layers; in a "
     "deep decoder nearly all of it ends on the first token of the prompt, and what is left for the text is tiny. "
-    "Gradient × input says how each word moves the label's score, but only to first order. Take all three as hints on "
-    "what to test, not as reasons."
+    "Gradient × input says how each word moves the label's score, but only to first order. Take these three as hints "
+    "on what to test, not as reasons. Deletion tests: it says how far the score falls when the word is left out."
 )
 NOTE_ZH = (
     "注意力不是解释：它只表明模型看了哪里，并不说明为什么这样回答；换一组权重，答案可能完全相同"
     "（Jain & Wallace, 2019；Wiegreffe & Pinter, 2019）。梯度 × 输入也只是一阶近似。"
-    "这些数字只能提示该检验什么，不能当作理由。"
+    "这三种数字只能提示该检验什么，不能当作理由。“删除”则是检验：删去这个词后，该标签的得分下降多少。"
 )
 _FIELDS = {"model_path": str, "task": str, "objective": str, "layers": int, "heads": int, "note": str,
-           "texts": list, "top_words": dict}  # fmt: skip
+           "methods": list, "texts": list, "top_words": dict}  # fmt: skip
 _HAN, _KANA = (
     re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef\U00020000-\U000323af]"),
     re.compile(r"[\u3040-\u30ff]"),
@@ -59,10 +65,10 @@ def static_rows(attention: dict[str, Any], most: int) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `id`, `lang` ("zh", "ja" or "en", for the HTML attribute), `gold` (list or None), `labels` (those
-        predicted), `label` (the one this row is about), `share_on_text` (method -> 0 to 1), `rest` (what stands behind
-        the last word) and `methods`: method -> `title` and `words`, each of them `before` (the space before it),
-        `word`, `weight` (as it was measured), `opacity` (0 to 1; 1 is the text's strongest) and `sign` (1, or -1 for
-        what speaks against the label).
+        predicted), `label` (the one this row is about), `share_on_text` (method -> 0 to 1; not of deletion), `rest`
+        (what stands behind the last word) and `methods`: method -> `title` and `words`, each of them `before` (the
+        space before it), `word`, `weight` (as it was measured), `opacity` (0 to 1; 1 is the text's strongest) and
+        `sign` (1, or -1 for what speaks against the label).
 
     Raises:
         UserError: a text that is not as `python -m scripts.attention` writes it.
@@ -91,6 +97,7 @@ def _rows_of(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "methods": {
                 method: {"title": title, "words": coloured(pieces, explanation[method])}
                 for method, title in TITLES.items()
+                if method in explanation
             },
             "rest": rest,
         }
@@ -153,7 +160,7 @@ def heat_map_page(attention: dict[str, Any]) -> str:
     cards = [next(_rows_of(text)) | {"truncated": text["truncated"]} for text in shown]
     data = [{"explanations": text["explanations"], "share": text["share_on_text"]} for text in shown]
     return environment.get_template("attention.html.j2").render(
-        attention=attention, cards=cards, data=data, titles=TITLES, note=NOTE, note_zh=NOTE_ZH, language_of=language_of,
+        attention=attention, cards=cards, data=data, signed=SIGNED, note=NOTE, note_zh=NOTE_ZH, language_of=language_of,
         labels=list(dict.fromkeys(label for text in shown for label in text["labels"])),
-        name=Path(attention["model_path"]).name,
+        name=Path(attention["model_path"]).name, titles={m: t for m, t in TITLES.items() if m in attention["methods"]},
     )  # fmt: skip
