@@ -16,7 +16,7 @@ from tests.conftest import ROOT, SAMPLE
 
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.compare",
-    "-m scripts.ensemble", "-m scripts.gather", "-m scripts.reward_curve", "-m scripts.web",
+    "-m scripts.ensemble", "-m scripts.gather", "-m scripts.reward_curve", "-m scripts.robustness", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
     "-m scripts.benchmark sft",
 )  # fmt: skip
@@ -27,6 +27,7 @@ LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
 # name -> (script, flags; {dir} is the case's own folder, what the line must say)
 SFT = "main_SFT.py --model_path {model} --train_data_path {dir}/good.tsv --label_path {dir}/labels.txt --output_dir {dir}/out"
 INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --output_dir {dir}/out"
+ROBUST = "scripts/robustness.py --model_path {model} --label_path {dir}/labels.txt --test_data_path {dir}/good.tsv --output_dir {dir}/out"
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 CASES = {
     "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
@@ -122,6 +123,18 @@ CASES = {
     "compare: results of another type": ("scripts/compare.py --runs {dir}/odd", "{dir}/odd/test_results.json: accuracy is 'high', expected a number or null"),
     "compare: results too deep": ("scripts/compare.py --runs {dir}/deep", "{dir}/deep/test_results.json: not a JSON object"),
     "compare: a language without titles": ("scripts/compare.py --runs {dir}/odd --language fr", "--language: invalid choice: 'fr'"),
+    "robustness: no file": ("scripts/robustness.py --model_path {model}", "--test_data_path is needed: a labelled file"),
+    "robustness: no model": ("scripts/robustness.py --test_data_path {dir}/good.tsv", "--model_path is needed: a hub id or a directory (--show N"),
+    "robustness: no task": ("scripts/robustness.py --test_data_path {dir}/good.tsv --show 3", "--task, --label_path or --model_path is needed"),
+    "robustness: unknown change": (f"{ROBUST} --perturbations typo", "--perturbations typo: unknown; known are synonyms, paraphrase, typos"),
+    "robustness: a change of another language": (f"{ROBUST} --perturbations same_sound", "--perturbations same_sound: not for texts in 'en'"),
+    "robustness: strength 0": (f"{ROBUST} --strengths 0 0.1", "--strengths 0.0: must be above 0 and up to 1"),
+    "robustness: more than everything": (f"{ROBUST} --strengths 1.5", "--strengths 1.5: must be above 0 and up to 1"),
+    "robustness: unknown language": (f"{ROBUST} --language fr", "--language: invalid choice: 'fr'"),
+    "robustness: no labels": (f"{ROBUST} --test_data_path {{dir}}/plain.txt", "{dir}/plain.txt: has no labels; nothing says which answers are right"),
+    "robustness: bad row": (f"{ROBUST} --test_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
+    "robustness: nowhere to write": ("scripts/robustness.py --model_path {model} --label_path {dir}/labels.txt --test_data_path {dir}/good.tsv", "--output_dir is needed for an untuned model: where robustness_result.json"),
+    "robustness: negative look": (f"{ROBUST} --show -1", "--show -1: must be at least 0"),
     "ensemble: no rows of predictions": ("scripts/ensemble.py --runs {dir}/odd {dir}/deep --output_dir {dir}/out", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
     "empty --text": (f"{INFER} --text ''", "--text is empty"),
     "unknown sharing": (f"{SFT} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
@@ -191,6 +204,7 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "text.tsv": "fine\t3\tc1\n \t3\tc2\n",
         "empty.tsv": "",
         "latin.tsv": b"fine\t3\tc1\ncaf\xe9\t3\tc2\n",
+        "plain.txt": "I love it\nno\n",
         "twice.txt": "joy\nfear\njoy\n",
         "wide.txt": "joy\nfear\n".encode("utf-16-le"),
         "tag.txt": "joy\n</think>\n",
