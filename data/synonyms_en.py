@@ -1,9 +1,9 @@
 """English words that may stand for each other, and other ways to say a thing: lists of our own. (no torch)
 
-No package of the Python index carries WordNet, and its sets of synonyms are of senses, which a text does not name: a
-"great" week could become an "outstanding" or a "capital" one, and "sick of it" "ill of it". So these lists hold words
-that have one sense in nearly all everyday texts (chats, films, goods), with their inflected forms written out.
-No line adds, drops or turns a negation.
+We found no package of the Python index that is kept up and carries WordNet. Its sets of synonyms are of senses, too,
+which a text does not name: a "great" week could become an "outstanding" or a "capital" one, and "sick of it" "ill of
+it". So these lists hold words that have one sense in nearly all everyday texts (chats, films, goods), with their
+inflected forms written out. No line adds, drops or turns a negation.
 """
 
 # A line is words, or rows of forms in the same order: those left of > become those right of it, those around | each

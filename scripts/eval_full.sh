@@ -11,8 +11,8 @@ attends to, and writes one page about it all, report.html, that needs no network
 
   MODEL               a run, a merged model, or an untuned model
   DATA                a file of texts with their labels
-  flags               for an untuned model: --task or --label_path, --objective ...; they go to the three programs that
-                      load the model. --device, --batch_size and --seed may be given, too
+  flags               for an untuned model: --task or --label_path, --objective; for any: --max_length, --device. They go
+                      to the three programs that load the model
 
 In the environment:
   OUTPUT              where it all goes (default: MODEL/test; needed for an untuned model)

@@ -18,12 +18,12 @@ def run(tmp_path) -> Path:
 
 
 def test_a_trained_model(noted, run):
-    done, commands = noted("eval_full.sh", str(run), "data/sample/test.tsv", "--batch_size", "8", ROBUSTNESS_ROWS="050")
+    done, commands = noted("eval_full.sh", str(run), "data/sample/test.tsv", "--device", "cpu", ROBUSTNESS_ROWS="050")
     assert (done.returncode, done.stderr) == (0, "")
     assert programs(commands) == ALL
     output = f"{run}/test"
     common = ["--model_path", str(run), "--test_data_path", "data/sample/test.tsv", "--output_dir", output]
-    common += ["--batch_size", "8"]
+    common += ["--device", "cpu"]
     assert commands == [
         ["inference.py", *common, "--probabilities"],
         ["-m", "scripts.confidence", output],
