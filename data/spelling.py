@@ -32,7 +32,8 @@ class Spelling:
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of words of others; markup in them is read as plain characters."""
         texts = list(texts)
-        rows = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # not verbose: a text that is longer than the model reads will be cut, so no warning that it breaks the model
+        rows = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
         if self._stubborn and self.tokenizer.is_fast:
             for i, ids in enumerate(rows):
                 if not self._stubborn.isdisjoint(ids):
@@ -47,7 +48,7 @@ class Spelling:
         """
         if not self.tokenizer.is_fast:
             raise UserError("--model_path: its tokenizer does not say where in a text its tokens stand")
-        options = {"split_special_tokens": True, "return_offsets_mapping": True}
+        options = {"split_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
         encoded = self.tokenizer(text, add_special_tokens=False, **options)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
         if not self._stubborn.isdisjoint(ids):
