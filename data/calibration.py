@@ -206,6 +206,15 @@ def calibration_scores(probabilities, gold: Gold, task: Task) -> dict[str, float
     return measured | {"auc": float(numpy.mean(areas))} if areas else measured
 
 
+def bin_places(probabilities, bins: int) -> numpy.ndarray:
+    """Which of `bins` intervals of equal width, from 0 to 1, each probability (m,) is in; upper edges belong to them.
+
+    >>> bin_places(numpy.array([0.0, 0.5, 0.51, 1.0]), 2).tolist()
+    [0, 0, 1, 1]
+    """
+    return numpy.clip(numpy.ceil(probabilities * bins).astype(int) - 1, 0, bins - 1)
+
+
 def calibrate(
     scores, gold: Gold, task: Task, activation: Activation
 ) -> tuple[Calibration, dict[str, dict[str, float]]]:
@@ -256,8 +265,8 @@ def _best_threshold(truth, predicted) -> float:
 
 def _expected_calibration_error(confidence, truth) -> float:
     """See `calibration_scores`; both (m,)."""
-    bins = numpy.clip(numpy.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    return abs(numpy.bincount(bins, weights=confidence - truth)).sum() / len(confidence)
+    places = bin_places(confidence, ECE_BINS)
+    return abs(numpy.bincount(places, weights=confidence - truth)).sum() / len(confidence)
 
 
 def _finite(scores) -> numpy.ndarray:

@@ -1,4 +1,4 @@
-"""All that is plotted: training curves of a run, rewards of GRPO runs. (no torch)
+"""All that is plotted: training curves of a run, rewards of GRPO runs, how sure runs are. (no torch)
 
 Figures are matplotlib's own, which pyplot does not know: nothing stays open, and no window or backend is asked for.
 matplotlib and pandas are imported when something is drawn.
@@ -20,6 +20,10 @@ TRAINING_CURVES = "training_curves.png"
 METRICS = ("f1_macro", "f1_micro", "accuracy", "jaccard")  # of the validation rows, among the training curves
 REWARDS = {"reward": "weighted sum", "jaccard": "Jaccard", "format": "format", "length": "length"}
 HEIGHT, DPI = 3.8, 130  # of a figure, in inches; dots an inch
+NARROW = 4.6  # inches: the width of a figure that can be read on a phone
+RIGHT, WRONG = "tab:blue", "tab:orange"  # which few people cannot tell apart
+STEADY = 0.05  # share of the texts below which the accuracy of the surest jumps
+LINES = ("-", "--", "-.", ":")  # told apart without colours, too
 
 
 def save(figure, path: str | os.PathLike) -> None:
@@ -148,3 +152,108 @@ def _draw_mean(axes, table, label: str | None, marker: str | None = None) -> Non
     if table.shape[1] > 1:
         deviation = table.std(axis=1)
         axes.fill_between(mean.index, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2, lw=0)
+
+
+# --- confidence -----------------------------------------------------------------------------------------------------
+
+
+def reliability_figure(analysis: dict[str, Any]) -> "Figure | None":
+    """How many answers are right among those of like confidence, and below how many these are.
+
+    Args:
+        analysis: what `data.confidence.analyse` gives.
+
+    Returns:
+        A matplotlib `Figure`, or None where no row had gold labels.
+    """
+    from matplotlib.figure import Figure
+
+    bins = analysis["reliability"]
+    if bins is None:
+        return None
+    figure = Figure(figsize=(NARROW, 4.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    sure, right, counts = ([each[name] for each in bins] for name in ("confidence", "accuracy", "n"))
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="as sure as it is right")
+    for low, high, name, color in ((right, sure, "too sure", WRONG), (sure, right, "too modest", RIGHT)):
+        gaps = [(x, a, b) for x, a, b in zip(sure, low, high, strict=True) if a < b]
+        upper.vlines(*zip(*gaps, strict=True), color=color, linewidth=5, alpha=0.4, label=name) if gaps else None
+    upper.plot(sure, right, color="black", marker="o", markersize=4, linewidth=1, label="the answers")
+    upper.set(title="are answers as right as they are sure?", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    edges = [each["from"] for each in bins]
+    lower.bar(edges, counts, [each["to"] - each["from"] for each in bins], align="edge", color="grey", ec="white")
+    lower.set(xlabel="confidence", ylabel="answers")
+    upper.legend(loc="upper left", fontsize=8)
+    _finish(upper, lower)
+    return figure
+
+
+def risk_coverage_figure(analyses: dict[str, dict[str, Any]]) -> "Figure | None":
+    """Accuracy of the answers that a model gives itself if the texts of which it is least sure go to a person.
+
+    The axis of the accuracy is cut off below what there is from 5 % of the texts on.
+
+    Args:
+        analyses: name of a run -> what `data.confidence.analyse` gives.
+
+    Returns:
+        A matplotlib `Figure`, or None where no run had rows with gold labels.
+    """
+    from matplotlib.figure import Figure
+
+    curves = {name: each["risk_coverage"] for name, each in analyses.items() if each["risk_coverage"] is not None}
+    if not curves:
+        return None
+    figure = Figure(figsize=(NARROW, HEIGHT + 0.18 * len(curves)), layout="constrained")
+    axes = figure.subplots()
+    lines = [
+        axes.plot([100 * share for share in curve["coverage"]], curve["accuracy"], linestyle=LINES[i % len(LINES)])[0]
+        for i, curve in enumerate(curves.values())
+    ]
+    axes.set(title="accuracy if the least sure go to a person", ylabel="share that is right", xlim=(0, 100))
+    axes.set_xlabel("% of the texts that the model answers itself")
+    # one wrong answer among the very surest would squeeze all the rest
+    steady = [y for c in curves.values() for x, y in zip(c["coverage"], c["accuracy"], strict=True) if x >= STEADY]
+    axes.set_ylim(bottom=min(steady) - 0.05 * (max(steady) - min(steady) + 0.1))
+    names = [f"{name} (area {curve['area']:.3f})" for name, curve in curves.items()]
+    legend = figure.legend(lines, names, loc="outside lower left", fontsize=8, frameon=False)  # off the curves
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a folder's name may hold a $
+    _finish(axes)
+    return figure
+
+
+def histogram_figure(analysis: dict[str, Any]) -> "Figure":
+    """How many answers are how sure; where all rows have gold labels, the right and the wrong ones.
+
+    Args:
+        analysis: what `data.confidence.analyse` gives.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(NARROW, HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    rows = analysis["histogram"]
+    edges, widths, counts = [r["from"] for r in rows], [r["to"] - r["from"] for r in rows], [r["n"] for r in rows]
+    bar = {"align": "edge", "edgecolor": "white"}
+    if analysis["without_gold"]:
+        axes.bar(edges, counts, widths, **bar)
+    else:
+        right = [round(row["n"] * (row["accuracy"] or 0)) for row in rows]
+        axes.bar(edges, right, widths, color=RIGHT, label="right", **bar)
+        wrong = [n - r for n, r in zip(counts, right, strict=True)]
+        axes.bar(edges, wrong, widths, bottom=right, color=WRONG, hatch="//", label="wrong", **bar)
+        axes.legend(fontsize=8)
+    axes.set(title="how sure the answers are", xlabel="confidence", ylabel="answers", xlim=(0, 1))
+    _finish(axes)
+    return figure
+
+
+def _finish(*panels) -> None:
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.title.set_fontsize(10)
