@@ -16,7 +16,7 @@ COLOURS = {
     "#000000": "currentColor", "#ffffff": "var(--card)", "#1f77b4": "var(--series-1)", "#ff7f0e": "var(--series-2)",
     "#2ca02c": "var(--series-3)", "#d62728": "var(--series-4)", "#9467bd": "var(--series-5)",
     "#8c564b": "var(--series-6)", "#e377c2": "var(--series-7)", "#7f7f7f": "var(--series-8)",
-    "#bcbd22": "var(--series-9)", "#17becf": "var(--series-10)",
+    "#bcbd22": "var(--series-9)", "#17becf": "var(--series-10)", "#808080": "var(--muted)",
 }  # fmt: skip
 CHINESE_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC", "Heiti TC", "Microsoft YaHei",
@@ -88,10 +88,10 @@ def _adapt(element: ElementTree.Element, name: str, words: dict[str, str]) -> No
         elif key == _XLINK:
             del element.attrib[key]
             key, value = "href", value.replace("#", f"#{name}-")
-        elif key == "style":
+        value = value.replace("url(#", f"url(#{name}-")
+        if key == "style":
             value = _COLOUR.sub(lambda found: COLOURS.get(found[0], found[0]), _FONT.sub("", value))
-        else:
-            value = value.replace("url(#", f"url(#{name}-")
+        elif key != "id":
             value = " ".join(_LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value).split())
         element.set(key, value)
     if element.text and not element.text.strip():
@@ -102,10 +102,10 @@ def _adapt(element: ElementTree.Element, name: str, words: dict[str, str]) -> No
 
 
 def _boxes(figure: "Figure") -> list[Box] | None:
-    """The place of each part in the order in which they are drawn; None where panels lie over each other."""
+    """The place of each part in the order in which they are drawn; None where the panels are not one row of them."""
     places = [axes.get_subplotspec() for axes in figure.axes]
-    spans = {(spec.get_gridspec(), spec.num1, spec.num2) for spec in places if spec is not None}
-    if len(spans) != len(places) or figure.get_suptitle() or not places:
+    columns = {spec.num1 for spec in places if spec is not None and spec.get_gridspec().nrows == 1}
+    if len(columns) != len(places) or figure.get_suptitle():
         return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)  # see `_drawn`
