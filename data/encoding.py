@@ -128,10 +128,24 @@ class Encoder:
         """
         if not texts:
             return [], []
-        room = self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
         texts = [text.strip() for text in texts]
-        encoded = self._spelling.plain_ids(texts)
+        encoded, room = self._spelling.plain_ids(texts), self._room
         return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded], [len(ids) > room for ids in encoded]
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a text may have."""
+        return self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
+
+    def text_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in `text` the tokens stand that its prompt has between head and tail; see `Spelling.plain_spans`.
+
+        Raises:
+            UserError: a tokenizer that cannot say so.
+        """
+        before = len(text) - len(text.lstrip())
+        spans = self._spelling.plain_spans(text.strip())[: self._room]
+        return [(before + begin, before + end) for begin, end in spans]
 
     def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompts; see `prompts_and_cuts`."""

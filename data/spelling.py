@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from data.arguments import UserError
 from data.labels import holds_tags
 
 if TYPE_CHECKING:
@@ -37,6 +38,23 @@ class Spelling:
                 if not self._stubborn.isdisjoint(ids):
                     rows[i] = self._without_markup.encode(texts[i], add_special_tokens=False).ids
         return rows
+
+    def plain_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in a text each of its `plain_ids` stands, (begin, end) in characters; one of white space has no width.
+
+        Raises:
+            UserError: a tokenizer that cannot say so.
+        """
+        if not self.tokenizer.is_fast:
+            raise UserError("--model_path: its tokenizer does not say where in a text its tokens stand")
+        options = {"split_special_tokens": True, "return_offsets_mapping": True}
+        encoded = self.tokenizer(text, add_special_tokens=False, **options)
+        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        if not self._stubborn.isdisjoint(ids):
+            plain = self._without_markup.encode(text, add_special_tokens=False)
+            ids, spans = plain.ids, plain.offsets
+        words = self.tokenizer.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)
+        return [(begin, end if word.strip() else begin) for (begin, end), word in zip(spans, words, strict=True)]
 
     @cached_property
     def markup(self) -> frozenset[int]:

@@ -82,12 +82,13 @@ class LastTokenClassifier:
             kwargs: for the backbone.
 
         Returns:
-            `logits` (B, C), or (1, K, C) of a packed row.
+            `logits` (B, C), or (1, K, C) of a packed row; `attentions` where the backbone was asked for them.
         """
         backbone = getattr(self, self.base_model_prefix)
-        hidden = backbone(
+        output = backbone(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds, **kwargs
-        ).last_hidden_state  # (B, T, H)
+        )
+        hidden = output.last_hidden_state  # (B, T, H)
         if logits_to_keep is not None:
             hidden = hidden[:, logits_to_keep]  # (1, K, H)
         elif attention_mask is None:
@@ -96,7 +97,8 @@ class LastTokenClassifier:
             place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
             hidden = hidden[torch.arange(len(hidden), device=hidden.device), (place * attention_mask).argmax(dim=1)]
         with torch.autocast(hidden.device.type, enabled=False):
-            return SequenceClassifierOutputWithPast(logits=self.score(hidden.to(next(self.score.parameters()).dtype)))
+            logits = self.score(hidden.to(next(self.score.parameters()).dtype))
+        return SequenceClassifierOutputWithPast(logits=logits, attentions=output.attentions)
 
 
 def classifier_class(config, head: str) -> type:
