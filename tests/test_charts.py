@@ -5,8 +5,17 @@ import json
 import pytest
 from matplotlib.image import imread
 
+from data.confidence import reliability, risk_coverage
 from data.files import write_json
-from data.report.charts import draw_training_curves, logged, reward_figure, training_figure
+from data.report.charts import (
+    draw_training_curves,
+    histogram_figure,
+    logged,
+    reliability_figure,
+    reward_figure,
+    risk_coverage_figure,
+    training_figure,
+)
 from data.report.run_files import read_rewards
 from tests.test_run_report import HISTORY
 
@@ -121,3 +130,72 @@ def test_what_the_trainer_logged():
     assert logged({"log_history": history}, "loss") == {1: 2.5}
     assert logged({"log_history": history}, "eval_loss") == {0: 3}
     assert logged({}, "loss") == {}
+
+
+# --- confidence -----------------------------------------------------------------------------------------------------
+
+
+def analysis_of(confidence, correct) -> dict:
+    histogram = [
+        {"from": i / 10, "to": (i + 1) / 10, "n": n, "accuracy": accuracy}
+        for i, (n, accuracy) in enumerate([(0, None)] * 8 + [(4, 0.25), (3, 1 / 3)])
+    ]
+    return {
+        "without_gold": 0,
+        "histogram": histogram,
+        "reliability": reliability(confidence, correct),
+        "risk_coverage": risk_coverage(confidence, correct),
+    }
+
+
+def test_reliability_is_drawn_with_its_gaps():
+    confidence, correct = [0.95, 0.95, 0.5, 0.4, 0.4], [1, 0, 1, 0, 0]
+    upper, lower = reliability_figure(analysis_of(confidence, correct)).axes
+    lines = {line.get_label(): line for line in upper.lines}
+    assert [*lines["as sure as they are right"].get_xdata()] == [0, 1]
+    assert [*lines["the answers"].get_xdata()] == pytest.approx([0.4, 0.5, 0.95])
+    assert [*lines["the answers"].get_ydata()] == pytest.approx([0, 1, 0.5])
+    gaps = {each.get_label(): [path.vertices.ravel() for path in each.get_paths()] for each in upper.collections}
+    assert gaps["too sure"] == [pytest.approx([0.4, 0, 0.4, 0.4]), pytest.approx([0.95, 0.5, 0.95, 0.95])]
+    assert gaps["too modest"] == [pytest.approx([0.5, 0.5, 0.5, 1])]
+    assert [bar.get_height() for bar in lower.patches] == [2, 1, 2]
+    assert [bar.get_x() for bar in lower.patches] == pytest.approx([5 / 15, 7 / 15, 14 / 15])
+    perfect = reliability_figure(analysis_of([1.0, 0.0], [1, 0]))
+    assert not perfect.axes[0].collections, "no gaps, and none in the legend"
+
+
+def test_risk_and_coverage_of_several_runs():
+    first, second = analysis_of([0.9, 0.8, 0.7], [1, 1, 0]), analysis_of([0.9, 0.9, 0.1], [0, 1, 1])
+    unlabelled = first | {"risk_coverage": None, "reliability": None}
+    figure = risk_coverage_figure({"a $x$": first, "_b": second, "none": unlabelled})
+    (axes,) = figure.axes
+    drawn = [([*line.get_xdata()], [*line.get_ydata()]) for line in axes.lines]
+    assert drawn == [
+        (pytest.approx([100 / 3, 200 / 3, 100]), pytest.approx([1, 1, 2 / 3])),
+        (pytest.approx([200 / 3, 100]), pytest.approx([0.5, 2 / 3])),
+    ]
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 2
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["a $x$ (area 0.111)", "_b (area 0.444)"]
+    assert not any(text.get_parse_math() for text in legend.get_texts())
+    assert risk_coverage_figure({"none": unlabelled}) is None
+    assert reliability_figure(unlabelled) is None
+
+
+def test_a_wrong_answer_among_the_surest_does_not_squeeze_the_curve():
+    confidence = [1 - i / 1000 for i in range(200)]
+    (axes,) = risk_coverage_figure({"run": analysis_of(confidence, [0] + [1] * 199)}).axes
+    assert axes.lines[0].get_ydata()[0] == 0
+    assert 0.8 < axes.get_ylim()[0] < 0.9
+
+
+def test_how_sure_answers_are():
+    analysis = analysis_of([0.95], [1])
+    (axes,) = histogram_figure(analysis).axes
+    right, wrong = ([bar.get_height() for bar in group] for group in axes.containers)
+    assert (right, wrong) == ([0] * 8 + [1, 1], [0] * 8 + [3, 2])
+    assert [bar.get_y() for bar in axes.containers[1]] == right
+    (axes,) = histogram_figure(analysis | {"without_gold": 2}).axes
+    assert [bar.get_height() for bar in axes.patches] == [0] * 8 + [4, 3]
+    assert axes.get_legend() is None

@@ -174,7 +174,7 @@ def reliability_figure(analysis: dict[str, Any]) -> "Figure | None":
     figure = Figure(figsize=(NARROW, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     sure, right, counts = ([each[name] for each in bins] for name in ("confidence", "accuracy", "n"))
-    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="as sure as it is right")
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="as sure as they are right")
     for low, high, name, color in ((right, sure, "too sure", WRONG), (sure, right, "too modest", RIGHT)):
         gaps = [(x, a, b) for x, a, b in zip(sure, low, high, strict=True) if a < b]
         upper.vlines(*zip(*gaps, strict=True), color=color, linewidth=5, alpha=0.4, label=name) if gaps else None
