@@ -56,6 +56,9 @@ def remedies(source: Source, found: dict[str, Any]) -> dict[str, str | None]:
     return {
         "scores": None if found["scores"] else command_line("python inference.py", about | here),
         "confidence": None if found["confidence"] else command_line("python inference.py", about | here),
+        "probabilities": None
+        if found["has_probabilities"]
+        else command_line("python inference.py", about | here | {"probabilities": True}),
         "robustness": None if found["robustness"] else command_line("python -m scripts.robustness", about | at),
         "attention": None if found["attention"] else command_line("python -m scripts.attention", about | at),
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 from data.arguments import one_line
 from data.report import charts, summary
+from data.report.heat_map import NOTE, NOTE_ZH, TITLES
 from data.report.inline_svg import inline_panels
 from data.report.words import TEMPLATES, Words
 
@@ -43,6 +44,8 @@ def render(report: dict[str, Any], say: Words, title: str | None = None, command
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=visible,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["shortened"] = lambda text: shortened(text, say)
+    environment.tests["has"] = lambda labels, label: label in labels
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     names = say.list(run["name"] for run in report["runs"])
     return environment.get_template("report.html.j2").render(
@@ -55,7 +58,8 @@ def render(report: dict[str, Any], say: Words, title: str | None = None, command
         summary=summary,
         figures=[_figures(run, number, say) for number, run in enumerate(report["runs"])],
         coverage=_coverage(report["runs"], say),
-        longest=LONGEST_TEXT,
+        methods=TITLES,
+        attention_note=NOTE_ZH if say.language == "zh" else NOTE,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -75,6 +79,12 @@ def visible(value: Any) -> Any:
         f"⟨U+{ord(c):04X}⟩" if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or _TURNING.match(c) else c
         for c in value.replace("\r\n", "\n")
     )
+
+
+def shortened(text: str, say: Words) -> str:
+    """The beginning of a text that is too long to be shown, and how much is left out."""
+    left = len(text) - LONGEST_TEXT
+    return text if left <= 0 else f"{text[:LONGEST_TEXT]} {say('more_characters', n=say.count(left))}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -135,5 +145,3 @@ def _coverage(runs: list[dict[str, Any]], say: Words) -> dict[str, Any] | None:
     return _figure(figure, "coverage", say("coverage_caption"), say("coverage_alt", list=listed), say)
 
 
-def report_path(output_dir: str | Path) -> Path:
-    return Path(output_dir) / REPORT_FILE

@@ -18,6 +18,7 @@ from data.confidence import NoConfidenceError, analyse
 from data.files import file_hash
 from data.metrics import label_metrics
 from data.report.commands import commands, remedies
+from data.report.heat_map import static_rows
 from data.report.sources import Source, predictions_file, same_rows
 from data.report.tables import is_number
 from data.significance import METRICS, bootstrap_intervals, mcnemar, paired_bootstrap
@@ -25,6 +26,8 @@ from data.significance import METRICS, bootstrap_intervals, mcnemar, paired_boot
 LEVEL = 0.95  # of the intervals
 LIBRARIES = ("torch", "transformers", "trl", "peft", "scikit-learn", "numpy", "matplotlib", "jinja2")
 MISTAKES = 5  # the most frequent ones that the summary may name
+FLIPS = 3  # examples of each perturbation
+HEAT_TEXTS = 6  # of which the report shows heat maps
 
 
 def report_data(sources: Sequence[Source], worst: int, seed: int = 42, now: datetime | None = None) -> dict[str, Any]:
@@ -88,7 +91,9 @@ def run_data(source: Source, worst: int, seed: int) -> dict[str, Any]:
         "rewards": source.rewards,
         "reward_metric": source.train_results.get("metric_for_best") or task.default_metric,
         "robustness": source.robustness,
+        "flips": flips(source.robustness) if source.robustness else None,
         "attention": source.attention,
+        "heat": static_rows(source.attention, HEAT_TEXTS) if source.attention else None,
         "data": source.data_report or None,
         "imbalance": imbalance(source),
         "test_rows": test_rows(source),
@@ -156,8 +161,8 @@ def cooccurrence(rows: Sequence[dict[str, Any]], source: Source) -> dict[str, An
     out counts in the last row. The diagonal has the labels that were found.
 
     Returns:
-        `counts` (K + 1, K + 1); `shares` of the texts with the gold label (0 in the last row); of each label `missed`,
-        `added` and `support`.
+        `counts` (K + 1, K + 1); `shares` of the texts with the gold label, which are its `totals` (both 0 in the last
+        row); of each label the texts in which it was `missed` and `added`.
     """
     ids = source.task.ids
     size = len(ids)
@@ -173,13 +178,13 @@ def cooccurrence(rows: Sequence[dict[str, Any]], source: Source) -> dict[str, An
         for table, labels in ((missed, gold - given), (added, given - gold), (support, gold)):
             table[list(labels)] += 1
     counts[size, size] = 0  # texts without a mistake
-    sides = {"missed": missed.tolist(), "added": added.tolist(), "support": support.tolist()}
+    sides = {"missed": missed.tolist(), "added": added.tolist()}
     return _with_shares(counts, numpy.append(support, 0)) | sides
 
 
 def _with_shares(counts, totals) -> dict[str, Any]:
     shares = numpy.divide(counts, totals[:, None], out=numpy.zeros(counts.shape), where=totals[:, None] > 0)
-    return {"counts": counts.tolist(), "shares": shares.tolist()}
+    return {"counts": counts.tolist(), "shares": shares.tolist(), "totals": totals.tolist()}
 
 
 def mistakes(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, list[dict[str, Any]]]:
@@ -211,6 +216,19 @@ def worst_errors(rows: Sequence[dict[str, Any]], worst: int) -> dict[str, Any]:
     ordered = sorted(wrong, key=lambda row: (row.get("confidence") is None, -(row.get("confidence") or 0.0)))
     names = ("id", "text", "gold", "labels", "confidence")
     return {"total": len(wrong), "rows": [{name: row.get(name) for name in names} for row in ordered[:worst]]}
+
+
+def flips(robustness: dict[str, Any]) -> list[dict[str, Any]]:
+    """A few texts of each perturbation whose answer changed, those of the least strength first."""
+    found = []
+    for kind in robustness["perturbations"].values():
+        examples = [
+            {"title": kind["title"], "strength": at["strength"]} | example
+            for at in sorted(kind["strengths"], key=lambda at: at["strength"])
+            for example in at["examples"]
+        ]
+        found += examples[:FLIPS]
+    return found
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

@@ -23,13 +23,14 @@ from data.files import (
     read_json,
 )
 from data.predicted_runs import PredictedRun, evaluated, read_run
+from data.report.heat_map import ATTENTION_FILE, read_attention
 from data.report.run_files import read_rewards, read_run_file
 from data.tasks import Task
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ROBUSTNESS_FILE, ATTENTION_FILE = "robustness_result.json", "attention.json"
+ROBUSTNESS_FILE = "robustness_result.json"
 Interval = tuple[float, float]
 
 
@@ -79,23 +80,6 @@ class Robustness(TypedDict):
     robustness_score_is: str
 
 
-class ExplainedText(TypedDict):
-    text: str
-    gold: list[str] | None
-    labels: list[str]
-    words: list[Any]
-    explanations: dict[str, dict[str, Any]]
-
-
-class Attention(TypedDict):
-    """What the report shows of an attention.json."""
-
-    model_path: str
-    task: str
-    texts: list[ExplainedText]
-    top_words: dict[str, dict[str, list[tuple[str, float, int]]]]
-
-
 @dataclass(frozen=True)
 class Source:
     """A run of the report.
@@ -139,23 +123,25 @@ class Source:
 
     @cached_property
     def robustness(self) -> dict[str, Any] | None:
-        return self._analysed(ROBUSTNESS_FILE, Robustness)
+        path = self._analysed(ROBUSTNESS_FILE)
+        if path is None:
+            return None
+        content = read_json(path)
+        _check_form(path, content, Robustness)
+        return content
 
     @cached_property
     def attention(self) -> dict[str, Any] | None:
-        return self._analysed(ATTENTION_FILE, Attention)
+        path = self._analysed(ATTENTION_FILE)
+        return None if path is None else read_attention(path)
 
     def _trained(self, name: str) -> dict[str, Any]:
         return {} if self.run.contract is None else read_run_file(self.run.directory, name, missing_ok=True)
 
-    def _analysed(self, name: str, form: type) -> dict[str, Any] | None:
+    def _analysed(self, name: str) -> Path | None:
         """A file that an analysis has written into the folder of the predictions, or into `test` there."""
         path = evaluated(self.run.folder, name) / name
-        content = read_json(path, missing_ok=True)
-        if not content:
-            return None
-        _check_form(path, content, form)
-        return content
+        return path if path.exists() else None
 
 
 def read_sources(specs: Sequence[str]) -> list[Source]:

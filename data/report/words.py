@@ -28,13 +28,13 @@ class Words:
     def __init__(self, language: Language):
         self.language = language
 
-    def __call__(self, name: str, **values: Any) -> str:
+    def __call__(self, message: str, /, **values: Any) -> str:
         """A message, its gaps filled in.
 
         >>> Words("en")("warnings"), Words("zh")("warnings")
         ('Beware', '注意')
         """
-        return messages()[name][self.language].format(**values)
+        return messages()[message][self.language].format(**values)
 
     @staticmethod
     def number(value: float | None, digits: int = 3) -> str:
