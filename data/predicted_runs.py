@@ -1,5 +1,6 @@
 """What finished runs predicted, whole in memory, and the task they did: what analyses are made of. (no torch)"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,8 +89,7 @@ def read_run(folder: str | Path) -> PredictedRun:
     rows = list(rows_of(path))
     if not rows:
         raise UserError(f"{path}: no predictions in it")
-    places = (folder, folder.resolve().parent)
-    place = next((place for place in places if (place / TASK_FILE).is_file()), None)
+    place = trained_directory(folder)
     if place is None:
         return PredictedRun(str(folder), rows, None, None)
     return PredictedRun(str(folder), rows, Contract.load(place), place / TASK_FILE)
@@ -99,6 +99,33 @@ def evaluated(folder: str | Path, name: str) -> Path:
     """`folder` itself, or the folder `test` in it where only that has the file `name`."""
     inner = Path(folder) / TEST_FOLDER
     return inner if (inner / name).is_file() and not (Path(folder) / name).is_file() else Path(folder)
+
+
+def check_same_rows(runs: Sequence[PredictedRun]) -> None:
+    """Raise a `UserError` naming the first id at which a run predicted another test file than the first one."""
+    first = runs[0]
+    for other in runs[1:]:
+        both = min(len(other.rows), len(first.rows))
+        for row, expected in zip(other.rows[:both], first.rows[:both], strict=True):
+            for field in ("id", "text", "gold"):
+                if row[field] != expected[field]:
+                    found, wanted = (one_line(repr(each[field]), 60) for each in (row, expected))
+                    raise UserError(
+                        f"{other.path}: id {row['id']!r} has {field} {found}, {first.path} has {wanted} in its place; "
+                        "they predict different files"
+                    )
+        if len(other.rows) != len(first.rows):
+            longer, shorter = (other, first) if len(other.rows) > len(first.rows) else (first, other)
+            raise UserError(
+                f"{shorter.path}: ends before id {longer.rows[len(shorter.rows)]['id']!r} of {longer.path} "
+                f"({len(shorter.rows)} rows, not {len(longer.rows)})"
+            )
+
+
+def trained_directory(folder: str | Path) -> Path | None:
+    """Of a folder with predictions or scores, where the task.json of the model lies: there, or one above, if at all."""
+    places = (Path(folder), Path(folder).resolve().parent)
+    return next((place for place in places if (place / TASK_FILE).is_file()), None)
 
 
 def _task_of_results(path: Path) -> Task:

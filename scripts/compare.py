@@ -4,6 +4,10 @@
     python -m scripts.compare zero-shot=outputs/zero-shot frozen=outputs/frozen head=outputs/classify \\
         scoring=outputs/score --output_dir outputs
 
+    # each of them tested against one
+    python -m scripts.compare zero-shot=outputs/zero-shot head=outputs/classify scoring=outputs/score \\
+        --baseline zero-shot
+
     # several seeds of one system: runs of the same name become one line, mean ± standard deviation (n - 1)
     python -m scripts.compare lora=outputs/a lora=outputs/b full=outputs/c --markdown_path table.md
 
@@ -12,52 +16,109 @@
 
     # titles in Chinese
     python -m scripts.compare 只训练分类头=outputs/head 训练全部参数=outputs/full --language zh
+
+Up to four tables:
+
+    scores     from each test_results.json
+    training   what a run is and what it took: parameters, size of its weights, seconds, memory
+    intervals  where predictions.jsonl lies beside the scores: percentile bootstrap over the rows, that is, what other
+               texts of the same kind might have given; of several seeds, of their mean
+    tests      with --baseline: the difference of each system from it on the same rows, its interval, and how often
+               chance alone would make one of this size: p of the paired bootstrap, and of the exact McNemar test of
+               whole label sets that are right. Seeds are tested as one, by their mean; McNemar's test, which takes one
+               answer a text, is left out for them. p (Holm) is corrected for the number of systems, not of metrics:
+               decide on one metric before you look.
+
+What another training of the same system would give is not in the intervals: that is ± over its seeds.
 """
 
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data.arguments import UserError, check_output_dir, flag, run
-from data.files import RESULTS_FILE, exclusive, write_json, write_text
+from data.files import PREDICTIONS_FILE, RESULTS_FILE, exclusive, write_json, write_text
+from data.labels import Prediction
 from data.metrics import LABEL_METRICS
+from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_run, trained_directory
 from data.report.run_files import read_run_file
 from data.report.tables import in_chinese, is_number, markdown_table
+from data.report.training_facts import training_facts
+from data.significance import METRICS, holm, mcnemar, mean_intervals, mean_paired_bootstrap
+from data.tasks import Task
 
 COLUMNS = (
     "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
 )  # fmt: skip
-KNOWN_COLUMNS = tuple(dict.fromkeys((*COLUMNS, *LABEL_METRICS, "brier")))
+NUMBERS_OF_TRAINING: dict[str, Callable[[float], str]] = {
+    "all_parameters": lambda count: f"{count / 1e6:,.1f}M",
+    "trainable_parameters": lambda count: f"{count / 1e6:,.3f}M",
+    "size_mb": lambda size: f"{size:,.1f}",
+    "train_seconds": lambda seconds: f"{seconds:,.0f}",
+    "peak_memory_mib": lambda size: f"{size:,.0f}",
+}
+TRAINING_COLUMNS = ("what", *NUMBERS_OF_TRAINING)
+KNOWN_COLUMNS = tuple(dict.fromkeys((*COLUMNS, *LABEL_METRICS, "brier", *TRAINING_COLUMNS)))
 COMPARISON_FILE = "baseline_comparison.json"
+MOST_ROUNDS = 1_000_000
 _SEED_SUFFIX = re.compile(r"(?P<system>.+)(?:-seed|_seed|-s)\d+")
 
 
 @dataclass
 class Args:
     runs: list[str] = flag(
-        [], f"folders with {RESULTS_FILE}, each as name=folder or just folder; the same name: one line"
+        [],
+        f"folders with {RESULTS_FILE}, or with a folder `test` that has it, each as name=folder or just folder; the "
+        "same name: one line",
     )
     group_seeds: bool = flag(
         False, "name a plain folder by what stands before its -seed0, _seed0 or -s0; leave out what has no results"
     )
-    columns: list[str] = flag(list(COLUMNS), "columns of the table; one that no run has is left out")
+    baseline: str | None = flag(
+        None, "name of the system that each of the others is tested against, on the same rows (default: no tests)"
+    )
+    rounds: int = flag(
+        1000, f"how often the bootstrap draws the rows; 0 = no intervals, and {PREDICTIONS_FILE} is not read"
+    )
+    level: float = flag(0.95, "share of the drawn scores that an interval holds")
+    seed: int = flag(42, "seed of the bootstrap")
+    columns: list[str] = flag(
+        [*COLUMNS, *TRAINING_COLUMNS], "columns of the tables, and metrics to test; one that no run has is left out"
+    )
     language: Literal["en", "zh"] = flag("en", "language of the table's titles; the JSON keeps its names")
     output_dir: str | None = flag(None, "where baseline_comparison.json goes (default: nowhere)")
-    markdown_path: str | None = flag(None, "file that the table is written to, too (default: none)")
+    markdown_path: str | None = flag(None, "file that the tables are written to, too (default: none)")
 
     def __post_init__(self):
         if not self.runs:
             raise UserError(f"--runs is needed: folders with a {RESULTS_FILE}, each as name=folder")
+        if self.rounds and not 100 <= self.rounds <= MOST_ROUNDS:
+            raise UserError(f"--rounds {self.rounds}: must be 0, or from 100 to {MOST_ROUNDS}")
+        if not 0.5 <= self.level <= 0.999:
+            raise UserError(f"--level {self.level}: must be from 0.5 to 0.999")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed}: must be from 0 to {2**32 - 1}")
+        if self.baseline is not None:
+            self._check_baseline()
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
         if self.markdown_path is not None:
             if Path(self.markdown_path).is_dir():
                 raise UserError(f"--markdown_path {self.markdown_path}: is a folder")
             check_output_dir(str(Path(self.markdown_path).parent), "--markdown_path")
+
+    def _check_baseline(self) -> None:
+        names = dict.fromkeys(name for name, _ in named_folders(self.runs, self.group_seeds))
+        if self.baseline not in names:
+            raise UserError(f"--baseline {self.baseline}: no such name; the runs are {', '.join(names)}")
+        if len(names) == 1:
+            raise UserError(f"--baseline {self.baseline}: is the only system; there is none to test against it")
+        if not self.rounds:
+            raise UserError(f"--baseline {self.baseline}: tests draw rows, which --rounds 0 leaves out")
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -70,6 +131,11 @@ class Run:
     name: str
     folder: str
     results: dict[str, Any]
+
+    @property
+    def place(self) -> Path:
+        """Where the results lie: in the folder itself, or in `test` in it."""
+        return evaluated(self.folder, RESULTS_FILE)
 
 
 def named_folders(specs: Sequence[str], group_seeds: bool) -> list[tuple[str, str]]:
@@ -97,7 +163,9 @@ def _without_seed(folder: str) -> Path:
 
 def with_results(specs: Sequence[str]) -> list[str]:
     """`specs` without what a pattern like outputs/train/* finds beside finished runs: tables, runs without results."""
-    unfinished = [spec for spec in specs if Path(spec).is_dir() and not (Path(spec) / RESULTS_FILE).exists()]
+    unfinished = [
+        spec for spec in specs if Path(spec).is_dir() and not (evaluated(spec, RESULTS_FILE) / RESULTS_FILE).exists()
+    ]
     for folder in unfinished:
         print(f"warning: {folder}: has no {RESULTS_FILE}, left out")
     kept = [spec for spec in specs if spec not in unfinished and not Path(spec).is_file()]
@@ -116,9 +184,9 @@ def read_runs(specs: Sequence[str], group_seeds: bool) -> dict[str, list[Run]]:
         specs = with_results(specs)
     systems: dict[str, list[Run]] = defaultdict(list)
     for name, folder in named_folders(specs, group_seeds):
-        new = Run(name, folder, read_run_file(folder, RESULTS_FILE))
+        new = Run(name, folder, read_run_file(evaluated(folder, RESULTS_FILE), RESULTS_FILE))
         for other in systems[name]:
-            if Path(other.folder).resolve() == Path(folder).resolve():
+            if other.place.resolve() == new.place.resolve():
                 raise UserError(f"--runs: {name} has {folder} twice")
             if other.results.get("n") != new.results.get("n"):
                 raise UserError(
@@ -129,6 +197,66 @@ def read_runs(specs: Sequence[str], group_seeds: bool) -> dict[str, list[Run]]:
     return dict(systems)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What the runs of one name answered to the n rows that have gold labels, all of them to the same ones."""
+
+    first: PredictedRun
+    task: Task
+    gold: list[tuple[str, ...]]
+    runs: list[list[Prediction]]
+
+
+def read_answers(name: str, runs: Sequence[Run]) -> Answers | None:
+    """The answers of a system's runs; None where a run has no predictions.jsonl, or, with a warning, other rows.
+
+    Raises:
+        UserError: predictions that are broken, or not those that were scored.
+    """
+    if not all((run.place / PREDICTIONS_FILE).is_file() for run in runs):
+        return None
+    read = [read_run(run.place) for run in runs]
+    for scored, predicted in zip(runs, read, strict=True):
+        predicted.task()  # checks the rows
+        _check_scored(scored, predicted)
+    try:
+        _check_comparable(read)
+    except UserError as error:
+        print(f"warning: {name} has no intervals: {error}")
+        return None
+    gold = [tuple(row["gold"]) for row in read[0].labelled]
+    return Answers(read[0], read[0].task(), gold, [_labelled_predictions(predicted) for predicted in read])
+
+
+def _labelled_predictions(predicted: PredictedRun) -> list[Prediction]:
+    pairs = zip(predicted.rows, predicted.predictions, strict=True)
+    return [prediction for row, prediction in pairs if row["gold"] is not None]
+
+
+def _check_scored(scored: Run, predicted: PredictedRun) -> None:
+    """Raise a `UserError` where a run's results are of other rows than those beside them."""
+    rows, accuracy = predicted.labelled, scored.results.get("accuracy")
+    right = sum(set(row["labels"]) == set(row["gold"]) for row in rows)
+    same_count = scored.results.get("n") in (None, len(rows))
+    if not rows or not same_count or (accuracy is not None and abs(right / len(rows) - accuracy) > 1e-6):
+        raise UserError(
+            f"{scored.place}: {RESULTS_FILE} is not of the rows in {PREDICTIONS_FILE}: it has n "
+            f"{scored.results.get('n')} and accuracy {accuracy}, of {len(rows)} labelled rows {right} are right; "
+            "predict them again, or give --rounds 0"
+        )
+
+
+def _check_comparable(read: Sequence[PredictedRun]) -> None:
+    """Raise a `UserError` where runs predicted other rows than the first of them, or other labels."""
+    check_same_rows(read)
+    first = read[0].task()
+    for other in read[1:]:
+        if different := set(first.labels) ^ set(other.task().labels):
+            raise UserError(
+                f"{other.path}: label {min(different)!r} is not in both its task and that of {read[0].path}"
+            )
+
+
 # --- comparing ------------------------------------------------------------------------------------------------------
 
 
@@ -137,20 +265,96 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
 
     Returns:
         `runs` (folders); `mean` and sample standard deviation `std` of each number that all of them have (`std` is
-        None for a single run); of a single run also its whole `results`.
+        None for a single run); of a single run also its whole `results`; under `training`, where there is something to
+        tell, the same of `NUMBERS_OF_TRAINING`, and in words `what` they are and what `size_mb` is the size of.
     """
     names = [name for name in runs[0].results if name != "seed" and all(is_number(r.results.get(name)) for r in runs)]
-    values = {name: [run.results[name] for run in runs] for name in names}
-    content = {
-        "runs": [run.folder for run in runs],
+    content = {"runs": [run.folder for run in runs], **_folded([run.results for run in runs], names)}
+    if len(runs) == 1:
+        content["results"] = runs[0].results
+    facts = [training_facts(trained_directory(run.place) or run.place) for run in runs]
+    if any(facts):
+        numbers = [name for name in NUMBERS_OF_TRAINING if all(is_number(each.get(name)) for each in facts)]
+        words = {"what": _joined(map(_what, facts)), "size_of": _joined(each.get("size_of") for each in facts)}
+        content["training"] = words | _folded(facts, numbers)
+    return content
+
+
+def _folded(tables: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    values = {name: [table[name] for table in tables] for name in names}
+    return {
         "mean": {name: statistics.mean(column) for name, column in values.items()},
-        "std": {name: statistics.stdev(column) if len(runs) > 1 else None for name, column in values.items()},
+        "std": {name: statistics.stdev(column) if len(tables) > 1 else None for name, column in values.items()},
     }
-    return content if len(runs) > 1 else content | {"results": runs[0].results}
+
+
+def _what(facts: dict[str, Any]) -> str:
+    """`{"objective": "classify", "head": "mlp", "base_model": "a/b"}` -> "classify, mlp head, b"."""
+    head = f"{facts['head']} head" if "head" in facts else None
+    base = Path(facts["base_model"]).name if "base_model" in facts else None
+    return ", ".join(filter(None, (facts.get("objective"), facts.get("method"), head, facts.get("tuning"), base)))
+
+
+def _joined(words: Iterable[str | None]) -> str | None:
+    return " / ".join(dict.fromkeys(filter(None, words))) or None
+
+
+def intervals(answers: Answers, args: Args) -> dict[str, Any]:
+    """`intervals`: metric -> its two ends; `bootstrap`: how they were made."""
+    found = mean_intervals(answers.gold, answers.runs, answers.task, METRICS, args.rounds, args.seed, args.level)
+    how = {"rows": len(answers.gold), "rounds": args.rounds, "level": args.level, "seed": args.seed}
+    return {"intervals": {metric: list(ends) for metric, ends in found.items()}, "bootstrap": how}
+
+
+def against_baseline(answers: dict[str, Answers | None], args: Args) -> dict[str, dict[str, Any]]:
+    """Each system but the baseline -> what it comes to against it; those with other rows are warned of and left out.
+
+    Returns:
+        name -> `baseline`; `systems`: how many were tested, for which `p_holm` is corrected; `metrics`: metric ->
+        `difference`, `interval`, `p`, `p_holm`; `mcnemar`: `better`, `worse`, `p`, `p_holm`, or None where one of the
+        two has several runs.
+
+    Raises:
+        UserError: the baseline has no predictions.
+    """
+    base = answers.get(args.baseline)
+    if base is None:
+        raise UserError(f"--baseline {args.baseline}: not all of its runs have a {PREDICTIONS_FILE} of the same rows")
+    found = {}
+    for name, other in answers.items():
+        if name == args.baseline:
+            continue
+        try:
+            if other is None:
+                raise UserError(f"not all of its runs have a {PREDICTIONS_FILE} of the same rows")
+            _check_comparable([base.first, other.first])
+        except UserError as error:
+            print(f"warning: {name} is not tested against {args.baseline}: {error}")
+            continue
+        single = len(base.runs) == len(other.runs) == 1
+        found[name] = {
+            "baseline": args.baseline,
+            "metrics": mean_paired_bootstrap(
+                base.gold, other.runs, base.runs, base.task, METRICS, args.rounds, args.seed, args.level
+            ),
+            "mcnemar": mcnemar(base.gold, other.runs[0], base.runs[0]) if single else None,
+        }
+    for metric in METRICS:
+        _correct({name: content["metrics"][metric] for name, content in found.items()})
+    _correct({name: content["mcnemar"] for name, content in found.items() if content["mcnemar"]})
+    return {name: content | {"systems": len(found)} for name, content in found.items()}
+
+
+def _correct(results: dict[str, dict[str, Any]]) -> None:
+    for name, p in holm({name: result["p"] for name, result in results.items()}).items():
+        results[name]["p_holm"] = p
+
+
+# --- showing --------------------------------------------------------------------------------------------------------
 
 
 def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS, language: str = "en") -> str:
-    """A Markdown table, one line a name, without the columns that none of them has; titles in English or Chinese.
+    """The scores as a Markdown table, one line a name, without the columns that none of them has.
 
     Raises:
         UserError: a column that is neither known nor a number in any of the results.
@@ -162,7 +366,10 @@ def table(summaries: dict[str, dict[str, Any]], columns: Sequence[str] = COLUMNS
             raise UserError(f"--columns {column}: unknown; known are {known}")
     columns = [column for column in columns if column in found]
     rows = [[name, *(_cell(content, column) for column in columns)] for name, content in summaries.items()]
-    titles = ["name", *columns]
+    return _drawn(["name", *columns], rows, language)
+
+
+def _drawn(titles: Sequence[str], rows: Sequence[Sequence[str]], language: str) -> str:
     return markdown_table([in_chinese(t) for t in titles] if language == "zh" else titles, rows, padded=True)
 
 
@@ -177,9 +384,99 @@ def _cell(content: dict[str, Any], column: str) -> str:
     return f"{value:.4f}" if deviation is None else f"{value:.4f} ± {deviation:.4f}"
 
 
+def training_table(summaries: dict[str, dict[str, Any]], columns: Sequence[str], language: str) -> str | None:
+    """What the runs are and what they took, without the columns that none of them has; None where there are none."""
+    known = {name: content.get("training", {"mean": {}, "std": {}}) for name, content in summaries.items()}
+    columns = [c for c in columns if c in TRAINING_COLUMNS and any(t.get(c) or c in t["mean"] for t in known.values())]
+    rows = [[name, *(_training_cell(training, column) for column in columns)] for name, training in known.items()]
+    return _drawn(["name", *columns], rows, language) if columns else None
+
+
+def _training_cell(training: dict[str, Any], column: str) -> str:
+    if column == "what":
+        return training.get("what") or "-"
+    value, deviation = training["mean"].get(column), training["std"].get(column)
+    if value is None:
+        return "-"
+    written = NUMBERS_OF_TRAINING[column]
+    shown = f"{written(value)} ± {written(deviation)}" if deviation else written(value)
+    return f"{shown} ({training['size_of']})" if column == "size_mb" else shown
+
+
+def interval_table(summaries: dict[str, dict[str, Any]], metrics: Sequence[str], language: str) -> str | None:
+    """The ends of the intervals, one line a name; None where there are none."""
+    known = {name: content.get("intervals", {}) for name, content in summaries.items()}
+    if not metrics or not any(known.values()):
+        return None
+    rows = [[name, *(_interval(ends.get(metric)) for metric in metrics)] for name, ends in known.items()]
+    return _drawn(["name", *metrics], rows, language)
+
+
+def _interval(ends: Sequence[float] | None, form: str = ".4f") -> str:
+    return f"{ends[0]:{form}} … {ends[1]:{form}}" if ends else "-"
+
+
+def against_table(against: dict[str, dict[str, Any]], metrics: Sequence[str], language: str) -> str | None:
+    """A line for each system and metric, and one for McNemar's test; None where nothing was tested."""
+    rows = []
+    for name, content in against.items():
+        for metric in metrics:
+            result = content["metrics"][metric]
+            title = in_chinese(metric) if language == "zh" else metric
+            interval = _interval(result["interval"], "+.4f")
+            rows.append([name, title, f"{result['difference']:+.4f}", interval, *_ps(result)])
+        if split := content["mcnemar"]:
+            counts = f"+{split['better']} -{split['worse']}"
+            rows.append([name, "McNemar", counts, "-", *_ps(split)])
+    return _drawn(["name", "metric", "difference", "interval", "p", "p (Holm)"], rows, language) if rows else None
+
+
+def _ps(result: dict[str, Any]) -> list[str]:
+    return [f"{p:.4f}" if p >= 0.0001 else "< 0.0001" for p in (result["p"], result["p_holm"])]
+
+
+def heading(kind: str, args: Args, systems: int = 0) -> str:
+    """The line above a table."""
+    level = f"{100 * args.level:g} %"
+    english = {
+        "training": "What it is, and what it took:",
+        "intervals": f"{level} intervals, of {args.rounds:,} bootstrap rounds over the rows:",
+        "tests": f"Against {args.baseline} on the same rows, {level} intervals; p (Holm) is corrected for {systems} "
+        "systems:",
+    }
+    chinese = {
+        "training": "方法与训练开销：",
+        "intervals": f"{level} 置信区间（对测试样本做 {args.rounds:,} 次自助抽样）：",
+        "tests": f"与 {args.baseline} 在同一批样本上比较，{level} 置信区间；p (Holm) 已按 {systems} 个系统校正：",
+    }
+    return (chinese if args.language == "zh" else english)[kind]
+
+
+def pages(summaries: dict[str, dict[str, Any]], args: Args) -> str:
+    """All tables, each but the first under its heading."""
+    metrics = [column for column in args.columns if column in METRICS]
+    against = {name: content["against"] for name, content in summaries.items() if "against" in content}
+    parts = {
+        "training": training_table(summaries, args.columns, args.language),
+        "intervals": interval_table(summaries, metrics, args.language),
+        "tests": against_table(against, metrics, args.language),
+    }
+    below = [f"{heading(kind, args, len(against))}\n\n{drawn}" for kind, drawn in parts.items() if drawn]
+    return "\n\n".join([table(summaries, args.columns, args.language), *below])
+
+
 def main(args: Args) -> None:
-    summaries = {name: summary(runs) for name, runs in read_runs(args.runs, args.group_seeds).items()}
-    text = table(summaries, args.columns, args.language)
+    systems = read_runs(args.runs, args.group_seeds)
+    summaries = {name: summary(runs) for name, runs in systems.items()}
+    table(summaries, args.columns)  # a column that there is not is known before the rows are read
+    answers = {name: read_answers(name, runs) if args.rounds else None for name, runs in systems.items()}
+    for name, answered in answers.items():
+        if answered is not None:
+            summaries[name] |= intervals(answered, args)
+    if args.baseline is not None:
+        for name, content in against_baseline(answers, args).items():
+            summaries[name]["against"] = content
+    text = pages(summaries, args)
     print(text)
     sizes = {name: content["mean"].get("n") for name, content in summaries.items()}
     if len(set(sizes.values())) > 1:

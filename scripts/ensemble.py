@@ -23,13 +23,13 @@ from typing import Any, Literal
 
 import numpy
 
-from data.arguments import UserError, check_output_dir, flag, one_line, run
+from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.files import PREDICTIONS_FILE, TASK_FILE, exclusive
 from data.labels import Prediction
 from data.loading import Example
 from data.metrics import label_metrics
-from data.predicted_runs import PredictedRun, read_run
+from data.predicted_runs import PredictedRun, check_same_rows, read_run
 from data.prediction_files import new_predictions, remove_results, write_results
 from data.prediction_rows import check_row, prediction_row
 from data.tasks import Task, check_same_labels, resolve_task
@@ -99,27 +99,6 @@ def common_task(args: Args, members: Sequence[PredictedRun]) -> Task:
         if args.task not in (None, task.name, task.kind):
             raise UserError(f"--task {args.task} contradicts {first}: trained as {task.name}")
     return task
-
-
-def check_same_rows(members: Sequence[PredictedRun]) -> None:
-    """Raise a `UserError` naming the first id at which a member predicted another test file than the first one."""
-    first = members[0]
-    for other in members[1:]:
-        both = min(len(other.rows), len(first.rows))
-        for row, expected in zip(other.rows[:both], first.rows[:both], strict=True):
-            for field in ("id", "text", "gold"):
-                if row[field] != expected[field]:
-                    found, wanted = (one_line(repr(each[field]), 60) for each in (row, expected))
-                    raise UserError(
-                        f"{other.path}: id {row['id']!r} has {field} {found}, {first.path} has {wanted} in its place; "
-                        "they predict different files"
-                    )
-        if len(other.rows) != len(first.rows):
-            longer, shorter = (other, first) if len(other.rows) > len(first.rows) else (first, other)
-            raise UserError(
-                f"{shorter.path}: ends before id {longer.rows[len(shorter.rows)]['id']!r} of {longer.path} "
-                f"({len(shorter.rows)} rows, not {len(longer.rows)})"
-            )
 
 
 # --- combining ------------------------------------------------------------------------------------------------------

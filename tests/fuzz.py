@@ -37,13 +37,14 @@ from data.encoding import Encoder
 from data.engine.models import adapter_stack, is_encoder
 from data.learning.checkpoints import find_checkpoint
 from data.loading import Example
+from data.predicted_runs import read_run
 from data.prediction_files import PredictionFile
 from data.prediction_rows import measure, rows_of
 from data.report.charts import training_figure
 from data.report.model_card import write_model_card
 from data.report.run_files import read_run_file
 from data.tasks import BUILT_IN_TASKS, resolve_task
-from scripts import compare, ensemble
+from scripts import compare
 from tests.conftest import make_tokenizer
 from tests.hostile_files import check_data_file, hostile_files
 
@@ -201,7 +202,7 @@ RUN_FILES: dict[str, tuple[Any, tuple[Callable[[Path], Any], ...]]] = {
         (_card, lambda folder: adapter_stack(str(folder))),
     ),
     "config.json": ({"model_type": "qwen2", "hidden_size": 8}, (lambda folder: is_encoder(str(folder)),)),
-    "predictions.jsonl": (_ROW, (_predictions, lambda folder: ensemble.read_member(str(folder)))),
+    "predictions.jsonl": (_ROW, (_predictions, read_run)),
     "predictions.partial.json": (_SETTINGS, (_partial,)),
     "predictions.partial.jsonl": (_ROW, (_partial,)),
 }  # fmt: skip

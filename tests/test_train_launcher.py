@@ -342,4 +342,5 @@ def test_a_grid(tmp_path, environment, tiny_model_dir):
     assert compared["sst2-lora"]["mean"]["accuracy"] == pytest.approx((0.25 + results["accuracy"]) / 2)
     table = (outputs / "comparison.md").read_text()
     assert table in done.stdout
-    assert [line.split()[1:6:2] for line in table.splitlines()[2:]] == [["r8-lora", "8", "1"], ["sst2-lora", "8", "2"]]
+    scores = table.split("\n\n")[0]
+    assert [line.split()[1:6:2] for line in scores.splitlines()[2:]] == [["r8-lora", "8", "1"], ["sst2-lora", "8", "2"]]

@@ -21,13 +21,12 @@ from data.files import (
     ARGS_FILE,
     DATA_REPORT_FILE,
     RESULTS_FILE,
-    REWARDS_FILE,
     STATE_FILE,
     TRAIN_RESULTS_FILE,
     write_text,
 )
 from data.report.charts import TRAINING_CURVES, draw_training_curves, logged
-from data.report.run_files import read_run_file
+from data.report.run_files import is_grpo, read_run_file
 from data.report.tables import SCORES, is_number, markdown_table
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -114,8 +113,7 @@ def write_model_card(output_dir: str | Path) -> None:
     files = (ARGS_FILE, TRAIN_RESULTS_FILE, DATA_REPORT_FILE, RESULTS_FILE, STATE_FILE, ADAPTER_FILE)
     run = SimpleNamespace(**{Path(name).stem: read_run_file(directory, name, missing_ok=True) for name in files})
     run.contract = contract = Contract.load(directory)
-    # a run shorter than --logging_steps has no rewards.csv yet
-    run.is_grpo = (directory / REWARDS_FILE).is_file() or "num_generations" in run.args
+    run.is_grpo = is_grpo(directory, run.args)
     header = ModelCardData(
         base_model=hub_id(contract.base_model),
         library_name="peft" if run.adapter_config else "transformers",

@@ -92,6 +92,11 @@ def _check_size(path: Path, name: str, value: Any) -> None:
         raise UserError(f"{path}: {name} is {one_line(value, 60)}, which is out of range")
 
 
+def is_grpo(folder: str | Path, args: dict[str, Any]) -> bool:
+    """Whether a run, with such an args.json, is one of reinforcement; a short one may have no rewards.csv yet."""
+    return (Path(folder) / REWARDS_FILE).is_file() or "num_generations" in args
+
+
 def read_rewards(folder: str | Path) -> "DataFrame":
     """`rewards.csv` of a GRPO run as a pandas table, one row a logged step.
 
