@@ -27,7 +27,7 @@ from typing import Any, Literal
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
 from data.contract import Precision, contract_for
 from data.engine.models import check_model_path
-from data.engine.predictor import Predictor, check_texts
+from data.engine.predictor import Predictor
 from data.files import TASK_FILE, as_json, exclusive, write_text
 from data.labels import Prediction
 from data.loading import Example, ExampleFile
@@ -71,13 +71,12 @@ class Args:
             raise UserError("--model_path is needed: a hub id or a directory")
         if (self.text is None) == (self.test_data_path is None):
             raise UserError("give one of --text (one text) and --test_data_path (a file)")
-        if self.text is not None:
-            if self.limit is not None:
-                raise UserError(f"--limit {self.limit}: is for a file (--test_data_path)")
-            try:
-                check_texts([self.text])
-            except ValueError as error:
-                raise UserError(f"--text: {error}") from error
+        if self.text is not None and not self.text.strip():
+            raise UserError("--text is empty")
+        if self.text is not None and not self.text.isprintable() and any("\ud800" <= c <= "\udfff" for c in self.text):
+            raise UserError("--text is not UTF-8")
+        if self.text is not None and self.limit is not None:
+            raise UserError(f"--limit {self.limit}: is for a file (--test_data_path)")
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
         check_at_least(self, limit=1, texts_shown=1, top_words=1, min_count=1, max_length=1)

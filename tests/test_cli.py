@@ -15,8 +15,9 @@ from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 
 SCRIPTS = (
-    "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.compare",
-    "-m scripts.confidence", "-m scripts.ensemble", "-m scripts.gather", "-m scripts.reward_curve", "-m scripts.web",
+    "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
+    "-m scripts.compare", "-m scripts.confidence", "-m scripts.ensemble", "-m scripts.gather", "-m scripts.report",
+    "-m scripts.reward_curve", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
     "-m scripts.benchmark sft",
 )  # fmt: skip
@@ -28,6 +29,7 @@ LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
 SFT = "main_SFT.py --model_path {model} --train_data_path {dir}/good.tsv --label_path {dir}/labels.txt --output_dir {dir}/out"
 INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --output_dir {dir}/out"
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
+ATTEND = INFER.replace("inference.py", "scripts/attention.py")
 CASES = {
     "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
     "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
@@ -137,7 +139,31 @@ CASES = {
     "compare: a seed below zero": ("scripts/compare.py --runs {dir}/odd --seed -1", "--seed -1: must be from 0 to 4294967295"),
     "compare: rows that are none": ("scripts/compare.py --runs {dir}/scored", "{dir}/scored/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
     "compare: an odd log of training": ("scripts/compare.py --runs {dir}/logged", "{dir}/logged/train_results.json: peak_memory_mib is 'much', expected a whole number or null"),
+    "report: nothing given": ("scripts/report.py", "--runs is needed: folders with a predictions.jsonl"),
+    "report: no such run": ("scripts/report.py {dir}/nowhere", "{dir}/nowhere/predictions.jsonl: cannot be read (No such file"),
+    "report: several and no place": ("scripts/report.py a={dir}/odd b={dir}/deep", "--output_dir is needed: where the report.html of 2 runs goes"),
+    "report: two of a name": ("scripts/report.py a={dir}/unsure a={dir}/unsure --output_dir {dir}/out", "--runs: two are called a; the report shows each by itself"),
+    "report: rows of another type": ("scripts/report.py {dir}/odd", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
+    "report: labels of nobody": ("scripts/report.py {dir}/trained/test", "{dir}/trained/test/predictions.jsonl:1: id '1' has label 'joy', which task goemotions-group has not"),
+    "report: a file for a folder": ("scripts/report.py {dir}/unsure --output_dir {dir}/good.tsv", "--output_dir {dir}/good.tsv: is a file"),
+    "report: a language without words": ("scripts/report.py {dir}/unsure --language fr", "--language: invalid choice: 'fr'"),
+    "report: fewer than no errors": ("scripts/report.py {dir}/unsure --worst -1", "--worst -1: must be at least 0"),
+    "report: robustness of another type": ("scripts/report.py {dir}/tested", "{dir}/tested/robustness_result.json: clean.accuracy: Input should be a valid number"),
+    "report: no attention in it": ("scripts/report.py {dir}/attended", "{dir}/attended/attention.json: has no"),
     "ensemble: no rows of predictions": ("scripts/ensemble.py --runs {dir}/odd {dir}/deep --output_dir {dir}/out", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
+    "attention: nothing given": ("scripts/attention.py", "--model_path is needed"),
+    "attention: nothing to read": (ATTEND, "give one of --text (one text) and --test_data_path (a file)"),
+    "attention: two things to read": (f"{ATTEND} --text hi --test_data_path {{dir}}/good.tsv", "give one of --text (one text) and --test_data_path (a file)"),
+    "attention: an empty text": (f"{ATTEND} --text ' '", "--text is empty"),
+    "attention: the first rows of one text": (f"{ATTEND} --text hi --limit 5", "--limit 5: is for a file (--test_data_path)"),
+    "attention: an empty page": (f"{ATTEND} --text hi --texts_shown 0", "--texts_shown 0: must be at least 1"),
+    "attention: no top words": (f"{ATTEND} --text hi --top_words 0", "--top_words 0: must be at least 1"),
+    "attention: words that never occur": (f"{ATTEND} --text hi --min_count 0", "--min_count 0: must be at least 1"),
+    "attention: wrong label id": (f"{ATTEND} --test_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
+    "attention: nowhere to write": ("scripts/attention.py --model_path {model} --task emotion --text hi", "--output_dir is needed for an untuned model"),
+    "attention: another objective than the run's": ("scripts/attention.py --model_path {dir}/trained --text hi --objective score", "--objective score contradicts {dir}/trained/task.json"),
+    "attention: a head that is not there": (f"{ATTEND} --text hi --objective classify", "--objective: invalid choice: 'classify'"),
+    "attention: a format that there is not": (f"{ATTEND} --text hi --precision fp8", "--precision: invalid choice: 'fp8'"),
     "empty --text": (f"{INFER} --text ''", "--text is empty"),
     "unknown sharing": (f"{SFT} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
     "compile what": (f"{SFT} --compile maybe", "--compile: expected on or off, found 'maybe'"),
@@ -223,6 +249,12 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "oversure/test_results.json": '{"per_label": {"joy": {}, "fear": {}}}',
         "oversure/predictions.jsonl": '{"id": "1", "text": "hi", "gold": null, "labels": [], "valid": true, "confidence": 1.5}\n',
         "trained/test/predictions.jsonl": '{"id": "1", "text": "hi", "gold": ["joy"], "labels": ["joy"], "valid": true}\n',
+        "tested/test_results.json": '{"per_label": {"joy": {}, "fear": {}}}',
+        "tested/predictions.jsonl": '{"id": "1", "text": "hi", "gold": ["joy"], "labels": ["joy"], "valid": true}\n',
+        "tested/robustness_result.json": '{"model_path": "m", "test_data_path": "t", "task": "t", "n": 1, "clean": {"accuracy": "high"}}',
+        "attended/test_results.json": '{"per_label": {"joy": {}, "fear": {}}}',
+        "attended/predictions.jsonl": '{"id": "1", "text": "hi", "gold": ["joy"], "labels": ["joy"], "valid": true}\n',
+        "attended/attention.json": '{"model_path": "m"}',
         "scored/test_results.json": '{"n": 1, "accuracy": 1.0}',
         "scored/predictions.jsonl": '{"id": "1", "text": "hi", "gold": "joy", "labels": ["joy"], "valid": true}\n',
         "logged/test_results.json": '{"n": 1}',

@@ -186,39 +186,50 @@ def weights_shown(model) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def label_score(model, decision: Decision, input_ids: Tensor | None = None) -> Tensor:
-    """The label's score, a number in fp32, as an ordinary pass gives it.
+def weights_of(model, decision: Decision) -> tuple[Tensor, Tensor]:
+    """One pass forwards and one back, within `weights_shown`.
 
     Args:
-        model: the model.
-        decision: where it decides.
-        input_ids: (1, N) the decision's own, on the model's device; None = made here.
-    """
-    return decision.score(_output(model, decision, input_ids).logits[0].float())
+        model: the model; it may have an adapter.
+        decision: where it decides on a label.
 
-
-def _output(model, decision: Decision, input_ids: Tensor | None = None, **options):
-    """What the model puts out, called under what PEFT puts around it, which hands on less."""
-    model = bare_model(model)
-    if input_ids is None:
-        input_ids = torch.tensor([decision.token_ids], device=model.device)
-    if decision.kept is not None:
-        options |= {"logits_to_keep": torch.tensor(decision.kept, device=model.device), "use_cache": False}
-    return model(input_ids=input_ids, **options)
-
-
-def attention_weights(model, decision: Decision) -> Tensor:
-    """The attention (L, H, N, N) of each layer and head, each row over all tokens that its position sees.
+    Returns:
+        The attention (L, H, N, N) of each layer and head, each row over all tokens that its position sees, and gradient
+        × input (N,), signed: each token's embedding times the gradient of the label's score, summed over dimensions.
 
     Raises:
         UserError: a model that has no such weights in each of its layers.
     """
-    with torch.inference_mode(), weights_shown(model):
-        layers = _output(model, decision, output_attentions=True).attentions or ()
-    config = bare_model(model).config.get_text_config()
+    from captum.attr import LayerGradientXActivation
+
+    model, found = bare_model(model), []  # what PEFT puts around it does not hand everything on
+
+    def forward(input_ids: Tensor) -> Tensor:
+        score, attention = score_and_attention(model, decision, input_ids)
+        found.append(attention)
+        return score[None]
+
+    input_ids = torch.tensor([decision.token_ids], device=model.device)
+    attributed = LayerGradientXActivation(forward, model.get_input_embeddings()).attribute(input_ids)
+    return found[0], attributed.detach()[0].sum(dim=-1)
+
+
+def score_and_attention(model, decision: Decision, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The label's score, a number in fp32 with a gradient, and the attention (L, H, N, N) without; see `weights_of`.
+
+    Args:
+        model: without what PEFT puts around it.
+        decision: where it decides on the label.
+        input_ids: (1, N) what it reads.
+    """
+    options = {}
+    if decision.kept is not None:
+        options = {"logits_to_keep": torch.tensor(decision.kept, device=model.device), "use_cache": False}
+    output = model(input_ids=input_ids, output_attentions=True, **options)
+    layers, config = output.attentions or (), model.config.get_text_config()
     if len(layers) != config.num_hidden_layers or any(layer is None or layer.dim() != 4 for layer in layers):
         raise UserError(f"--model_path: {config.model_type} models do not give attention weights of all their layers")
-    return torch.stack([layer[0] for layer in layers]).float()
+    return decision.score(output.logits[0].float()), torch.stack([layer[0].detach() for layer in layers]).float()
 
 
 def rollout_rows(attention: Tensor, rows: Sequence[int]) -> Tensor:
@@ -239,19 +250,6 @@ def rollout_rows(attention: Tensor, rows: Sequence[int]) -> Tensor:
         passed = layer / 2 + torch.eye(len(layer), device=layer.device) / 2
         found = found @ (passed / passed.sum(dim=-1, keepdim=True))
     return found
-
-
-def gradient_x_input(model, decision: Decision) -> Tensor:
-    """Embedding × gradient of the label's score, summed over the embedding's dimensions: (N,), signed."""
-    from captum.attr import LayerGradientXActivation
-
-    def forward(input_ids: Tensor) -> Tensor:
-        return label_score(model, decision, input_ids)[None]
-
-    model = bare_model(model)
-    input_ids = torch.tensor([decision.token_ids], device=model.device)
-    attributed = LayerGradientXActivation(forward, model.get_input_embeddings()).attribute(input_ids)
-    return attributed.detach()[0].sum(dim=-1)
 
 
 # --- both together ---------------------------------------------------------------------------------------------------
@@ -275,11 +273,10 @@ def explain(predictor: "Predictor", text: str, prediction: Prediction) -> tuple[
 
 
 def _explanation(model, read: ReadText, decision: Decision) -> Explanation:
-    attention = attention_weights(model, decision)  # (L, H, N, N)
+    attention, gradient = weights_of(model, decision)  # (L, H, N, N), (N,)
     by_head = attention[:, :, decision.rows].mean(dim=2).cpu().numpy()  # (L, H, N)
     rollout = rollout_rows(attention.mean(dim=1), decision.rows).mean(dim=0).cpu().numpy()  # (N,)
-    gradient = gradient_x_input(model, decision).cpu().numpy()  # (N,)
-    of_tokens = dict(zip(METHODS, (by_head.mean(axis=(0, 1)), rollout, gradient), strict=True))
+    of_tokens = dict(zip(METHODS, (by_head.mean(axis=(0, 1)), rollout, gradient.cpu().numpy()), strict=True))
     return Explanation(
         **{method: read.of_words(weights) for method, weights in of_tokens.items()},
         by_head=read.of_words(by_head),

@@ -52,7 +52,8 @@ def inline_panels(figure: "Figure", name: str, words: dict[str, str] | None = No
         return [_markup([*definitions, *parts], (0, 0, width, height))]
     contents = [[part] for part in parts]
     contents[0] = [*definitions, *contents[0]]  # an id counts in the whole page: the first panel defines for all
-    return [_markup(content, box) for content, box in zip(contents, boxes, strict=True)]
+    kinds = ["plot"] * len(figure.axes) + ["plot legend"] * len(figure.legends)
+    return [_markup(*each) for each in zip(contents, boxes, kinds, strict=True)]
 
 
 def _drawn(figure: "Figure", name: str) -> ElementTree.Element:
@@ -116,10 +117,10 @@ def _boxes(figure: "Figure") -> list[Box] | None:
     ]
 
 
-def _markup(content: list[ElementTree.Element], box: Box) -> str:
+def _markup(content: list[ElementTree.Element], box: Box, kind: str = "plot") -> str:
     """An SVG element that shows what is inside the box; it is not read aloud, as what it says is said beside it."""
     left, top, width, height = (round(float(side), 2) for side in box)
     view = {"viewBox": f"{left} {top} {width} {height}", "width": f"{width}", "height": f"{height}"}
-    svg = ElementTree.Element("svg", view | {"aria-hidden": "true", "class": "plot"})
+    svg = ElementTree.Element("svg", view | {"aria-hidden": "true", "class": kind})
     svg.extend(content)
     return ElementTree.tostring(svg, encoding="unicode", short_empty_elements=True)

@@ -14,9 +14,12 @@ CHANCE = 0.05  # p from which a difference may well be chance
 NAMED = 3  # mistakes of a kind
 
 
-def sentences(run: dict[str, Any], say: Words) -> list[str]:
+def paragraphs(run: dict[str, Any], say: Words) -> list[str]:
     """What is most worth knowing of a run, see `data.report.sections.run_data`."""
-    return [*_about(run, say), *_how_right(run, say), *_mistakes(run, say), *_confidence(run, say), *_robust(run, say)]
+    topics = ((_about, _how_right), (_labels, _mistakes), (_confidence,), (_robust,))
+    gap = "" if say.language == "zh" else " "
+    found = (gap.join(sentence for topic in topics_of for sentence in topic(run, say)) for topics_of in topics)
+    return [paragraph for paragraph in found if paragraph]
 
 
 def _about(run: dict[str, Any], say: Words) -> Iterator[str]:
@@ -45,6 +48,11 @@ def _how_right(run: dict[str, Any], say: Words) -> Iterator[str]:
     yield say(
         "majority" if better else "not_better", labels=say.labels(constant["labels"]), share=say.percent(constant["share"])
     )
+
+
+def _labels(run: dict[str, Any], say: Words) -> Iterator[str]:
+    if run["scores"] is None:
+        return
     seen = [row for row in run["per_label"] if row["support"]]
     best, worst = seen[0], seen[-1]
     if best["f1"] > worst["f1"]:
