@@ -31,7 +31,8 @@ from data.report.words import Language, Words
 @dataclass
 class Args:
     runs: list[str] = flag(
-        [], f"folders with a {PREDICTIONS_FILE}, or with such a folder `test` in them, each as name=folder or just folder"
+        [],
+        f"folders with a {PREDICTIONS_FILE}, or with such a folder `test` in them, each as name=folder or just folder",
     )
     output_dir: str | None = flag(
         None, f"where {REPORT_FILE} goes (default: beside the predictions of a single run; needed for several)"

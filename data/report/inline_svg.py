@@ -112,9 +112,7 @@ def _boxes(figure: "Figure") -> list[Box] | None:
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)  # see `_drawn`
         bounds = [part.get_tightbbox() for part in (*figure.axes, *figure.legends)]
     height = figure.get_figheight() * _POINTS
-    return [
-        (b.x0 - _MARGIN, height - b.y1 - _MARGIN, b.width + 2 * _MARGIN, b.height + 2 * _MARGIN) for b in bounds
-    ]
+    return [(b.x0 - _MARGIN, height - b.y1 - _MARGIN, b.width + 2 * _MARGIN, b.height + 2 * _MARGIN) for b in bounds]
 
 
 def _markup(content: list[ElementTree.Element], box: Box, kind: str = "plot") -> str:

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import re
 import unicodedata
-from pathlib import Path
 from typing import Any
 
 from data.arguments import one_line
@@ -143,5 +142,3 @@ def _coverage(runs: list[dict[str, Any]], say: Words) -> dict[str, Any] | None:
     areas = {name: a["risk_coverage"]["area"] for name, a in analyses.items() if a["risk_coverage"] is not None}
     listed = say.list(say("coverage_run", name=name, area=say.number(area)) for name, area in areas.items())
     return _figure(figure, "coverage", say("coverage_caption"), say("coverage_alt", list=listed), say)
-
-

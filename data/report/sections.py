@@ -19,7 +19,7 @@ from data.files import file_hash
 from data.metrics import label_metrics
 from data.report.commands import commands, remedies
 from data.report.heat_map import static_rows
-from data.report.sources import Source, predictions_file, same_rows
+from data.report.sources import Source, same_rows
 from data.report.tables import is_number
 from data.significance import METRICS, bootstrap_intervals, mcnemar, paired_bootstrap
 
@@ -100,7 +100,7 @@ def run_data(source: Source, worst: int, seed: int) -> dict[str, Any]:
         "examples_per_second": source.results.get("examples_per_second"),
         "commands": commands(source),
         "versions": contract.library_versions if contract else None,
-        "sha256": file_hash(predictions_file(source)),
+        "sha256": file_hash(run.path),
     }
     return found | {"remedies": remedies(source, found)}
 
@@ -140,9 +140,7 @@ def per_label(source: Source, scores: dict[str, Any] | None) -> list[dict[str, A
     rows = source.run.labelled or source.run.rows
     predicted = Counter(label for row in rows for label in set(row["labels"]))
     measured = scores["per_label"] if scores else {}
-    table = [
-        {"label": label, **measured.get(label, {}), "predicted": predicted[label]} for label in source.task.labels
-    ]
+    table = [{"label": label, **measured.get(label, {}), "predicted": predicted[label]} for label in source.task.labels]
     return sorted(table, key=lambda row: (-row.get("f1", 0), -row.get("support", row["predicted"])))
 
 
@@ -188,30 +186,28 @@ def _with_shares(counts, totals) -> dict[str, Any]:
 
 
 def mistakes(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, list[dict[str, Any]]]:
-    """The most frequent mistakes, each with its count and the texts that could have had it: `swapped` (gold, given)
-    for a single label a text, else `missed` and `added` (label).
+    """The most frequent mistakes, each with its `count`, and `of` how many texts.
+
+    Returns:
+        For a single label a text `swapped`, of the texts with that label (`gold`, `given`); else `missed`, of the texts
+        with the `label`, and `added`, of those that it was given to.
     """
-
-    def most(counter: Counter, names: Sequence[str], total_of) -> list[dict[str, Any]]:
-        return [
-            dict(zip(names, key, strict=True)) | {"count": count, "of": total_of(key)}
-            for key, count in counter.most_common(MISTAKES)
-        ]
-
     support = Counter(label for row in rows for label in row["gold"])
     if kind == "single_label":
-        swapped = Counter((row["gold"][0], row["labels"][0]) for row in rows if row["labels"][:1] not in ([], row["gold"]))
-        return {"swapped": most(swapped, ("gold", "given"), lambda key: support[key[0]])}
-    missed = Counter((label,) for row in rows for label in sorted(set(row["gold"]) - set(row["labels"])))
-    added = Counter((label,) for row in rows for label in sorted(set(row["labels"]) - set(row["gold"])))
+        pairs = ((row["gold"][0], row["labels"][0]) for row in rows if row["labels"])
+        swapped = Counter(pair for pair in pairs if pair[0] != pair[1]).most_common(MISTAKES)
+        return {"swapped": [{"gold": a, "given": b, "count": n, "of": support[a]} for (a, b), n in swapped]}
+    given = Counter(label for row in rows for label in set(row["labels"]))
+    missed = Counter(label for row in rows for label in sorted(set(row["gold"]) - set(row["labels"])))
+    added = Counter(label for row in rows for label in sorted(set(row["labels"]) - set(row["gold"])))
     return {
-        "missed": most(missed, ("label",), lambda key: support[key[0]]),
-        "added": most(added, ("label",), lambda key: sum(key[0] in row["labels"] for row in rows)),
+        name: [{"label": label, "count": n, "of": totals[label]} for label, n in counter.most_common(MISTAKES)]
+        for name, counter, totals in (("missed", missed, support), ("added", added, given))
     }
 
 
 def worst_errors(rows: Sequence[dict[str, Any]], worst: int) -> dict[str, Any]:
-    """`total` wrong rows, and the `rows` that were the surest of them, at most `worst`; without confidence the first."""
+    """`total` wrong rows, and as `rows` the surest of them, at most `worst`; where none has a confidence the first."""
     wrong = [row for row in rows if set(row["labels"]) != set(row["gold"])]
     ordered = sorted(wrong, key=lambda row: (row.get("confidence") is None, -(row.get("confidence") or 0.0)))
     names = ("id", "text", "gold", "labels", "confidence")
@@ -246,7 +242,7 @@ def imbalance(source: Source) -> dict[str, Any] | None:
 
 
 def test_rows(source: Source) -> dict[str, int]:
-    """What the predicted rows themselves show: texts that come again, with other gold labels, cut, answers not valid."""
+    """What the predicted rows themselves show: texts that come again, or with other gold labels, or cut, and so on."""
     rows = source.run.rows
     gold_of: dict[str, set] = {}
     for row in rows:

@@ -5,7 +5,6 @@ What is not there was not measured, and its section of the report says so.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,13 @@ from data.arguments import UserError, one_line
 from data.files import (
     ARGS_FILE,
     DATA_REPORT_FILE,
-    PREDICTIONS_FILE,
     RESULTS_FILE,
     REWARDS_FILE,
     STATE_FILE,
     TRAIN_RESULTS_FILE,
     read_json,
 )
-from data.predicted_runs import PredictedRun, evaluated, read_run
+from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_run
 from data.report.heat_map import ATTENTION_FILE, read_attention
 from data.report.run_files import read_rewards, read_run_file
 from data.tasks import Task
@@ -88,78 +86,64 @@ class Source:
         name: what the report calls it.
         run: its predictions.
         task: what they are about.
+        args, state, train_results, data_report: args.json, trainer_state.json, train_results.json and data_report.json
+            of its training; empty where they are not there.
+        results: test_results.json, or empty.
+        rewards: rewards.csv of a GRPO run.
+        robustness, attention: robustness_result.json and attention.json.
     """
 
     name: str
     run: PredictedRun
     task: Task
-
-    @cached_property
-    def args(self) -> dict[str, Any]:
-        """The flags that training began with; empty where there are none."""
-        return self._trained(ARGS_FILE)
-
-    @cached_property
-    def state(self) -> dict[str, Any]:
-        return self._trained(STATE_FILE)
-
-    @cached_property
-    def train_results(self) -> dict[str, Any]:
-        return self._trained(TRAIN_RESULTS_FILE)
-
-    @cached_property
-    def data_report(self) -> dict[str, Any]:
-        return self._trained(DATA_REPORT_FILE)
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """What was written with the predictions: how fast, by which backend."""
-        return read_run_file(self.run.folder, RESULTS_FILE, missing_ok=True)
-
-    @cached_property
-    def rewards(self) -> "DataFrame | None":
-        has_some = self.run.contract is not None and (self.run.directory / REWARDS_FILE).is_file()
-        return read_rewards(self.run.directory) if has_some else None
-
-    @cached_property
-    def robustness(self) -> dict[str, Any] | None:
-        path = self._analysed(ROBUSTNESS_FILE)
-        if path is None:
-            return None
-        content = read_json(path)
-        _check_form(path, content, Robustness)
-        return content
-
-    @cached_property
-    def attention(self) -> dict[str, Any] | None:
-        path = self._analysed(ATTENTION_FILE)
-        return None if path is None else read_attention(path)
-
-    def _trained(self, name: str) -> dict[str, Any]:
-        return {} if self.run.contract is None else read_run_file(self.run.directory, name, missing_ok=True)
-
-    def _analysed(self, name: str) -> Path | None:
-        """A file that an analysis has written into the folder of the predictions, or into `test` there."""
-        path = evaluated(self.run.folder, name) / name
-        return path if path.exists() else None
+    args: dict[str, Any]
+    state: dict[str, Any]
+    train_results: dict[str, Any]
+    data_report: dict[str, Any]
+    results: dict[str, Any]
+    rewards: "DataFrame | None"
+    robustness: dict[str, Any] | None
+    attention: dict[str, Any] | None
 
 
 def read_sources(specs: Sequence[str]) -> list[Source]:
-    """Runs as the command line names them, `name=folder` or a folder, which is its own name.
+    """Runs as the command line names them, `name=folder` or a folder, which is its own name; all of their files.
 
     Raises:
         UserError: a name twice, no predictions in a folder, or a file in it that is broken.
     """
-    sources: list[Source] = []
-    for name, folder in map(named_folder, specs):
-        if name in (source.name for source in sources):
+    pairs = [named_folder(spec) for spec in specs]
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
             raise UserError(
-                f"--runs: two are called {one_line(name, 100)}; the report shows each by itself, so name them apart, as "
-                "name=folder (python -m scripts.compare makes one line of several seeds)"
+                f"--runs: two are called {one_line(name, 100)}; the report shows each by itself, so name them "
+                "apart, as name=folder (python -m scripts.compare makes one line of several seeds)"
             )
-        run = read_run(folder)
-        sources.append(Source(name, run, run.task()))
-    return sources
+    return [_read_source(name, folder) for name, folder in pairs]
+
+
+def _read_source(name: str, folder: str) -> Source:
+    run = read_run(folder)
+    trained = run.contract is not None
+    args, state, train_results, data_report = (
+        read_run_file(run.directory, file, missing_ok=True) if trained else {}
+        for file in (ARGS_FILE, STATE_FILE, TRAIN_RESULTS_FILE, DATA_REPORT_FILE)
+    )
+    robustness, attention = (_analysed(run, file) for file in (ROBUSTNESS_FILE, ATTENTION_FILE))
+    return Source(
+        name, run, run.task(), args, state, train_results, data_report,
+        results=read_run_file(run.folder, RESULTS_FILE, missing_ok=True),
+        rewards=read_rewards(run.directory) if trained and (run.directory / REWARDS_FILE).is_file() else None,
+        robustness=read_robustness(robustness) if robustness else None,
+        attention=read_attention(attention) if attention else None,
+    )  # fmt: skip
+
+
+def _analysed(run: PredictedRun, name: str) -> Path | None:
+    """A file that an analysis has written into the folder of the predictions, or into `test` there."""
+    path = evaluated(run.folder, name) / name
+    return path if path.exists() else None
 
 
 def named_folder(spec: str) -> tuple[str, str]:
@@ -174,23 +158,27 @@ def named_folder(spec: str) -> tuple[str, str]:
 
 def same_rows(one: Source, other: Source) -> bool:
     """Whether two runs answered the same rows with the same labels to choose from, so that they can be compared."""
-    if one.task.labels != other.task.labels or len(one.run.rows) != len(other.run.rows):
+    try:
+        check_same_rows([one.run, other.run])
+    except UserError:
         return False
-    pairs = zip(one.run.rows, other.run.rows, strict=True)
-    return all((a["text"], a["gold"]) == (b["text"], b["gold"]) for a, b in pairs)
+    return one.task.labels == other.task.labels
 
 
-def _check_form(path: Path, content: dict[str, Any], form: type) -> None:
-    """Raise a `UserError` naming the first field of an analysis that is missing or of another type."""
+def read_robustness(path: Path) -> dict[str, Any]:
+    """A robustness_result.json.
+
+    Raises:
+        UserError: it cannot be read, or a field is missing or of another type than the report shows.
+    """
     from pydantic import TypeAdapter, ValidationError
 
+    content = read_json(path)
     try:
-        TypeAdapter(form).validate_python(content)
+        TypeAdapter(Robustness).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {one_line(place, 100)}: {one_line(first['msg'])}; this is no {path.name}") from error
-
-
-def predictions_file(source: Source) -> Path:
-    return Path(source.run.folder) / PREDICTIONS_FILE
+        message = f"{path}: {one_line(place, 100)}: {one_line(first['msg'])}"
+        raise UserError(f"{message}; scripts/robustness.py did not write it") from error
+    return content

@@ -46,7 +46,9 @@ def _how_right(run: dict[str, Any], say: Words) -> Iterator[str]:
     constant = run["most_frequent"]
     better = scores["accuracy"] > constant["share"]
     yield say(
-        "majority" if better else "not_better", labels=say.labels(constant["labels"]), share=say.percent(constant["share"])
+        "majority" if better else "not_better",
+        labels=say.labels(constant["labels"]),
+        share=say.percent(constant["share"]),
     )
 
 

@@ -1,4 +1,4 @@
-"""The words and numbers of a report, in English or in Chinese. Texts and labels of users stay as they are. (no torch)"""
+"""The words and numbers of a report, in English or Chinese; texts and labels of users stay as they are. (no torch)"""
 
 import tomllib
 from collections.abc import Iterable, Sequence
