@@ -18,8 +18,9 @@ exactly the gold ones.
     Brier    mean of (1 - confidence)^2 of right answers and confidence^2 of wrong ones; 0 is best
     AURC     mean share of wrong answers among those at least as sure; the lower, the better it knows its mistakes
 
-In a task with several labels a text, a line for each label says the same of its probabilities, where there are some:
-how many texts have the label and how many are given it, its mean probability, ECE, and the AUC.
+These are of whole answers. In test_results.json, `brier` is of the labels' probabilities, and so is `ece` where a text
+has several labels. There, a line for each label says how many texts have it and how many are given it, its mean
+probability, and ECE and AUC of that (after classify, score, or inference.py --probabilities).
 """
 
 from collections.abc import Sequence
@@ -194,6 +195,8 @@ def main(args: Args) -> None:
         print(f"written to {folder}: {', '.join(names)}\n")
     if len(analyses) > 1:
         print(side_by_side(analyses))
+        if len({tuple(sorted((row["id"], row["text"]) for row in run.rows)) for run in runs}) > 1:
+            print("warning: these runs did not predict the same texts")
 
 
 if __name__ == "__main__":

@@ -358,11 +358,17 @@ def test_a_table_and_a_file_for_each_run(tmp_path, capsys):
         "at 90 %": "100.0 %", "at 80 %": "-", "at 50 %": "-", "ECE": "0.1350", "MCE": "0.9000", "Brier": "0.0833",
         "AURC": "0.0100",
     }  # fmt: skip
+    assert lines[-1] == "warning: these runs did not predict the same texts"
 
 
 def test_a_single_run_is_not_put_beside_others(tmp_path, capsys):
-    main(Args(runs=[write_run(tmp_path / "a", classified(SST2, 20), SST2)]))
-    assert "AURC   " not in capsys.readouterr().out
+    runs = [write_run(tmp_path / name, classified(SST2, 20, seed), SST2) for seed, name in enumerate("ab")]
+    main(Args(runs=runs[:1]))
+    assert "| run" not in capsys.readouterr().out
+    main(Args(runs=runs))
+    printed = capsys.readouterr().out
+    assert "| run" in printed
+    assert "warning" not in printed, "the same texts"
 
 
 def test_texts_without_labels(tmp_path, capsys):
