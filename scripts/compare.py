@@ -48,7 +48,7 @@ from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_r
 from data.report.run_files import read_run_file
 from data.report.tables import in_chinese, is_number, markdown_table
 from data.report.training_facts import training_facts
-from data.significance import METRICS, holm, mcnemar, mean_intervals, mean_paired_bootstrap
+from data.significance import FEW, METRICS, holm, mcnemar, mean_intervals, mean_paired_bootstrap, rare_labels
 from data.tasks import Task
 
 COLUMNS = (
@@ -89,7 +89,7 @@ class Args:
     columns: list[str] = flag(
         [*COLUMNS, *TRAINING_COLUMNS], "columns of the tables, and metrics to test; one that no run has is left out"
     )
-    language: Literal["en", "zh"] = flag("en", "language of the table's titles; the JSON keeps its names")
+    language: Literal["en", "zh"] = flag("en", "language of the tables' titles; the JSON keeps its names")
     output_dir: str | None = flag(None, "where baseline_comparison.json goes (default: nowhere)")
     markdown_path: str | None = flag(None, "file that the tables are written to, too (default: none)")
 
@@ -300,10 +300,11 @@ def _joined(words: Iterable[str | None]) -> str | None:
 
 
 def intervals(answers: Answers, args: Args) -> dict[str, Any]:
-    """`intervals`: metric -> its two ends; `bootstrap`: how they were made."""
+    """`intervals`: metric -> its two ends; `bootstrap`: how they were made, and labels that few of the rows have."""
     found = mean_intervals(answers.gold, answers.runs, answers.task, METRICS, args.rounds, args.seed, args.level)
     how = {"rows": len(answers.gold), "rounds": args.rounds, "level": args.level, "seed": args.seed}
-    return {"intervals": {metric: list(ends) for metric, ends in found.items()}, "bootstrap": how}
+    rare = {"rare_labels": rare_labels(answers.gold, answers.task)}
+    return {"intervals": {metric: list(ends) for metric, ends in found.items()}, "bootstrap": how | rare}
 
 
 def against_baseline(answers: dict[str, Answers | None], args: Args) -> dict[str, dict[str, Any]]:
@@ -428,28 +429,38 @@ def against_table(against: dict[str, dict[str, Any]], metrics: Sequence[str], la
         if split := content["mcnemar"]:
             counts = f"+{split['better']} -{split['worse']}"
             rows.append([name, "McNemar", counts, "-", *_ps(split)])
-    return _drawn(["name", "metric", "difference", "interval", "p", "p (Holm)"], rows, language) if rows else None
+    if not rows:
+        return None
+    titles = ["name", "metric", "difference", "interval", "p", "p (Holm)"]
+    if len(against) == 1:  # nothing to correct
+        titles, rows = titles[:-1], [row[:-1] for row in rows]
+    return _drawn(titles, rows, language)
 
 
 def _ps(result: dict[str, Any]) -> list[str]:
     return [f"{p:.4f}" if p >= 0.0001 else "< 0.0001" for p in (result["p"], result["p_holm"])]
 
 
-def heading(kind: str, args: Args, systems: int = 0) -> str:
-    """The line above a table."""
+def headings(summaries: dict[str, dict[str, Any]], args: Args) -> dict[str, str]:
+    """What stands above each table."""
     level = f"{100 * args.level:g} %"
-    english = {
+    rare = {label for content in summaries.values() for label in content.get("bootstrap", {}).get("rare_labels", ())}
+    tested = sum("against" in content for content in summaries.values())
+    if args.language == "zh":
+        few = f"；有 {len(rare)} 个标签的样本不足 {FEW} 条，宏平均 F1 的区间因此偏低"
+        corrected = f"；p (Holm) 已按 {tested} 个系统校正"
+        return {
+            "training": "方法与训练开销：",
+            "intervals": f"{level} 置信区间（对测试样本做 {args.rounds:,} 次自助抽样）{few if rare else ''}：",
+            "tests": f"与 {args.baseline} 在同一批样本上比较，{level} 置信区间{corrected if tested > 1 else ''}：",
+        }
+    few = f" (labels in fewer than {FEW} of them: {len(rare)}; so those of macro F1 lie low)"
+    corrected = f"; p (Holm) is corrected for {tested} systems"
+    return {
         "training": "What it is, and what it took:",
-        "intervals": f"{level} intervals, of {args.rounds:,} bootstrap rounds over the rows:",
-        "tests": f"Against {args.baseline} on the same rows, {level} intervals; p (Holm) is corrected for {systems} "
-        "systems:",
+        "intervals": f"{level} intervals, of {args.rounds:,} bootstrap rounds over the rows{few if rare else ''}:",
+        "tests": f"Against {args.baseline} on the same rows, {level} intervals{corrected if tested > 1 else ''}:",
     }
-    chinese = {
-        "training": "方法与训练开销：",
-        "intervals": f"{level} 置信区间（对测试样本做 {args.rounds:,} 次自助抽样）：",
-        "tests": f"与 {args.baseline} 在同一批样本上比较，{level} 置信区间；p (Holm) 已按 {systems} 个系统校正：",
-    }
-    return (chinese if args.language == "zh" else english)[kind]
 
 
 def pages(summaries: dict[str, dict[str, Any]], args: Args) -> str:
@@ -461,7 +472,8 @@ def pages(summaries: dict[str, dict[str, Any]], args: Args) -> str:
         "intervals": interval_table(summaries, metrics, args.language),
         "tests": against_table(against, metrics, args.language),
     }
-    below = [f"{heading(kind, args, len(against))}\n\n{drawn}" for kind, drawn in parts.items() if drawn]
+    titles = headings(summaries, args)
+    below = [f"{titles[kind]}\n\n{drawn}" for kind, drawn in parts.items() if drawn]
     return "\n\n".join([table(summaries, args.columns, args.language), *below])
 
 

@@ -12,7 +12,7 @@ from data.labels import Prediction
 from data.metrics import label_metrics
 from data.report.tables import in_chinese
 from data.report.training_facts import training_facts
-from data.significance import METRICS, bootstrap_intervals, holm, mcnemar, mean_intervals, paired_bootstrap
+from data.significance import METRICS, bootstrap_intervals, holm, mcnemar, mean_intervals, paired_bootstrap, rare_labels
 from data.tasks import BUILT_IN_TASKS
 from scripts.compare import KNOWN_COLUMNS, Args, main, named_folders
 from tests.conftest import ROOT
@@ -249,7 +249,9 @@ def test_intervals_and_tests_over_the_rows(tmp_path, capsys):
     for name, (_, predictions) in systems.items():
         found = bootstrap_intervals(gold, predictions, GROUP, rounds=200)
         assert written[name]["intervals"] == {metric: list(ends) for metric, ends in found.items()}
-        assert written[name]["bootstrap"] == {"rows": 80, "rounds": 200, "level": 0.95, "seed": 42}
+        assert written[name]["bootstrap"] == {
+            "rows": 80, "rounds": 200, "level": 0.95, "seed": 42, "rare_labels": []
+        }  # fmt: skip
         for metric in METRICS:
             low, high = written[name]["intervals"][metric]
             assert low < written[name]["mean"][metric] < high
@@ -284,6 +286,18 @@ def test_intervals_and_tests_over_the_rows(tmp_path, capsys):
     assert cells(test_lines[11])[2] == f"+{split['better']} -{split['worse']}"
 
 
+def test_labels_that_few_rows_have_are_said(tmp_path, capsys):
+    gold, _ = answered(tmp_path / "a", 0.5, 1, rows=38)  # ten texts of two labels, nine of the others
+    assert rare_labels(gold, GROUP) == list(GROUP.labels[2:])
+    main(Args([f"a={tmp_path}/a"], rounds=100, output_dir=str(tmp_path)))
+    title = " (labels in fewer than 10 of them: 2; so those of macro F1 lie low):"
+    assert blocks(capsys.readouterr().out)[1][0].endswith(title)
+    written = json.loads((tmp_path / "baseline_comparison.json").read_text())
+    assert written["a"]["bootstrap"]["rare_labels"] == list(GROUP.labels[2:])
+    main(Args([f"a={tmp_path}/a"], rounds=100, language="zh"))
+    assert "有 2 个标签的样本不足 10 条" in capsys.readouterr().out
+
+
 def test_scores_stay_as_they_are_without_rounds(tmp_path, capsys):
     answered(tmp_path / "a", 0.5, 1)
     main(Args([f"a={tmp_path}/a"], rounds=0, output_dir=str(tmp_path)))
@@ -310,7 +324,9 @@ def test_seeds_are_tested_as_one_system(tmp_path, capsys):
         assert against["metrics"][metric]["difference"] == pytest.approx(difference, abs=1e-14)
         assert against["metrics"][metric]["p_holm"] == against["metrics"][metric]["p"], "one system is tested"
     assert against["mcnemar"] is None
-    assert "McNemar" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "McNemar" not in printed
+    assert "Holm" not in printed, "one test needs no correction"
 
 
 def test_other_rows_are_not_tested(tmp_path, capsys):
