@@ -477,6 +477,15 @@ def test_one_text_on_the_console(tiny_model_dir, tmp_path, capsys):
         run_script(capsys, *flags[:4], "--text", "hi")
 
 
+@pytest.mark.parametrize(("objective", "precision"), [("score", "fp32"), ("generate", "bf16")])
+def test_other_ways_to_answer_and_to_compute(tiny_model_dir, tmp_path, capsys, objective, precision):
+    flags = ("--model_path", tiny_model_dir, "--task", "emotion", "--objective", objective, "--precision", precision)
+    run_script(capsys, *flags, "--text", "You made my day!", "--output_dir", tmp_path)
+    content = read_attention(tmp_path / "attention.json")
+    assert content["objective"] == objective
+    assert content["texts"][0]["words"] == ["You", "made", "my", "day", "!"]
+
+
 def test_a_run_has_its_own_folders(tiny_model_dir, tmp_path):
     Contract(LabelTask("moods", "single_label", ("calm", "tense"), "{text}")).save(tmp_path)
     of_file = script.Args(str(tmp_path), test_data_path="x.tsv")

@@ -211,7 +211,7 @@ def weights_of(model, decision: Decision) -> tuple[Tensor, Tensor]:
 
     input_ids = torch.tensor([decision.token_ids], device=model.device)
     attributed = LayerGradientXActivation(forward, model.get_input_embeddings()).attribute(input_ids)
-    return found[0], attributed.detach()[0].sum(dim=-1)
+    return found[0], attributed.detach()[0].float().sum(dim=-1)
 
 
 def score_and_attention(model, decision: Decision, input_ids: Tensor) -> tuple[Tensor, Tensor]:

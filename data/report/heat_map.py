@@ -28,7 +28,10 @@ NOTE_ZH = (
 )
 _FIELDS = {"model_path": str, "task": str, "objective": str, "layers": int, "heads": int, "note": str,
            "texts": list, "top_words": dict}  # fmt: skip
-_HAN, _KANA = re.compile(r"[\u3400-\u9fff\U00020000-\U000323af]"), re.compile(r"[\u3040-\u30ff]")
+_HAN, _KANA = (
+    re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef\U00020000-\U000323af]"),
+    re.compile(r"[\u3040-\u30ff]"),
+)
 
 
 def read_attention(path: str | Path) -> dict[str, Any]:

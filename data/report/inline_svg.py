@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -17,6 +18,7 @@ COLOURS = {
     "#2ca02c": "var(--series-3)", "#d62728": "var(--series-4)", "#9467bd": "var(--series-5)",
     "#8c564b": "var(--series-6)", "#e377c2": "var(--series-7)", "#7f7f7f": "var(--series-8)",
     "#bcbd22": "var(--series-9)", "#17becf": "var(--series-10)", "#808080": "var(--muted)",
+    "#404040": "currentColor",
 }  # fmt: skip
 CHINESE_FONTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC", "Heiti TC", "Microsoft YaHei",
@@ -30,13 +32,13 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 _FONT = re.compile(r"font-family: [^;]*;? ?")
 
 
-def inline_panels(figure: "Figure", name: str, words: dict[str, str] | None = None) -> list[str]:
+def inline_panels(figure: "Figure", name: str, translated: Callable[[str], str] = str) -> list[str]:
     """A figure as SVG elements, one for each of its panels, so that on a phone they can stand below each other.
 
     Args:
         figure: a matplotlib `Figure`.
         name: what the ids in it begin with; each figure of a page needs its own.
-        words: text in the figure -> what to show instead, such as its translation.
+        translated: a text in the figure -> what to show instead.
 
     Returns:
         Markup of each panel, and of what stands beside them, such as a legend of the whole figure.
@@ -45,7 +47,7 @@ def inline_panels(figure: "Figure", name: str, words: dict[str, str] | None = No
     parts = [part for part in root.find(f"{_SVG}g") if part.get("id") != "patch_1"]  # without the background
     definitions = root.findall(f"{_SVG}defs")
     for element in root.iter():
-        _adapt(element, name, words or {})
+        _adapt(element, name, translated)
     boxes = _boxes(figure)
     if boxes is None or len(boxes) != len(parts):
         width, height = figure.get_size_inches() * _POINTS
@@ -77,7 +79,7 @@ def _drawn(figure: "Figure", name: str) -> ElementTree.Element:
     return root
 
 
-def _adapt(element: ElementTree.Element, name: str, words: dict[str, str]) -> None:
+def _adapt(element: ElementTree.Element, name: str, translated: Callable[[str], str]) -> None:
     """One element as HTML has it: no namespaces, ids of its own figure, the page's colours and fonts."""
     element.tag = element.tag.removeprefix(_SVG)
     for key, value in list(element.attrib.items()):
@@ -98,7 +100,7 @@ def _adapt(element: ElementTree.Element, name: str, words: dict[str, str]) -> No
     if element.text and not element.text.strip():
         element.text = None
     if element.text:
-        element.text = words.get(element.text, element.text)
+        element.text = translated(element.text)
     element.tail = None
 
 

@@ -51,7 +51,7 @@ def render(report: dict[str, Any], say: Words, title: str | None = None, command
         report=report,
         runs=report["runs"],
         say=say,
-        title=title or f"{say('title')}: {one_line(names, 200)}",
+        title=title or say("named", title=say("title"), names=one_line(names, 200)),
         command=command,
         sections=SECTIONS,
         summary=summary,
@@ -89,10 +89,10 @@ def shortened(text: str, say: Words) -> str:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _figure(figure, name: str, caption: str, alt: str, words: Words) -> dict[str, Any]:
+def _figure(figure, name: str, caption: str, alt: str, say: Words) -> dict[str, Any]:
     from markupsafe import Markup
 
-    panels = [Markup(panel) for panel in inline_panels(figure, name, words.in_figures())]
+    panels = [Markup(panel) for panel in inline_panels(figure, name, say.in_figure)]
     return {"panels": panels, "caption": caption, "alt": alt}
 
 

@@ -1,5 +1,6 @@
 """The words and numbers of a report, in English or Chinese; texts and labels of users stay as they are. (no torch)"""
 
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -7,6 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 Language = Literal["en", "zh"]
+_FIGURE_FORMS = {
+    r"best \(step (\d+)\)": r"最佳（第 \1 步）",
+    r"(.*) \(area ([\d.]+)\)": r"\1（面积 \2）",
+    r"(\d+)% changed": r"改动 \1%",
+    r"as they are: ([\d.]+)": r"未改动：\1",
+}
 TEMPLATES = Path(__file__).resolve().parent / "template"
 
 
@@ -73,19 +80,36 @@ class Words:
 
     @staticmethod
     def probability(p: float) -> str:
-        """A p value, as it is read behind the letter.
+        """A p value.
 
         >>> Words.probability(0.0004), Words.probability(0.25)
-        ('< 0.001', '= 0.250')
+        ('< 0.001', '0.250')
         """
-        return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+        return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
     def labels(self, labels: Sequence[str]) -> str:
-        return self.list(labels) or self("none")
+        """Labels in a sentence.
+
+        >>> Words("en").labels(["joy", "love"]), Words("zh").labels(["正面"])
+        ('“joy”, “love”', '“正面”')
+        """
+        return self.list(f"“{label}”" for label in labels) or self("none")
 
     def list(self, parts: Iterable[str]) -> str:
         return ("、" if self.language == "zh" else ", ").join(parts)
 
-    def in_figures(self) -> dict[str, str]:
-        """Text in a figure -> text in this language."""
-        return figure_words() if self.language == "zh" else {}
+    def in_figure(self, text: str) -> str:
+        """A text of a figure of `data.report.charts`, in this language; what has no translation stays as it is.
+
+        >>> Words("zh").in_figure("best (step 200)"), Words("zh").in_figure("my run (area 0.043)")
+        ('最佳（第 200 步）', 'my run（面积 0.043）')
+        """
+        if self.language == "en":
+            return text
+        known = figure_words()
+        if text in known:
+            return known[text]
+        for pattern, form in _FIGURE_FORMS.items():
+            if match := re.fullmatch(pattern, text):
+                return match.expand(form)
+        return text
