@@ -257,3 +257,55 @@ def _finish(*panels) -> None:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
         axes.title.set_fontsize(10)
+
+
+# --- robustness -----------------------------------------------------------------------------------------------------
+
+
+def robustness_figure(result: dict[str, Any], metric: str = "accuracy") -> "Figure":
+    """What is left of a score under each perturbation and strength, beside a line for the texts as they are.
+
+    Narrow enough for the screen of a phone: bars lie, and names stand above them.
+
+    Args:
+        result: the content of robustness_result.json.
+        metric: "accuracy" or "f1_macro".
+
+    Returns:
+        A matplotlib `Figure`; bars of one colour are of one strength, whiskers are their intervals.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    groups = list(result["perturbations"].values())
+    strengths = sorted({numbers["strength"] for group in groups for numbers in group["strengths"]})
+    step = len(strengths) + 1.3  # bars, and a line for their name
+    figure = Figure(figsize=(4.2, 0.9 + 0.16 * step * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    for rank, strength in enumerate(strengths):
+        places, values, below, above = [], [], [], []
+        for place, group in enumerate(groups):
+            for numbers in group["strengths"]:
+                if numbers["strength"] == strength:
+                    low, high = numbers[f"{metric}_interval"]
+                    value = numbers[metric]
+                    places.append(place * step + rank)
+                    values.append(value)
+                    below.append(max(value - low, 0))
+                    above.append(max(high - value, 0))
+        shade = colormaps["Blues"](0.75 if len(strengths) == 1 else 0.4 + 0.5 * rank / (len(strengths) - 1))
+        axes.barh(places, values, 0.9, color=shade, label=f"{strength:.0%} changed")
+        whiskers = {"fmt": "none", "ecolor": "0.25", "elinewidth": 0.9, "capsize": 1.5}
+        axes.errorbar(values, places, xerr=[below, above], **whiskers)
+    clean = result["clean"]
+    axes.axvline(clean[metric], color="tab:red", lw=1.2, label=f"as they are: {clean[metric]:.3f}")
+    axes.axvspan(*clean[f"{metric}_interval"], color="tab:red", alpha=0.12, lw=0)
+    for place, group in enumerate(groups):
+        axes.text(0.01, place * step - 0.95, group["title"]["en"], fontsize=9, va="center")
+    axes.set(xlim=(0, 1), ylim=(len(groups) * step - 0.8, -1.7), yticks=[], xlabel=SCORES[metric])
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return figure
