@@ -89,10 +89,13 @@ def shortened(text: str, say: Words) -> str:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def _figure(figure, name: str, caption: str, alt: str, say: Words) -> dict[str, Any]:
+def _figure(figure, name: str, caption: str, alt: str, say: Words, known: dict[str, str] | None = None):
+    """A figure as the template wants it; `known` are translations beside those of `say.in_figure`."""
     from markupsafe import Markup
 
-    panels = [Markup(panel) for panel in inline_panels(figure, name, say.in_figure)]
+    translations = known or {}
+    panels = inline_panels(figure, name, lambda text: translations.get(text) or say.in_figure(text))
+    panels = [Markup(panel) for panel in panels]
     return {"panels": panels, "caption": caption, "alt": alt}
 
 
@@ -114,7 +117,14 @@ def _figures(run: dict[str, Any], number: int, say: Words) -> dict[str, dict[str
         figure = charts.reliability_figure(run["confidence"])
         if figure is not None:
             drawn["reliability"] = figure, say("reliability_caption"), say("reliability_alt", **values)
-    return {name: _figure(figure, f"{name}-{number}", *said, say) for name, (figure, *said) in drawn.items()}
+    if _perturbations(run):
+        drawn["robustness"] = charts.robustness_figure(run["robustness"]), say("robust_caption"), _robust_alt(run, say)
+    known = {kind["title"].get("en"): summary.in_language(kind["title"], say) for kind in _perturbations(run)}
+    return {name: _figure(figure, f"{name}-{number}", *said, say, known) for name, (figure, *said) in drawn.items()}
+
+
+def _perturbations(run: dict[str, Any]) -> list[dict[str, Any]]:
+    return [] if run["robustness"] is None else list(run["robustness"]["perturbations"].values())
 
 
 def _training_alt(run: dict[str, Any], say: Words) -> str:
@@ -131,6 +141,12 @@ def _reward_alt(run: dict[str, Any], say: Words) -> str:
     rewards = run["rewards"]["reward"] if "reward" in run["rewards"] else run["rewards"].iloc[:, 0]
     first, last = say.number(float(rewards.iloc[0])), say.number(float(rewards.iloc[-1]))
     return say("reward_alt", name=run["name"], first=first, last=last)
+
+
+def _robust_alt(run: dict[str, Any], say: Words) -> str:
+    weakest = summary.weakest(run["robustness"])
+    values = {"least": say.number(weakest["accuracy"]), "title": summary.in_language(weakest["title"], say)}
+    return say("robust_alt", clean=say.number(run["robustness"]["clean"]["accuracy"]), **values)
 
 
 def _coverage(runs: list[dict[str, Any]], say: Words) -> dict[str, Any] | None:

@@ -23,12 +23,12 @@ from data.files import (
 from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_run
 from data.report.heat_map import ATTENTION_FILE, read_attention
 from data.report.run_files import read_rewards, read_run_file
+from data.robustness import ROBUSTNESS_FILE
 from data.tasks import Task
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-ROBUSTNESS_FILE = "robustness_result.json"
 Interval = tuple[float, float]
 
 
@@ -73,8 +73,8 @@ class Robustness(TypedDict):
     n: int
     clean: Clean
     perturbations: dict[str, Perturbation]
-    robustness_score: float
-    robustness_score_interval: Interval
+    robustness_score: float | None
+    robustness_score_interval: Interval | None
     robustness_score_is: str
 
 
