@@ -17,7 +17,7 @@ from tests.conftest import ROOT, SAMPLE
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
     "-m scripts.compare", "-m scripts.confidence", "-m scripts.ensemble", "-m scripts.gather", "-m scripts.report",
-    "-m scripts.reward_curve", "-m scripts.web",
+    "-m scripts.reward_curve", "-m scripts.robustness", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
     "-m scripts.benchmark sft",
 )  # fmt: skip
@@ -28,6 +28,7 @@ LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
 # name -> (script, flags; {dir} is the case's own folder, what the line must say)
 SFT = "main_SFT.py --model_path {model} --train_data_path {dir}/good.tsv --label_path {dir}/labels.txt --output_dir {dir}/out"
 INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --output_dir {dir}/out"
+ROBUST = "scripts/robustness.py --model_path {model} --label_path {dir}/labels.txt --test_data_path {dir}/good.tsv --output_dir {dir}/out"
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 ATTEND = INFER.replace("inference.py", "scripts/attention.py")
 CASES = {
@@ -131,6 +132,18 @@ CASES = {
     "confidence: labels of nobody": ("scripts/confidence.py {dir}/trained/test", "{dir}/trained/test/predictions.jsonl:1: id '1' has label 'joy', which task goemotions-group has not"),
     "confidence: fewer than no examples": ("scripts/confidence.py {dir}/unsure --examples -1", "--examples -1: must be at least 0"),
     "confidence: the same run twice": ("scripts/confidence.py {dir}/unsure {dir}/run/../unsure", "--runs: {dir}/run/../unsure has the same predictions as {dir}/unsure"),
+    "robustness: no file": ("scripts/robustness.py --model_path {model}", "--test_data_path is needed: a labelled file"),
+    "robustness: no model": ("scripts/robustness.py --test_data_path {dir}/good.tsv", "--model_path is needed: a hub id or a directory (--show N"),
+    "robustness: no task": ("scripts/robustness.py --test_data_path {dir}/good.tsv --show 3", "--task, --label_path or --model_path is needed"),
+    "robustness: unknown change": (f"{ROBUST} --perturbations typo", "--perturbations typo: unknown; known are synonyms, paraphrase, typos"),
+    "robustness: a change of another language": (f"{ROBUST} --perturbations same_sound", "--perturbations same_sound: not for texts in 'en'"),
+    "robustness: strength 0": (f"{ROBUST} --strengths 0 0.1", "--strengths 0.0: must be above 0 and up to 1"),
+    "robustness: more than everything": (f"{ROBUST} --strengths 1.5", "--strengths 1.5: must be above 0 and up to 1"),
+    "robustness: unknown language": (f"{ROBUST} --language fr", "--language: invalid choice: 'fr'"),
+    "robustness: no labels": (f"{ROBUST} --test_data_path {{dir}}/plain.txt", "{dir}/plain.txt: has no labels; nothing says which answers are right"),
+    "robustness: bad row": (f"{ROBUST} --test_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
+    "robustness: nowhere to write": ("scripts/robustness.py --model_path {model} --label_path {dir}/labels.txt --test_data_path {dir}/good.tsv", "--output_dir is needed for an untuned model: where robustness_result.json"),
+    "robustness: negative look": (f"{ROBUST} --show -1", "--show -1: must be at least 0"),
     "compare: a baseline that there is not": ("scripts/compare.py --runs a={dir}/odd b={dir}/run --baseline c", "--baseline c: no such name; the runs are a, b"),
     "compare: a baseline alone": ("scripts/compare.py --runs a={dir}/odd --baseline a", "--baseline a: is the only system; there is none to test against it"),
     "compare: tests without rows": ("scripts/compare.py --runs a={dir}/odd b={dir}/run --baseline a --rounds 0", "--baseline a: tests draw rows, which --rounds 0 leaves out"),
@@ -232,6 +245,7 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "text.tsv": "fine\t3\tc1\n \t3\tc2\n",
         "empty.tsv": "",
         "latin.tsv": b"fine\t3\tc1\ncaf\xe9\t3\tc2\n",
+        "plain.txt": "I love it\nno\n",
         "twice.txt": "joy\nfear\njoy\n",
         "wide.txt": "joy\nfear\n".encode("utf-16-le"),
         "tag.txt": "joy\n</think>\n",

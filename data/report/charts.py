@@ -1,4 +1,4 @@
-"""All that is plotted: training curves of a run, rewards of GRPO runs, how sure runs are. (no torch)
+"""All that is plotted: training curves, rewards of GRPO runs, how sure runs are, scores of perturbed texts. (no torch)
 
 Figures are matplotlib's own, which pyplot does not know: nothing stays open, and no window or backend is asked for.
 matplotlib and pandas are imported when something is drawn.
@@ -293,13 +293,13 @@ def robustness_figure(result: dict[str, Any], metric: str = "accuracy") -> "Figu
                     values.append(value)
                     below.append(max(value - low, 0))
                     above.append(max(high - value, 0))
-        shade = colormaps["Blues"](0.75 if len(strengths) == 1 else 0.4 + 0.5 * rank / (len(strengths) - 1))
+        shade = colormaps["Blues"](0.4 if len(strengths) == 1 else 0.25 + 0.3 * rank / (len(strengths) - 1))
         axes.barh(places, values, 0.9, color=shade, label=f"{strength:.0%} changed")
         whiskers = {"fmt": "none", "ecolor": "0.25", "elinewidth": 0.9, "capsize": 1.5}
         axes.errorbar(values, places, xerr=[below, above], **whiskers)
     clean = result["clean"]
     axes.axvline(clean[metric], color="tab:red", lw=1.2, label=f"as they are: {clean[metric]:.3f}")
-    axes.axvspan(*clean[f"{metric}_interval"], color="tab:red", alpha=0.12, lw=0)
+    axes.axvspan(*clean[f"{metric}_interval"], color="tab:red", alpha=0.12, lw=0, zorder=0)  # behind the bars
     for place, group in enumerate(groups):
         axes.text(0.01, place * step - 0.95, group["title"]["en"], fontsize=9, va="center")
     axes.set(xlim=(0, 1), ylim=(len(groups) * step - 0.8, -1.7), yticks=[], xlabel=SCORES[metric])

@@ -26,6 +26,7 @@ CHINESE_FONTS = (
 )  # fmt: skip
 _POINTS = 72  # an inch, as matplotlib's SVG counts
 _MARGIN = 3.0  # points around a panel
+_LEGEND_SCALE = 1.4  # panels are drawn larger, too, where there is room
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
@@ -93,7 +94,7 @@ def _adapt(element: ElementTree.Element, name: str, translated: Callable[[str], 
             key, value = "href", value.replace("#", f"#{name}-")
         value = value.replace("url(#", f"url(#{name}-")
         if key == "style":
-            value = _COLOUR.sub(lambda found: COLOURS.get(found[0], found[0]), _FONT.sub("", value))
+            value = _COLOUR.sub(_page_colour, _FONT.sub("", value))
         elif key != "id":
             value = " ".join(_LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", value).split())
         element.set(key, value)
@@ -102,6 +103,11 @@ def _adapt(element: ElementTree.Element, name: str, translated: Callable[[str], 
     if element.text:
         element.text = translated(element.text)
     element.tail = None
+
+
+def _page_colour(found: re.Match) -> str:
+    """A colour as the page has it; one that is not in the table keeps its part of light in the dark."""
+    return COLOURS.get(found[0]) or f"color-mix(in srgb, {found[0]} var(--keep), white)"
 
 
 def _boxes(figure: "Figure") -> list[Box] | None:
@@ -120,7 +126,13 @@ def _boxes(figure: "Figure") -> list[Box] | None:
 def _markup(content: list[ElementTree.Element], box: Box, kind: str = "plot") -> str:
     """An SVG element that shows what is inside the box; it is not read aloud, as what it says is said beside it."""
     left, top, width, height = (round(float(side), 2) for side in box)
-    view = {"viewBox": f"{left} {top} {width} {height}", "width": f"{width}", "height": f"{height}"}
-    svg = ElementTree.Element("svg", view | {"aria-hidden": "true", "class": kind})
+    scale = _LEGEND_SCALE if kind != "plot" else 1
+    svg = ElementTree.Element(
+        "svg",
+        {
+            "viewBox": f"{left} {top} {width} {height}", "width": f"{scale * width:.2f}",
+            "height": f"{scale * height:.2f}", "preserveAspectRatio": "xMinYMid", "aria-hidden": "true", "class": kind,
+        },
+    )  # fmt: skip
     svg.extend(content)
     return ElementTree.tostring(svg, encoding="unicode", short_empty_elements=True)

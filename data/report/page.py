@@ -23,6 +23,7 @@ SECTIONS = (
     "commands",
 )  # fmt: skip
 LONGEST_TEXT = 600  # characters of a text that are shown
+MOST_WORDS = 100  # of a text with weights
 WINDOW = 5  # logged steps whose mean is drawn as a reward
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # turn the direction of what follows them
 
@@ -58,6 +59,7 @@ def render(report: dict[str, Any], say: Words, title: str | None = None, command
         figures=[_figures(run, number, say) for number, run in enumerate(report["runs"])],
         coverage=_coverage(report["runs"], say),
         methods=TITLES,
+        most_words=MOST_WORDS,
         attention_note=NOTE_ZH if say.language == "zh" else NOTE,
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),

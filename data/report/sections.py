@@ -218,12 +218,11 @@ def flips(robustness: dict[str, Any]) -> list[dict[str, Any]]:
     """A few texts of each perturbation whose answer changed, those of the least strength first."""
     found = []
     for kind in robustness["perturbations"].values():
-        examples = [
-            {"title": kind["title"], "strength": at["strength"]} | example
-            for at in sorted(kind["strengths"], key=lambda at: at["strength"])
-            for example in at["examples"]
-        ]
-        found += examples[:FLIPS]
+        examples: dict[str, dict[str, Any]] = {}
+        for at in sorted(kind["strengths"], key=lambda at: at["strength"]):
+            for example in at["examples"]:
+                examples.setdefault(example["text"], {"title": kind["title"], "strength": at["strength"]} | example)
+        found += list(examples.values())[:FLIPS]
     return found
 
 
