@@ -240,7 +240,7 @@ def test_confidence_by_hand(single, several):
         assert found["brier"] == pytest.approx(((sure - right) ** 2).mean())
         gaps = []
         for place in range(15):
-            inside = (sure > place / 15) & (sure <= (place + 1) / 15)
+            inside = ((sure > place / 15) | (place == 0)) & (sure <= (place + 1) / 15)
             if inside.any():
                 gaps.append((inside.mean(), abs(sure[inside].mean() - right[inside].mean())))
         assert found["ece"] == pytest.approx(sum(share * gap for share, gap in gaps))

@@ -106,8 +106,8 @@ def _adapt(element: ElementTree.Element, name: str, translated: Callable[[str], 
 
 
 def _page_colour(found: re.Match) -> str:
-    """A colour as the page has it; one that is not in the table keeps its part of light in the dark."""
-    return COLOURS.get(found[0]) or f"color-mix(in srgb, {found[0]} var(--keep), white)"
+    """A colour as the page has it; one that is not in the table is dimmed in the dark, so that what is on it shows."""
+    return COLOURS.get(found[0]) or f"color-mix(in srgb, {found[0]} var(--keep), var(--card))"
 
 
 def _boxes(figure: "Figure") -> list[Box] | None:
