@@ -1,5 +1,4 @@
-"""All that is plotted: training curves of a run, rewards of GRPO runs, how sure runs are, scores of perturbed texts.
-(no torch)
+"""All that is plotted: training curves, rewards of GRPO runs, how sure runs are, scores of perturbed texts. (no torch)
 
 Figures are matplotlib's own, which pyplot does not know: nothing stays open, and no window or backend is asked for.
 matplotlib and pandas are imported when something is drawn.

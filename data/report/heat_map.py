@@ -152,14 +152,14 @@ def heat_map_page(attention: dict[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent / "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False}
     shown = [text for text in attention["texts"] if any("by_head" in each for each in text["explanations"].values())]
     cards = [next(_rows_of(text)) | {"truncated": text["truncated"]} for text in shown]
     data = [{"explanations": text["explanations"], "share": text["share_on_text"]} for text in shown]
-    return environment.get_template("attention.html.j2").render(
+    return environment.get_template("heat_map.html.j2").render(
         attention=attention, cards=cards, data=data, signed=SIGNED, note=NOTE, note_zh=NOTE_ZH, language_of=language_of,
         labels=list(dict.fromkeys(label for text in shown for label in text["labels"])),
         name=Path(attention["model_path"]).name, titles={m: t for m, t in TITLES.items() if m in attention["methods"]},

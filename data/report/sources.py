@@ -1,0 +1,184 @@
+"""The runs of a report: their names, and the files that each has left, read and checked. (no torch)
+
+What is not there was not measured, and its section of the report says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
+
+from data.arguments import UserError, one_line
+from data.files import (
+    ARGS_FILE,
+    DATA_REPORT_FILE,
+    RESULTS_FILE,
+    REWARDS_FILE,
+    STATE_FILE,
+    TRAIN_RESULTS_FILE,
+    read_json,
+)
+from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_run
+from data.report.heat_map import ATTENTION_FILE, read_attention
+from data.report.run_files import read_rewards, read_run_file
+from data.robustness import ROBUSTNESS_FILE
+from data.tasks import Task
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Interval = tuple[float, float]
+
+
+class Flip(TypedDict):
+    id: str
+    text: str
+    perturbed: str
+    gold: list[str] | None
+    before: list[str]
+    after: list[str]
+
+
+class Strength(TypedDict):
+    strength: float
+    changed: float
+    accuracy: float
+    f1_macro: float
+    accuracy_interval: Interval
+    f1_macro_interval: Interval
+    flips: float
+    examples: list[Flip]
+
+
+class Clean(TypedDict):
+    accuracy: float
+    f1_macro: float
+    accuracy_interval: Interval
+    f1_macro_interval: Interval
+
+
+class Perturbation(TypedDict):
+    title: dict[str, str]
+    strengths: list[Strength]
+
+
+class Robustness(TypedDict):
+    """What the report shows of a robustness_result.json."""
+
+    model_path: str
+    test_data_path: str
+    task: str
+    n: int
+    clean: Clean
+    perturbations: dict[str, Perturbation]
+    robustness_score: float | None
+    robustness_score_interval: Interval | None
+    robustness_score_is: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run of the report.
+
+    Attributes:
+        name: what the report calls it.
+        run: its predictions.
+        task: what they are about.
+        args, state, train_results, data_report: args.json, trainer_state.json, train_results.json and data_report.json
+            of its training; empty where they are not there.
+        results: test_results.json, or empty.
+        rewards: rewards.csv of a GRPO run.
+        robustness, attention: robustness_result.json and attention.json.
+    """
+
+    name: str
+    run: PredictedRun
+    task: Task
+    args: dict[str, Any]
+    state: dict[str, Any]
+    train_results: dict[str, Any]
+    data_report: dict[str, Any]
+    results: dict[str, Any]
+    rewards: "DataFrame | None"
+    robustness: dict[str, Any] | None
+    attention: dict[str, Any] | None
+
+
+def read_sources(specs: Sequence[str]) -> list[Source]:
+    """Runs as the command line names them, `name=folder` or a folder, which is its own name; all of their files.
+
+    Raises:
+        UserError: a name twice, no predictions in a folder, or a file in it that is broken.
+    """
+    pairs = [named_folder(spec) for spec in specs]
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"--runs: two are called {one_line(name, 100)}; the report shows each by itself, so name them "
+                "apart, as name=folder (python -m scripts.compare makes one line of several seeds)"
+            )
+    return [_read_source(name, folder) for name, folder in pairs]
+
+
+def _read_source(name: str, folder: str) -> Source:
+    run = read_run(folder)
+    trained = run.contract is not None
+    args, state, train_results, data_report = (
+        read_run_file(run.directory, file, missing_ok=True) if trained else {}
+        for file in (ARGS_FILE, STATE_FILE, TRAIN_RESULTS_FILE, DATA_REPORT_FILE)
+    )
+    robustness, attention = (_analysed(run, file) for file in (ROBUSTNESS_FILE, ATTENTION_FILE))
+    return Source(
+        name, run, run.task(), args, state, train_results, data_report,
+        results=read_run_file(run.folder, RESULTS_FILE, missing_ok=True),
+        rewards=read_rewards(run.directory) if trained and (run.directory / REWARDS_FILE).is_file() else None,
+        robustness=read_robustness(robustness) if robustness else None,
+        attention=read_attention(attention) if attention else None,
+    )  # fmt: skip
+
+
+def _analysed(run: PredictedRun, name: str) -> Path | None:
+    """A file that an analysis has written into the folder of the predictions, or into `test` there."""
+    path = evaluated(run.folder, name) / name
+    return path if path.exists() else None
+
+
+def named_folder(spec: str) -> tuple[str, str]:
+    """The name and the folder of a run.
+
+    >>> named_folder("lora=outputs/a"), named_folder("outputs/a")
+    (('lora', 'outputs/a'), ('outputs/a', 'outputs/a'))
+    """
+    name, _, folder = spec.rpartition("=")
+    return name or folder, folder
+
+
+def same_rows(one: Source, other: Source) -> bool:
+    """Whether two runs answered the same rows with the same labels to choose from, so that they can be compared."""
+    try:
+        check_same_rows([one.run, other.run])
+    except UserError:
+        return False
+    return one.task.labels == other.task.labels
+
+
+def read_robustness(path: Path) -> dict[str, Any]:
+    """A robustness_result.json.
+
+    Raises:
+        UserError: it cannot be read, or a field is missing or of another type than the report shows.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    content = read_json(path)
+    try:
+        TypeAdapter(Robustness).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        message = f"{path}: {one_line(place, 100)}: {one_line(first['msg'])}"
+        raise UserError(f"{message}; scripts/robustness.py did not write it") from error
+    return content
