@@ -466,9 +466,18 @@ def test_robustness_and_attention_on_the_page(single):
     assert table[2][:4] == ["", "0.3", "50.0\xa0%", "0.654|0.700 – 0.900"]
     assert flips[1] == ["typing errors, 0.3", "so goodso god", "joy", "joy", "love"]
     assert "Robustness score: 0.900 (0.850 to 0.950). what is left" in page.said("robustness")
-    assert page.tables["attention"][0][1] == ["joy", "good", "good", "good"]
+    assert page.tables["attention"][0][1] == ["joy", "good", "good", "good", "good"]
     opacities = [value for tag, name, value in page.attributes if (tag, name) == ("span", "style")]
-    assert opacities == ["--o: 1.0", "--o: 0.5", "--o: 0.5", "--o: 1.0", "--o: 1.0", "--o: 0.5"]
+    assert opacities == [
+        "--o: 1.0",
+        "--o: 0.5",
+        "--o: 0.5",
+        "--o: 1.0",
+        "--o: 1.0",
+        "--o: 0.5",
+        "--o: 1.0",
+        "--o: 0.333",
+    ]
 
 
 def test_commands_can_be_pasted(single):

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.arguments import UserError
 from data.files import read_json
+from data.report.words import TEMPLATES
 
 ATTENTION_FILE = "attention.json"
 HEAT_MAP_FILE = "attention.html"
@@ -152,7 +153,7 @@ def heat_map_page(attention: dict[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "template"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "ensure_ascii": False}
