@@ -63,4 +63,5 @@ echo "== 4/5 what it attends to (the first $ATTENTION_ROWS)"
 python -m scripts.attention "${model_and_data[@]}" --limit "$ATTENTION_ROWS"
 
 echo "== 5/5 one page about it all"
-python -m scripts.report "$OUTPUT" --language "$RUN_LANGUAGE"
+name="${MODEL%/}"
+python -m scripts.report "${name##*/}=$OUTPUT" --language "$RUN_LANGUAGE"

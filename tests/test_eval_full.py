@@ -29,7 +29,7 @@ def test_a_trained_model(noted, run):
         ["-m", "scripts.confidence", output],
         ["-m", "scripts.robustness", *common, "--limit", "50"],
         ["-m", "scripts.attention", *common, "--limit", "60"],
-        ["-m", "scripts.report", output, "--language", "en"],
+        ["-m", "scripts.report", f"a run={output}", "--language", "en"],
     ]
 
 

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from datetime import datetime
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy
 import pytest
@@ -319,6 +320,20 @@ def test_warnings(tmp_path):
         "The training rows have none with “love”, which so cannot be learnt (“joy” has 900).",
     ]
     assert len(summary.row_warnings(run, EN)) == 6, "the five, and that there are few rows"
+
+
+def test_a_warning_stands_once_in_the_summary(tmp_path):
+    """With the names of the runs that it is of, unless it is of all."""
+    rows = made_rows(EMOTION, 6, seed=2)
+    rows[1]["text"] = rows[0]["text"]
+    runs = [write_run(tmp_path / name, EMOTION, rows, data_report=DATA_REPORT) for name in ("a", "b")]
+    runs.append(write_run(tmp_path / "c", EMOTION, rows))
+    report = report_of(*(f"{Path(run).name}={run}" for run in runs))
+    found = summary.warnings(report["runs"], EN)
+    assert "1 of the predicted rows repeat an earlier text." in found
+    assert "a, b: 7 rows of the training file repeat an earlier text." in found
+    assert len(found) == len(set(found))
+    assert Page(render(report, EN)).said("summary").count("repeat an earlier text") == 2
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

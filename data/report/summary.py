@@ -167,6 +167,18 @@ def row_warnings(run: dict[str, Any], say: Words) -> list[str]:
     return found
 
 
+def warnings(runs: list[dict[str, Any]], say: Words) -> list[str]:
+    """All warnings, each once; one that is not of all runs names those that it is of."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        for warning in row_warnings(run, say) + training_warnings(run, say):
+            names.setdefault(warning, []).append(run["name"])
+    return [
+        warning if len(of) == len(runs) else say("warning_of", names=say.list(of), warning=warning)
+        for warning, of in names.items()
+    ]
+
+
 def comparisons(report: dict[str, Any], say: Words) -> list[str]:
     """Each run against the first, where both answered the same rows."""
     found = []
