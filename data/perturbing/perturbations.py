@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from data import perturbing_en, perturbing_zh
+from data.perturbing import chinese, english
 from data.arguments import UserError
-from data.places import HAN, Place, emoji, may_change, width
+from data.perturbing.places import HAN, Place, emoji, may_change, width
 
 Language = Literal["en", "zh"]
 _LETTERS = re.compile(rf"[{HAN}]|[^\W\d_{HAN}]+")
@@ -74,25 +74,25 @@ PERTURBATIONS = {
         Perturbation(
             "synonyms",
             {"en": "synonyms", "zh": "近义词"},
-            {"en": perturbing_en.synonyms, "zh": perturbing_zh.synonyms},
+            {"en": english.synonyms, "zh": chinese.synonyms},
         ),
         Perturbation(
             "paraphrase",
             {"en": "other wording", "zh": "换种说法"},
-            {"en": perturbing_en.paraphrase, "zh": perturbing_zh.paraphrase},
+            {"en": english.paraphrase, "zh": chinese.paraphrase},
         ),
-        Perturbation("typos", {"en": "typing errors", "zh": "键盘误触"}, {"en": perturbing_en.typos}),
-        Perturbation("same_sound", {"en": "same-sound characters", "zh": "同音字"}, {"zh": perturbing_zh.same_sound}),
-        Perturbation("look_alike", {"en": "look-alike characters", "zh": "形近字"}, {"zh": perturbing_zh.look_alike}),
+        Perturbation("typos", {"en": "typing errors", "zh": "键盘误触"}, {"en": english.typos}),
+        Perturbation("same_sound", {"en": "same-sound characters", "zh": "同音字"}, {"zh": chinese.same_sound}),
+        Perturbation("look_alike", {"en": "look-alike characters", "zh": "形近字"}, {"zh": chinese.look_alike}),
         Perturbation(
-            "swap", {"en": "swapped characters", "zh": "字符换位"}, {"en": perturbing_en.swap, "zh": perturbing_zh.swap}
+            "swap", {"en": "swapped characters", "zh": "字符换位"}, {"en": english.swap, "zh": chinese.swap}
         ),
         Perturbation(
             "punctuation",
             {"en": "punctuation", "zh": "标点变化"},
-            {"en": perturbing_en.punctuation, "zh": perturbing_zh.punctuation},
+            {"en": english.punctuation, "zh": chinese.punctuation},
         ),
-        Perturbation("case", {"en": "upper and lower case", "zh": "大小写"}, {"en": perturbing_en.case}),
+        Perturbation("case", {"en": "upper and lower case", "zh": "大小写"}, {"en": english.case}),
         Perturbation(
             "width",
             {"en": "full and half width", "zh": "全角半角"},
@@ -127,7 +127,7 @@ def fitting(language: Language) -> list[str]:
 def negations(text: str) -> int:
     """How many words of `text` negate, in either language and either width."""
     text = unicodedata.normalize("NFKC", text)
-    return perturbing_en.negations(text) + perturbing_zh.negations(text)
+    return english.negations(text) + chinese.negations(text)
 
 
 def perturb(name: str, text: str, strength: float, seed: int = 42, language: Language | None = None) -> str:
