@@ -50,8 +50,8 @@ MANIFEST = "download.json"
 ROOT = Path(__file__).resolve().parent
 # folders of the project's own: nothing is downloaded into them
 ROOMS = (
-    "data/engine", "data/learning", "data/report", "data/sample", "data/sample_zh", "scripts", "tests", ".git",
-    ".github", ".ci",
+    "data/engine", "data/learning", "data/perturbing", "data/report", "data/sample", "data/sample_zh", "scripts",
+    "tests", ".git", ".github", ".ci",
 )  # fmt: skip
 MOST_CONVERTED = 4  # a conversion writes at most so many times the bytes it reads
 

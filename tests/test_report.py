@@ -257,6 +257,75 @@ def test_confidence_by_hand(single, several):
                 assert right[kept].mean() == pytest.approx(row["accuracy"])
 
 
+def plain_error(sure, right, bins: int = 15) -> float:
+    """Expected calibration error, an interval at a time."""
+    places = [((sure > place / bins) | (place == 0)) & (sure <= (place + 1) / bins) for place in range(bins)]
+    return sum(p.mean() * abs(sure[p].mean() - right[p].mean()) for p in places if p.any())
+
+
+def test_calibration_of_the_labels(single, several):
+    """One label a text: of the most probable one. Several: of all labels together, and of each."""
+    for run, rows, task in ((single[0]["runs"][0], single[1], EMOTION), (several[0]["runs"][1], several[2], GROUP)):
+        shares = numpy.array([[row["probabilities"][label] for label in task.labels] for row in rows])
+        truth = indicators(rows, "gold", task).astype(float)
+        if task is EMOTION:
+            top = shares.argmax(axis=1)
+            expected = plain_error(shares.max(axis=1), truth[numpy.arange(len(rows)), top])
+            assert run["confidence"]["per_label"] is None
+        else:
+            expected = plain_error(shares.ravel(), truth.ravel())
+            for label, found in run["confidence"]["per_label"].items():
+                sure, right = (table[:, task.labels.index(label)] for table in (shares, truth))
+                assert found["ece"] == pytest.approx(plain_error(sure, right))
+                assert found["auc"] == pytest.approx(roc_auc_score(right, sure))
+                assert found["brier"] == pytest.approx(((sure - right) ** 2).mean())
+                assert found["mean_probability"] == pytest.approx(sure.mean())
+                assert found["support"] == right.sum()
+        assert run["scores"]["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_curves_are_those_of_the_rows(several):
+    rows, found = several[1], several[0]["runs"][0]["confidence"]
+    sure = numpy.array([row["confidence"] for row in rows])
+    right = numpy.array([set(row["labels"]) == set(row["gold"]) for row in rows], dtype=float)
+    counts, _ = numpy.histogram(sure, bins=numpy.linspace(0, 1, 11))
+    assert [each["n"] for each in found["histogram"]] == pytest.approx(counts, abs=1)  # an edge belongs to its left
+    for each in found["histogram"]:
+        inside = (sure > each["from"]) & (sure <= each["to"])
+        assert each["n"] == inside.sum()
+        assert each["accuracy"] == pytest.approx(right[inside].mean())
+    for coverage, accuracy in zip(*(found["risk_coverage"][name] for name in ("coverage", "accuracy")), strict=True):
+        kept = numpy.argsort(-sure)[: round(coverage * len(sure))]
+        assert accuracy == pytest.approx(right[sure >= sure[kept].min()].mean())
+    for each in found["reliability"]:
+        inside = (sure > each["from"]) & (sure <= each["to"])
+        assert (each["n"], each["confidence"]) == (inside.sum(), pytest.approx(sure[inside].mean()))
+        assert each["accuracy"] == pytest.approx(right[inside].mean())
+
+
+def test_macro_f1_by_a_plain_bootstrap(several):
+    """Ends and p of other draws: they agree to about two hundredths."""
+    report, *runs = several
+    truth = indicators(runs[0], "gold", GROUP)
+    guesses = [indicators(rows, "labels", GROUP) for rows in runs]
+    generator = numpy.random.default_rng(0)
+    drawn = []
+    for _ in range(1000):
+        rows = generator.integers(len(truth), size=len(truth))
+        found = [2 * (truth[rows] * g[rows]).sum(0) / (truth[rows].sum(0) + g[rows].sum(0)) for g in guesses]
+        drawn.append([each.mean() for each in found])
+    drawn = numpy.array(drawn)
+    for run, column in zip(report["runs"], drawn.T, strict=True):
+        assert run["intervals"]["f1_macro"] == pytest.approx(numpy.quantile(column, [0.025, 0.975]), abs=0.02)
+    found = report["comparison"]["differences"][1]["f1_macro"]
+    first, second = (f1_score(truth, guess, average="macro") for guess in guesses)
+    assert found["difference"] == pytest.approx(second - first)
+    differences = drawn[:, 1] - drawn[:, 0]
+    assert found["interval"] == pytest.approx(numpy.quantile(differences, [0.025, 0.975]), abs=0.02)
+    chance = (abs(differences - found["difference"]) >= abs(found["difference"])).mean()
+    assert found["p"] == pytest.approx(chance, abs=0.02)
+
+
 def test_intervals_and_differences_by_a_plain_bootstrap(several):
     """Rows drawn anew here, with other draws: ends agree to about a hundredth."""
     report, first, second = several

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from data.perturbing import chinese, english
 from data.arguments import UserError
+from data.perturbing import chinese, english
 from data.perturbing.places import HAN, Place, emoji, may_change, width
 
 Language = Literal["en", "zh"]
@@ -84,9 +84,7 @@ PERTURBATIONS = {
         Perturbation("typos", {"en": "typing errors", "zh": "键盘误触"}, {"en": english.typos}),
         Perturbation("same_sound", {"en": "same-sound characters", "zh": "同音字"}, {"zh": chinese.same_sound}),
         Perturbation("look_alike", {"en": "look-alike characters", "zh": "形近字"}, {"zh": chinese.look_alike}),
-        Perturbation(
-            "swap", {"en": "swapped characters", "zh": "字符换位"}, {"en": english.swap, "zh": chinese.swap}
-        ),
+        Perturbation("swap", {"en": "swapped characters", "zh": "字符换位"}, {"en": english.swap, "zh": chinese.swap}),
         Perturbation(
             "punctuation",
             {"en": "punctuation", "zh": "标点变化"},

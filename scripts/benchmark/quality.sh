@@ -21,6 +21,7 @@ seeds                MiniLM on SST-2, three seeds, a quarter of an epoch each   
 laptop               the quickstart as it is, without AVX-512 and AMX, with one thread   ~20 minutes
 chinese              SmolLM2 on ChnSentiCorp, untuned and after 180 steps                ~20 minutes
 chinese-encoder      multilingual-e5-small on ChnSentiCorp, an epoch                     ~15 minutes
+analyses             three short runs, and one page about each: eval_full.sh              ~45 minutes
 grpo                 GRPO after 80 steps of fine-tuning, three seeds, and the picture    ~40 minutes
 grpo-untuned         GRPO from the untuned model                                         3.5 minutes
 speed-sft            a training step against TRL's SFTTrainer                            ~20 minutes
@@ -184,6 +185,29 @@ block_chinese_encoder() {
   need_data chnsenticorp
   PROCESSES=1 MODEL=models/multilingual-e5-small OUTPUT=outputs/chn-e5 bash scripts/train_task.sh chnsenticorp \
     --tuning full --freeze_embeddings --max_length 256 --num_epochs 1
+}
+
+block_analyses() {
+  local group=data/goemotions/group dev=outputs/dev600.tsv reviews=outputs/dev300.tsv
+  local short=(--max_steps 200 --eval_steps 100 --save_steps 100)
+  local lora=(--model_path models/smollm2-135m-instruct --lora_r 16 --lora_alpha 32 --lora_dropout 0
+    --learning_rate 6e-4 --lr_scheduler_type cosine --warmup_steps 20 --batch_size 32 "${short[@]}")
+  local name
+  for name in smollm2-135m-instruct multilingual-e5-small; do need_model "$name"; done
+  for name in goemotions/group emotion chnsenticorp; do need_data "$name"; done
+  mkdir -p outputs
+  head -600 "$group/dev.tsv" > "$dev"
+  head -301 data/chnsenticorp/dev.tsv > "$reviews" # a header and 300 rows
+  python main_SFT.py "${lora[@]}" --task goemotions-group --train_data_path "$group/train.tsv" \
+    --dev_data_path "$group/dev.tsv" --output_dir outputs/seen-group
+  python main_SFT.py "${lora[@]}" --task emotion --train_data_path data/emotion/train.txt \
+    --dev_data_path data/emotion/val.txt --output_dir outputs/seen-emotion
+  python main_SFT.py --model_path models/multilingual-e5-small --tuning full --freeze_embeddings --max_length 128 \
+    --task chnsenticorp --train_data_path data/chnsenticorp/train.tsv --dev_data_path data/chnsenticorp/dev.tsv \
+    "${short[@]}" --output_dir outputs/seen-chn
+  time bash scripts/eval_full.sh outputs/seen-group "$dev"
+  time bash scripts/eval_full.sh outputs/seen-emotion data/emotion/val.txt
+  time ROBUSTNESS_ROWS=150 RUN_LANGUAGE=zh bash scripts/eval_full.sh outputs/seen-chn "$reviews"
 }
 
 # What a processor with AVX2 and nothing newer computes: `as_laptop COMMAND`
