@@ -27,12 +27,15 @@ Strength is the share of a text's places (words, punctuation marks, ends of sent
     width        marks and numbers, in Chinese also letters, in full or half width   English, Chinese
     emoji        an emoji without a mood at the end of a sentence                    English, Chinese
 
-A text that stays the same keeps its answer and is not predicted again.
+A text that stays the same keeps its answer and is not predicted again. Killed, the same command goes on behind the last
+answer; robustness_predictions.jsonl has all of them.
 """
 
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,15 +43,24 @@ from data.arguments import UserError, check_at_least, check_output_dir, flag, ru
 from data.contract import Precision, contract_for
 from data.encoding import Objective
 from data.engine.backends import BackendName, PredictionSettings
-from data.engine.models import check_model_path
+from data.engine.evaluation import predicted_rows
+from data.engine.models import check_model_path, pick_device
+from data.engine.precision import pick_precision
 from data.engine.predictor import Predictor
 from data.files import TASK_FILE, exclusive, write_json
+from data.labels import Prediction
 from data.loading import Example, ExampleFile
 from data.perturbing.perturbations import PERTURBATIONS, fitting, main_language
 from data.predicted_runs import TEST_FOLDER
+from data.prediction_files import PredictionFile, begun_with
+from data.prediction_rows import rows_of
 from data.report.tables import markdown_table
 from data.robustness import LEVEL, ROBUSTNESS_FILE, Copy, distinct_texts, measure, perturbed_copies
 from data.tasks import Task, resolve_task
+from inference import prediction_settings
+
+PREDICTED_FILE = "robustness_predictions.jsonl"  # each distinct text, as predictions.jsonl has them, without gold
+UNDECIDING = ("show", "examples")  # flags of ours that decide no answer
 
 
 @dataclass
@@ -181,9 +193,7 @@ def main(args: Args) -> None:
         return
     with exclusive(output_dir, ROBUSTNESS_FILE):
         begin = time.perf_counter()
-        distinct = distinct_texts(texts, copies)
-        with Predictor(**prediction_settings(args)) as predictor:
-            predicted = dict(zip(distinct, predictor.predict_batch(distinct, progress=True), strict=True))
+        predicted = predict(args, task, distinct_texts(texts, copies), output_dir)
         seconds = time.perf_counter() - begin
         facts = {
             "model_path": args.model_path,
@@ -192,12 +202,35 @@ def main(args: Args) -> None:
             "seed": args.seed,
             "language": language,
             "confidence_level": LEVEL,
-            "texts_predicted": len(distinct),
+            "texts_predicted": len(predicted),
         }
         result = facts | measure(examples, copies, predicted, task, args.seed, args.examples)
         write_json(output_dir / ROBUSTNESS_FILE, result)
     print(summary(result))
-    print(f"{len(distinct):,} texts predicted in {seconds:.0f} s; written to {output_dir / ROBUSTNESS_FILE}")
+    print(f"{len(predicted):,} texts, predicted in {seconds:.0f} s; written to {output_dir / ROBUSTNESS_FILE}")
+
+
+def predict(args: Args, task: Task, texts: Sequence[str], output_dir: Path) -> dict[str, Prediction]:
+    """Text -> what the model says of it; a file of predictions that an earlier start began is continued.
+
+    Raises:
+        UserError: it was begun with other settings, or see `Predictor`.
+    """
+    begun = begun_with(output_dir / PREDICTED_FILE, "precision") if args.precision == "auto" else None
+    precision = pick_precision(begun or args.precision, args.model_path, pick_device(args.device))
+    args = replace(args, precision=precision.format)
+    settings = prediction_settings(args)
+    settings["flags"] = {name: value for name, value in settings["flags"].items() if name not in UNDECIDING}
+    examples = [Example(str(number), text, ()) for number, text in enumerate(texts, start=1)]
+    file = PredictionFile(output_dir, examples, task, settings, PREDICTED_FILE)
+    with closing(file), Predictor(**predictor_settings(args)) as predictor:
+        precision.say(sys.stderr)
+        file.append(predicted_rows(predictor, examples, file.done))
+    file.finish()
+    return {
+        row["text"]: Prediction(tuple(row["labels"]), row["valid"], confidence=row["confidence"])
+        for row in rows_of(file.path, task)
+    }
 
 
 def output_directory(args: Args) -> Path:
@@ -207,7 +240,7 @@ def output_directory(args: Args) -> Path:
     return Path(args.output_dir or Path(args.model_path) / TEST_FOLDER)
 
 
-def prediction_settings(args: Args) -> dict[str, Any]:
+def predictor_settings(args: Args) -> dict[str, Any]:
     """What the predictor is made of."""
     return {each.name: getattr(args, each.name) for each in fields(PredictionSettings) if hasattr(args, each.name)}
 

@@ -25,7 +25,7 @@ from data.robustness import (
     robustness_score,
 )
 from data.tasks import BUILT_IN_TASKS
-from scripts.robustness import Args, main, summary
+from scripts.robustness import PREDICTED_FILE, Args, main, summary
 
 SINGLE = LabelTask("moods", "single_label", ("calm", "tense", "glad"), "{text}")
 MULTI = LabelTask("moods", "multi_label", ("calm", "tense", "glad"), "{text}")
@@ -152,15 +152,48 @@ def run_dir(tmp_path, tiny_model_dir):
     return directory
 
 
-def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
+def counted(monkeypatch) -> list[str]:
+    """A list that the texts which are predicted are put in."""
     asked = []
-    plain = Predictor.predict_batch
+    plain = Predictor._predict
 
-    def counted(self, texts, progress=False):
+    def counting(self, texts, *rest):
         asked.extend(texts)
-        return plain(self, texts)
+        return plain(self, texts, *rest)
 
-    monkeypatch.setattr(Predictor, "predict_batch", counted)
+    monkeypatch.setattr(Predictor, "_predict", counting)
+    return asked
+
+
+def test_it_goes_on_where_it_was_stopped(run_dir, tmp_path, monkeypatch, capsys):
+    flags = {"perturbations": ["typos", "case"], "precision": "fp32"}
+    main(Args(str(run_dir), str(tmp_path / "test.tsv"), **flags))
+    whole = (run_dir / "test" / ROBUSTNESS_FILE).read_text(encoding="utf-8")
+    rows = (run_dir / "test" / PREDICTED_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(rows) == json.loads(whole)["texts_predicted"] > 10
+    for name in (ROBUSTNESS_FILE, PREDICTED_FILE):
+        (run_dir / "test" / name).unlink()
+    # as a kill leaves it: some rows, and half of one
+    partial = run_dir / "test" / "robustness_predictions.partial.jsonl"
+    partial.write_text("".join(rows[:8]) + rows[8][:20], encoding="utf-8")
+    settings = json.loads((run_dir / "test" / "robustness_predictions.json").read_text())
+    partial.with_suffix(".json").write_text(json.dumps({name: settings[name] for name in ("flags", "files")}))
+    asked = counted(monkeypatch)
+    main(Args(str(run_dir), str(tmp_path / "test.tsv"), **flags, examples=5))
+    assert len(asked) == len(rows) - 8
+    assert (run_dir / "test" / ROBUSTNESS_FILE).read_text(encoding="utf-8") == whole
+    after = (run_dir / "test" / PREDICTED_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    assert after[:8] == rows[:8]
+    told = [[(row["id"], row["text"], row["labels"]) for row in map(json.loads, each)] for each in (after, rows)]
+    assert told[0] == told[1]  # other batches may change the last digits of the probabilities
+    partial.write_text(rows[0], encoding="utf-8")
+    partial.with_suffix(".json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"--perturbations case: .*partial\.jsonl began with typos case; remove it"):
+        main(Args(str(run_dir), str(tmp_path / "test.tsv"), **flags | {"perturbations": ["case"]}))
+
+
+def test_the_command(run_dir, tmp_path, monkeypatch, capsys):
+    asked = counted(monkeypatch)
     names = ["synonyms", "typos", "paraphrase"]
     main(Args(str(run_dir), str(tmp_path / "test.tsv"), perturbations=names, strengths=[0.5, 0.2], precision="fp32"))
     result = json.loads((run_dir / "test" / ROBUSTNESS_FILE).read_text(encoding="utf-8"))
