@@ -60,7 +60,13 @@ def flag(default: Any, help: str) -> Any:
 
 
 def spelled(value: Any) -> str:
-    """A setting as the command line spells it: `True` is "on"."""
+    """A setting as the command line spells it.
+
+    >>> spelled(True), spelled(["typos", "case"])
+    ('on', 'typos case')
+    """
+    if isinstance(value, list):
+        return " ".join(map(spelled, value))
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
@@ -103,9 +109,9 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
         return shown if action.nargs == 0 else f"{shown} {self._format_args(action, action.dest.upper())}"
 
     def _get_help_string(self, action) -> str | None:
-        if action.default is None:
+        if action.default is None or action.default == []:
             return action.help
-        if action.type is _switch:
+        if action.type is _switch or isinstance(action.default, list):
             return f"{action.help} (default: {spelled(action.default)})"
         return super()._get_help_string(action)
 
