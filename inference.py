@@ -48,6 +48,7 @@ from data.engine.models import adapter_stack, check_model_path, pick_device
 from data.engine.precision import pick_precision
 from data.engine.predictor import DEMO_TEXTS, Predictor
 from data.files import (
+    INFERENCE_FILE,
     PREDICTIONS_FILE,
     REJECTED_FILE,
     SUMMARY_FILE,
@@ -55,6 +56,7 @@ from data.files import (
     exclusive,
     file_hash,
     sample_hash,
+    write_json,
     write_json_lines,
 )
 from data.labels import Prediction
@@ -207,6 +209,10 @@ def predict_file(args: Args, contract: Contract) -> None:
             if rejected:
                 write_json_lines(output_dir / REJECTED_FILE, rejected)
             evaluate(predictor, examples, output_dir, args.seed, settings, name)
+        if name == PREDICTIONS_FILE:  # a part has its settings beside it
+            values = ((each.name, getattr(args, each.name), each.default) for each in fields(Args))
+            given = {name: value for name, value, default in values if value != default}
+            write_json(output_dir / INFERENCE_FILE, {"flags": given, "predictions": file_hash(output_dir / name)})
     if examples.labelled and name == PREDICTIONS_FILE:
         print((output_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     print(f"written to {output_dir / name}")

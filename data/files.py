@@ -25,6 +25,7 @@ REWARDS_FILE = "rewards.csv"  # rewards of each logged step of main_grpo.py
 TRAIN_RESULTS_FILE = "train_results.json"  # the last that training writes
 CALIBRATION_FILE = "calibration.json"  # temperature, thresholds, and what they changed on the validation rows
 PREDICTIONS_FILE = "predictions.jsonl"
+INFERENCE_FILE = "inference_args.json"  # how inference.py was called for them
 RESULTS_FILE = "test_results.json"  # scores of the predictions
 SUMMARY_FILE = "test_summary.txt"  # the same for people
 ADAPTER_FILE = "adapter_config.json"  # PEFT's settings of an adapter; a directory with it is one

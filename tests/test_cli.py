@@ -162,7 +162,7 @@ CASES = {
     "report: a language without words": ("scripts/report.py {dir}/unsure --language fr", "--language: invalid choice: 'fr'"),
     "report: fewer than no errors": ("scripts/report.py {dir}/unsure --worst -1", "--worst -1: must be at least 0"),
     "report: robustness of another type": ("scripts/report.py {dir}/tested", "{dir}/tested/robustness_result.json: clean.accuracy: Input should be a valid number"),
-    "report: no attention in it": ("scripts/report.py {dir}/attended", "{dir}/attended/attention.json: has no"),
+    "report: no attention in it": ("scripts/report.py {dir}/attended", "{dir}/attended/attention.json: task: Field required; scripts/attention.py did not write it"),
     "ensemble: no rows of predictions": ("scripts/ensemble.py --runs {dir}/odd {dir}/deep --output_dir {dir}/out", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
     "attention: nothing given": ("scripts/attention.py", "--model_path is needed"),
     "attention: nothing to read": (ATTEND, "give one of --text (one text) and --test_data_path (a file)"),

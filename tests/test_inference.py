@@ -25,7 +25,7 @@ from data.engine import predictor as predictor_module
 from data.engine.backends import TransformersBackend
 from data.engine.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.engine.models import check_model_path, load_model, pick_device
-from data.files import exclusive
+from data.files import exclusive, file_hash
 from data.loading import Example, load_examples
 from data.prediction_files import PredictionFile
 from data.tasks import BUILT_IN_TASKS, Task
@@ -594,6 +594,17 @@ def test_parts_of_an_earlier_emotune_are_read_and_counted(parts, tmp_path):
             gather.main(args)
     second.write_bytes(b"".join(rows))
     assert contents(folder) == before
+
+
+def test_how_it_was_called_is_kept_beside_the_predictions(file_args, tmp_path):
+    args = dataclasses.replace(file_args, limit=2)
+    main(args)
+    told = json.loads((tmp_path / "out" / "inference_args.json").read_text())
+    assert told["predictions"] == file_hash(tmp_path / "out" / "predictions.jsonl")
+    assert Args(**told["flags"]) == args
+    assert told["flags"].keys() == {
+        "model_path", "task", "test_data_path", "output_dir", "batch_size", "precision", "device", "limit",
+    }  # fmt: skip
 
 
 def test_texts_that_were_cut_are_counted(file_args, tmp_path, capsys):

@@ -25,6 +25,7 @@ from sklearn.metrics import (
 )
 
 from data.contract import Contract
+from data.files import file_hash
 from data.labels import CUSTOM_TEMPLATE, LabelTask
 from data.report import charts, summary
 from data.report.commands import command_line
@@ -219,7 +220,7 @@ def test_cooccurrence_by_hand():
         {"gold": [names[2]], "labels": [names[2], names[3]]},
         {"gold": [names[1]], "labels": [names[1]]},
     ]
-    found = cooccurrence(rows, Source("", None, GROUP, {}, {}, {}, {}, {}, None, None, None))
+    found = cooccurrence(rows, Source("", None, GROUP, {}, {}, {}, {}, {}, {}, None, None, None))
     assert found["counts"] == [
         [2, 0, 0, 0, 0],
         [0, 1, 1, 0, 0],
@@ -573,6 +574,24 @@ def test_commands_can_be_pasted(single):
     assert command_line("x", {"text": "$(rm -rf /)", "list": ["a b", "c"]}) == (
         "x \\\n    --text '$(rm -rf /)' \\\n    --list 'a b' c"
     )
+
+
+def test_the_command_of_the_predictions_is_theirs(tmp_path):
+    """Not that of an earlier call whose predictions have been replaced since."""
+    folder = write_run(tmp_path / "run", EMOTION, made_rows(EMOTION, 5, seed=2))
+    told = tmp_path / "run" / "inference_args.json"
+    told.write_text(
+        json.dumps({"flags": {"model_path": "my run"}, "predictions": file_hash(f"{folder}/predictions.jsonl")})
+    )
+    report = report_of(folder)
+    assert report["runs"][0]["commands"] == [
+        {"what": "inference", "line": "python inference.py \\\n    --model_path 'my run'"}
+    ]
+    said = Page(render(report, EN)).said("commands")
+    assert "Prediction" in said
+    assert "The training command is not known" in said
+    told.write_text(json.dumps({"flags": {"model_path": "my run"}, "predictions": "0" * 64}))
+    assert report_of(folder)["runs"][0]["commands"] == []
 
 
 def test_each_figure_has_an_alternative_and_ids_of_its_own(single, several):

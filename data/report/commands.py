@@ -7,6 +7,7 @@ from typing import Any
 
 from data.arguments import spelled
 from data.contract import HASHES
+from data.files import file_hash
 from data.report.sources import Source
 
 MODEL, FILE, TASK = "MODEL", "FILE", "TASK"  # in the place of what nothing says
@@ -29,12 +30,19 @@ def command_line(program: str, settings: dict[str, Any]) -> str:
 
 
 def commands(source: Source) -> list[dict[str, str]]:
-    """The commands that made a run, as far as its files tell: `what` ("sft" or "grpo") and `line`."""
-    if not source.args:
-        return []
-    what = "grpo" if "num_generations" in source.args else "sft"
-    script = {"sft": "main_SFT.py", "grpo": "main_grpo.py"}[what]
-    return [{"what": what, "line": command_line(f"python {script}", source.args)}]
+    """The commands that made a run, as far as its files tell: `what` ("sft", "grpo", "inference") and `line`.
+
+    That of inference.py only where the predictions are still those that it made.
+    """
+    made = []
+    if source.args:
+        what = "grpo" if "num_generations" in source.args else "sft"
+        script = {"sft": "main_SFT.py", "grpo": "main_grpo.py"}[what]
+        made.append({"what": what, "line": command_line(f"python {script}", source.args)})
+    if source.inference.get("predictions") == file_hash(source.run.path):
+        flags = source.inference.get("flags", {})
+        made.append({"what": "inference", "line": command_line("python inference.py", flags)})
+    return made
 
 
 def remedies(source: Source, found: dict[str, Any]) -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from data.files import (
     ADAPTER_FILE,
     ARGS_FILE,
     DATA_REPORT_FILE,
+    INFERENCE_FILE,
     RESULTS_FILE,
     REWARDS_FILE,
     STATE_FILE,
@@ -42,6 +43,7 @@ FIELDS: dict[str, dict[str, type | UnionType]] = {
         "n": COUNT, "examples_per_second": NUMBER, "invalid_rate": NUMBER, "per_label": dict,
         **dict.fromkeys((*LABEL_METRICS, *PROBABILITY_METRICS), NUMBER),
     },
+    INFERENCE_FILE: {"flags": dict, "predictions": NAME},
     STATE_FILE: {"log_history": list, "best_global_step": COUNT},
     ADAPTER_FILE: {"r": COUNT, "lora_alpha": NUMBER},
 }  # fmt: skip

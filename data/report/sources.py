@@ -12,6 +12,7 @@ from data.arguments import UserError, one_line
 from data.files import (
     ARGS_FILE,
     DATA_REPORT_FILE,
+    INFERENCE_FILE,
     RESULTS_FILE,
     REWARDS_FILE,
     STATE_FILE,
@@ -37,7 +38,7 @@ class Source:
         task: what they are about.
         args, state, train_results, data_report: args.json, trainer_state.json, train_results.json and data_report.json
             of its training; empty where they are not there.
-        results: test_results.json, or empty.
+        results, inference: test_results.json and inference_args.json, or empty.
         rewards: rewards.csv of a GRPO run.
         robustness, attention: robustness_result.json and attention.json.
     """
@@ -50,6 +51,7 @@ class Source:
     train_results: dict[str, Any]
     data_report: dict[str, Any]
     results: dict[str, Any]
+    inference: dict[str, Any]
     rewards: "DataFrame | None"
     robustness: dict[str, Any] | None
     attention: dict[str, Any] | None
@@ -83,6 +85,7 @@ def _read_source(name: str, folder: str) -> Source:
     return Source(
         name, run, run.task(), args, state, train_results, data_report,
         results=read_run_file(run.folder, RESULTS_FILE, missing_ok=True),
+        inference=read_run_file(run.folder, INFERENCE_FILE, missing_ok=True),
         rewards=read_rewards(run.directory) if trained and (run.directory / REWARDS_FILE).is_file() else None,
         robustness=read_robustness(robustness) if robustness else None,
         attention=read_attention(attention) if attention else None,
