@@ -12,7 +12,7 @@ Names of our own:
     models     smollm2-135m-instruct (chat model, 135M), minilm-l6 (BERT sentence encoder, 22M),
                multilingual-e5-small (the same for Chinese and a hundred languages more, 118M)
     data sets  those of the table in data/published.py (--dataset below lists them): written in the layouts that
-               data/loading.py reads, their row counts checked
+               data/loading.py reads, counselling cases in that of data/cases.py; their row counts checked
 Any other name is a hub id, `org/name`: its files as they are (of a model, only the safetensors weights where it has
 them).
 

@@ -140,7 +140,7 @@ def _parts(record: dict[str, Any] | str) -> tuple[dict[str, Any], list[Any]]:
         _check_words(name, record.get(name))
     if not isinstance(record.get("keywords"), list):
         _check_words("keywords", record.get("keywords"))
-    answers = record["answers"] or []
+    answers = [] if missing(record["answers"]) else record["answers"]
     if not isinstance(answers, list):
         raise RowError(f"answers is {shown(answers)}, where a list of objects is expected")
     for i, answer in enumerate(answers):

@@ -43,14 +43,8 @@ MODEL = {
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub that both this process and its children take for the real one; the working folder is a fresh one."""
-    from huggingface_hub import constants
-
     with Hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        server.stand_in(monkeypatch)
         monkeypatch.setenv("EMOTUNE_CACHE", str(tmp_path / "cache"))
         monkeypatch.chdir(tmp_path)
         yield server
