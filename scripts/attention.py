@@ -33,7 +33,8 @@ from data.files import TASK_FILE, as_json, exclusive, write_text
 from data.labels import Prediction
 from data.loading import Example, ExampleFile
 from data.predicted_runs import TEST_FOLDER
-from data.report.heat_map import ATTENTION_FILE, HEAT_MAP_FILE, NOTE, TITLES, heat_map_page
+from data.report.analyses import ATTENTION_FILE
+from data.report.heat_map import HEAT_MAP_FILE, NOTE, TITLES, heat_map_page
 
 ONE_TEXT_FOLDER = "one_text"  # in the folder of a file's analysis, which one text must not replace
 LIMIT = 100

@@ -40,9 +40,15 @@ from data.loading import Example
 from data.predicted_runs import read_run
 from data.prediction_files import PredictionFile
 from data.prediction_rows import measure, rows_of
+from data.report.analyses import read_attention
 from data.report.charts import training_figure
+from data.report.heat_map import heat_map_page
 from data.report.model_card import write_model_card
+from data.report.page import render
 from data.report.run_files import read_run_file
+from data.report.sections import report_data
+from data.report.sources import read_sources
+from data.report.words import Words
 from data.tasks import BUILT_IN_TASKS, resolve_task
 from scripts import compare
 from tests.conftest import make_tokenizer
@@ -157,6 +163,32 @@ _ROW = {"id": "1", "text": "so glad", "gold": ["positive"], "labels": ["positive
         "confidence": 0.9, "valid": True, "completion": "positive", "truncated": False}  # fmt: skip
 _SETTINGS = {"flags": {"limit": None}, "files": {"test file": {"path": "test.tsv", "hash": "0123456789abcdef"}}}
 
+_SCORE = {"accuracy": 0.5, "f1_macro": 0.5, "accuracy_interval": [0.25, 0.75], "f1_macro_interval": [0.25, 0.75]}
+_FLIP = {
+    "id": "1",
+    "text": "so glad",
+    "perturbed": "so glda",
+    "gold": ["positive"],
+    "before": ["positive"],
+    "after": [],
+}
+_ROBUSTNESS = {
+    "model_path": "out", "test_data_path": "test.tsv", "task": "goemotions-group", "n": 4, "seed": 42, "language": "en",
+    "confidence_level": 0.95, "texts_predicted": 8, "clean": _SCORE, "robustness_score": 0.9,
+    "robustness_score_interval": [0.8, 1.0], "robustness_score_is": "what is left",
+    "perturbations": {"typos": {"title": {"en": "typing errors", "zh": "键盘误触"}, "strengths": [
+        {"strength": 0.1, "changed": 1.0, "flips": 0.25, "examples": [_FLIP], **_SCORE}]}},
+}  # fmt: skip
+_WEIGHTS = {"attention": [0.1, 0.2], "rollout": [0.1, 0.2], "gradient_x_input": [-0.5, 0.1], "deletion": [0.5, -0.1]}
+_ATTENTION = {
+    "model_path": "out", "task": "goemotions-group", "objective": "generate", "layers": 1, "heads": 1, "note": "",
+    "methods": list(_WEIGHTS), "top_words": {"positive": {name: [["glad", 0.5, 2]] for name in _WEIGHTS}},
+    "texts": [{"id": "1", "text": "so glad", "gold": ["positive"], "labels": ["positive"], "words": ["so", "glad"],
+               "spans": [[0, 2], [3, 7]], "truncated": False,
+               "share_on_text": {"positive": {"attention": 0.3, "rollout": 0.3, "gradient_x_input": 0.3}},
+               "explanations": {"positive": _WEIGHTS | {"by_layer": [[0.1, 0.2]], "by_head": [[[0.1, 0.2]]]}}}],
+}  # fmt: skip
+
 
 def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
@@ -168,6 +200,10 @@ def _card(folder: Path) -> None:
 
 def _curves(folder: Path) -> None:
     training_figure(read_run_file(folder, "trainer_state.json"))
+
+
+def _report(folder: Path) -> None:
+    render(report_data(read_sources([str(folder)]), worst=20), Words("en"))
 
 
 def _predictions(folder: Path) -> None:
@@ -186,23 +222,25 @@ def _partial(folder: Path) -> None:
 RUN_FILES: dict[str, tuple[Any, tuple[Callable[[Path], Any], ...]]] = {
     "args.json": (
         {"output_dir": "out", "seed": 42, "learning_rate": 1e-4, "model_path": "models/base", "num_generations": 8},
-        (_card, lambda folder: check_run_settings(folder / "args.json", {"seed": 42, "cot": False}, ())),
+        (_card, _report, lambda folder: check_run_settings(folder / "args.json", {"seed": 42, "cot": False}, ())),
     ),
-    "trainer_state.json": (_STATE, (_card, _curves)),
+    "trainer_state.json": (_STATE, (_card, _curves, _report)),
     "checkpoint-4/trainer_state.json": (_STATE, (_go_on,)),
     "checkpoint-4/task.json": (_task_json(), (_go_on,)),
     "train_results.json": (
         {"steps": 4, "epochs": 1.0, "best_metric": 0.5, "metric_for_best": "f1_macro", "best_step": 4,
-         "trainable_parameters": 10, "all_parameters": 100, "seconds_since_resumed": 3.5}, (_card, _go_on),
+         "trainable_parameters": 10, "all_parameters": 100, "seconds_since_resumed": 3.5}, (_card, _report, _go_on),
     ),
-    "data_report.json": ({"rows": {"train": 3, "dev": 1, "test": 0}, "train_label_counts": {"negative": 3}}, (_card,)),
-    "test_results.json": (_SCORES, (_card, lambda folder: compare.summary(compare.read_runs([str(folder)], False)[str(folder)]))),
+    "data_report.json": ({"rows": {"train": 3, "dev": 1, "test": 0}, "train_label_counts": {"negative": 3}}, (_card, _report)),
+    "test_results.json": (_SCORES, (_card, _report, lambda folder: compare.summary(compare.read_runs([str(folder)], False)[str(folder)]))),
     "adapter_config.json": (
         {"base_model_name_or_path": "models/base", "r": 8, "lora_alpha": 16, "peft_type": "LORA"},
         (_card, lambda folder: adapter_stack(str(folder))),
     ),
     "config.json": ({"model_type": "qwen2", "hidden_size": 8}, (lambda folder: is_encoder(str(folder)),)),
-    "predictions.jsonl": (_ROW, (_predictions, read_run)),
+    "predictions.jsonl": (_ROW, (_predictions, read_run, _report)),
+    "robustness_result.json": (_ROBUSTNESS, (_report,)),
+    "attention.json": (_ATTENTION, (_report, lambda folder: heat_map_page(read_attention(folder / "attention.json")))),
     "predictions.partial.json": (_SETTINGS, (_partial,)),
     "predictions.partial.jsonl": (_ROW, (_partial,)),
 }  # fmt: skip
@@ -221,6 +259,7 @@ def check_run_file(case: tuple[str, bytes], folder: Path) -> None:
     (folder / "task.json").write_text(json.dumps(_task_json()), encoding="utf-8")
     (folder / "predictions.partial.jsonl").write_bytes(_line(_ROW))
     (folder / "predictions.partial.json").write_text(json.dumps(_SETTINGS), encoding="utf-8")
+    (folder / "predictions.jsonl").write_bytes(_line(_ROW))
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
     refusals = []

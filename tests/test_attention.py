@@ -29,7 +29,8 @@ from data.engine.scoring import answer_batch, answer_scores
 from data.engine.tree_attention import SPAN_ATTENTION, enable_packing
 from data.engine.unpadded import UNPADDED_ATTENTION, enable_unpadding
 from data.labels import LabelTask, Prediction
-from data.report.heat_map import NOTE, TITLES, heat_map_page, read_attention, static_rows
+from data.report.analyses import read_attention
+from data.report.heat_map import NOTE, TITLES, heat_map_page, static_rows
 from data.spelling import Spelling
 from data.tasks import BUILT_IN_TASKS
 from data.words import word_shares, word_spans
@@ -479,8 +480,18 @@ def test_static_rows_are_plain_data_for_another_page(written):
     assert static_rows({"texts": [text | {"explanations": {}}]}, 1) == []
 
 
-@pytest.mark.parametrize("damage", ["words", "label", "spans", "fields"])
-def test_a_damaged_file_is_named(written, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("words", "text 2: rollout of the label .* has not a weight for each word"),
+        ("label", "text 2: share_on_text lacks the label"),
+        ("spans", r"texts\.1\.spans: Input should be a valid list"),
+        ("order", "text 2: its words do not stand one behind the other"),
+        ("number", r"texts\.1\.explanations\..*rollout\.0: Input should be a (finite|valid) number"),
+        ("fields", "top_words: Field required"),
+    ],
+)
+def test_a_damaged_file_is_named(written, tmp_path, damage, message):
     content = json.loads(json.dumps(written[0]))
     text = content["texts"][1]
     if damage == "words":
@@ -489,10 +500,14 @@ def test_a_damaged_file_is_named(written, tmp_path, damage):
         text["share_on_text"] = {}
     elif damage == "spans":
         text["spans"] = "none"
+    elif damage == "order":
+        text["spans"] = text["spans"][::-1]
+    elif damage == "number":
+        next(iter(text["explanations"].values()))["rollout"][0] = "much"
     else:
         del content["top_words"]
     (tmp_path / "attention.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(UserError, match="text 2 is not as" if damage != "fields" else "has no top_words"):
+    with pytest.raises(UserError, match=f"attention.json: {message}.*; scripts/attention.py did not write it"):
         read_attention(tmp_path / "attention.json")
 
 

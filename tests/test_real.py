@@ -271,3 +271,22 @@ def test_compiled_answers_are_the_plain_ones(model):
     for one, other in zip(plain, compiled, strict=True):
         assert one.labels == other.labels
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+
+
+def test_all_analyses_of_a_model(model, tmp_path, environment):
+    rows = (ROOT / "data" / "sample" / "test.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "rows.tsv").write_text("".join(rows[:12]), encoding="utf-8")
+    out = tmp_path / "out"
+    done = subprocess.run(
+        ["bash", "scripts/eval_full.sh", str(model), str(tmp_path / "rows.tsv"), "--task", "goemotions-original"],
+        cwd=ROOT, env=environment | {"OUTPUT": str(out), "ROBUSTNESS_ROWS": "3", "ATTENTION_ROWS": "2"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in out.glob("*.json")}
+    assert found["confidence_analysis.json"]["n"] == found["test_results.json"]["n"] == 12
+    assert found["robustness_result.json"]["n"] == 3
+    assert len(found["attention.json"]["texts"]) == 2
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"{found['test_results.json']['accuracy']:.3f}" in page
+    assert (out / "attention.html").is_file()

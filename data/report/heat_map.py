@@ -1,4 +1,4 @@
-"""attention.json of `python -m scripts.attention`: read, drawn as a page to hover over, or as rows of another page.
+"""attention.json of `python -m scripts.attention`, drawn as a page to hover over, or as rows of another page.
 
 The page asks no network for anything. Without its script it still shows every text with its first label's attention.
 """
@@ -8,11 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError
-from data.files import read_json
 from data.report.words import TEMPLATES
 
-ATTENTION_FILE = "attention.json"
 HEAT_MAP_FILE = "attention.html"
 TITLES = {
     "attention": "Attention",
@@ -33,25 +30,10 @@ NOTE_ZH = (
     "（Jain & Wallace, 2019；Wiegreffe & Pinter, 2019）。梯度 × 输入也只是一阶近似。"
     "这三种数字只能提示该检验什么，不能当作理由。“删除”则是检验：删去这个词后，该标签的得分下降多少。"
 )
-_FIELDS = {"model_path": str, "task": str, "objective": str, "layers": int, "heads": int, "note": str,
-           "methods": list, "texts": list, "top_words": dict}  # fmt: skip
 _HAN, _KANA = (
     re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef\U00020000-\U000323af]"),
     re.compile(r"[\u3040-\u30ff]"),
 )
-
-
-def read_attention(path: str | Path) -> dict[str, Any]:
-    """An attention.json.
-
-    Raises:
-        UserError: it cannot be read, or is not as `python -m scripts.attention` writes it.
-    """
-    content = read_json(path, fields=_FIELDS)
-    if missing := [name for name in _FIELDS if name not in content]:
-        raise UserError(f"{path}: has no {missing[0]}, so scripts/attention.py did not write it")
-    static_rows(content, len(content["texts"]))
-    return content
 
 
 def static_rows(attention: dict[str, Any], most: int) -> list[dict[str, Any]]:
@@ -71,18 +53,8 @@ def static_rows(attention: dict[str, Any], most: int) -> list[dict[str, Any]]:
         space before it), `word`, `weight` (as it was measured), `opacity` (0 to 1; 1 is the text's strongest) and
         `sign` (1, or -1 for what speaks against the label).
 
-    Raises:
-        UserError: a text that is not as `python -m scripts.attention` writes it.
     """
-    rows = []
-    for number, text in enumerate(attention["texts"][:most], start=1):
-        try:
-            rows += _rows_of(text)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{ATTENTION_FILE}: text {number} is not as scripts/attention.py writes it ({error!r})"
-            ) from error
-    return rows
+    return [row for text in attention["texts"][:most] for row in _rows_of(text)]
 
 
 def _rows_of(text: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import TypedDict
-
 from data.arguments import UserError, one_line
 from data.files import (
     ARGS_FILE,
@@ -18,64 +16,15 @@ from data.files import (
     REWARDS_FILE,
     STATE_FILE,
     TRAIN_RESULTS_FILE,
-    read_json,
 )
 from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_run
-from data.report.heat_map import ATTENTION_FILE, read_attention
+from data.report.analyses import ATTENTION_FILE, read_attention, read_robustness
 from data.report.run_files import read_rewards, read_run_file
 from data.robustness import ROBUSTNESS_FILE
 from data.tasks import Task
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-Interval = tuple[float, float]
-
-
-class Flip(TypedDict):
-    id: str
-    text: str
-    perturbed: str
-    gold: list[str] | None
-    before: list[str]
-    after: list[str]
-
-
-class Strength(TypedDict):
-    strength: float
-    changed: float
-    accuracy: float
-    f1_macro: float
-    accuracy_interval: Interval
-    f1_macro_interval: Interval
-    flips: float
-    examples: list[Flip]
-
-
-class Clean(TypedDict):
-    accuracy: float
-    f1_macro: float
-    accuracy_interval: Interval
-    f1_macro_interval: Interval
-
-
-class Perturbation(TypedDict):
-    title: dict[str, str]
-    strengths: list[Strength]
-
-
-class Robustness(TypedDict):
-    """What the report shows of a robustness_result.json."""
-
-    model_path: str
-    test_data_path: str
-    task: str
-    n: int
-    clean: Clean
-    perturbations: dict[str, Perturbation]
-    robustness_score: float | None
-    robustness_score_interval: Interval | None
-    robustness_score_is: str
 
 
 @dataclass(frozen=True)
@@ -163,22 +112,3 @@ def same_rows(one: Source, other: Source) -> bool:
     except UserError:
         return False
     return one.task.labels == other.task.labels
-
-
-def read_robustness(path: Path) -> dict[str, Any]:
-    """A robustness_result.json.
-
-    Raises:
-        UserError: it cannot be read, or a field is missing or of another type than the report shows.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    content = read_json(path)
-    try:
-        TypeAdapter(Robustness).validate_python(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        message = f"{path}: {one_line(place, 100)}: {one_line(first['msg'])}"
-        raise UserError(f"{message}; scripts/robustness.py did not write it") from error
-    return content

@@ -56,8 +56,8 @@ def _labels(run: dict[str, Any], say: Words) -> Iterator[str]:
     if run["scores"] is None:
         return
     seen = [row for row in run["per_label"] if row["support"]]
-    best, worst = seen[0], seen[-1]
-    if best["f1"] > worst["f1"]:
+    if seen and seen[0]["f1"] > seen[-1]["f1"]:
+        best, worst = seen[0], seen[-1]
         yield say(
             "best_worst",
             best=best["label"], best_f1=say.number(best["f1"]), best_n=say.count(best["support"]),
