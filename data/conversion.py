@@ -2,11 +2,14 @@
 
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data import psyqa
 from data.arguments import UserError, one_line
+from data.cases import read_cases
 from data.files import write_json_lines, write_text
 from data.formats import Row, read_rows
 from data.labels import LabelTask
@@ -24,7 +27,8 @@ def convert(data_set: DataSet, raw: Path, ready: Path) -> None:
     Raises:
         UserError: the source has not the rows that the table states.
     """
-    (write_reviews if data_set.reviews else write_splits)(data_set, raw, ready)
+    write = next(write for source, write in _WRITERS.items() if getattr(data_set, source))
+    write(data_set, raw, ready)
     for folder, task in data_set.tasks.items():
         write_labels(ready / folder, task)
 
@@ -153,3 +157,26 @@ def read_reviews(data_set: DataSet, raw: Path) -> dict[str, set[int]]:
     print(f"{data_set.name}: {lines_in_all:,} lines hold {len(labels_of):,} different reviews", end="; ")
     print(f"{both} of them have both labels and are dropped")
     return labels_of
+
+
+# --- counselling cases ----------------------------------------------------------------------------------------------
+
+
+def write_cases(data_set: DataSet, raw: Path, ready: Path) -> None:
+    """Files of cases as they are, once each of their rows has been read."""
+    for name, files in data_set.cases.items():
+        path = raw / files.pattern
+        count = sum(1 for _ in read_cases(path, data_set.name))
+        if count != files.rows:
+            raise UserError(f"{data_set.name}: {files.pattern}: found {count:,} cases, expected {files.rows:,}")
+        shutil.copyfile(path, ready / name)
+        print(f"{data_set.name}: {name} has {count:,} cases")
+
+
+def write_questions(data_set: DataSet, raw: Path, ready: Path) -> None:
+    """Questions and their answers as cases; see data/psyqa.py."""
+    psyqa.write_cases(raw / data_set.questions, ready, data_set.name)
+
+
+# what a data set has at its source -> what writes it
+_WRITERS = {"splits": write_splits, "reviews": write_reviews, "cases": write_cases, "questions": write_questions}

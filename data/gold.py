@@ -6,31 +6,15 @@ from typing import Any
 
 from data.arguments import one_line
 from data.records import Row
+from data.row_values import RowError, missing, shown
 from data.tasks import Task
 
 _ID = re.compile(r"[+-]?\d+(\.0+)?", re.ASCII)
 _NUMBER = re.compile(r"[+\-\u2212]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)  # a label that is one is no id
 
 
-class RowError(Exception):
-    """What is wrong with one row; the loader adds file and line."""
-
-
 class _BareIdError(RowError):
     """An id that may mean another label where it comes from."""
-
-
-def missing(value: Any) -> bool:
-    """Whether there is no value: none, or NaN, which pandas puts in its place."""
-    return value is None or value != value
-
-
-def shown(value: Any) -> str:
-    """A value in an error line."""
-    try:
-        return one_line(repr(value), 60)
-    except RecursionError:
-        return f"a {type(value).__name__}"
 
 
 class GoldReader:

@@ -10,18 +10,12 @@ from typing import Any
 
 from data.arguments import UserError, one_line
 from data.formats import read_rows
-from data.gold import GoldReader, RowError, is_gold, missing, shown
+from data.gold import GoldReader, is_gold
 from data.labels import holds_tags
 from data.records import Row
+from data.row_values import RowError, checked_id, checked_text, missing, rejection, seen_text
 from data.tasks import Task
 from data.text_files import check_readable
-
-# spaces, and what takes no ink: zero widths, marks of direction, fillers, selectors of variants, control characters
-_INVISIBLE = "".join(map(chr, (
-    *range(0x21), *range(0x7F, 0xA1), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x180F),
-    *range(0x2000, 0x2010), *range(0x2028, 0x2030), *range(0x205F, 0x2070), 0x2800, 0x3000, 0x3164,
-    *range(0xFE00, 0xFE10), 0xFEFF, 0xFFA0,
-)))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,9 +75,7 @@ def read_examples(
         except RowError as error:
             if rejected is None:
                 raise UserError(f"{path}:{row.line}: {error}") from error
-            text = row.text if isinstance(row.text, str) else ""
-            found = {"file": str(path), "line": row.line, "error": str(error), "text": text}
-            rejected.append({name: _writable(value) for name, value in found.items()})
+            rejected.append(rejection(path, row.line, error, row.text))
             bad += 1
             continue
         if labelled is None:
@@ -137,49 +129,20 @@ class ExampleFile:
         return islice(self._read([] if self._skips else None), self._begin, self._end)
 
 
-def _writable(value: Any) -> Any:
-    """`value`, what UTF-8 has not spelt out: half a character, or a byte of a file's name."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
 def _example(row: Row, gold: GoldReader, labels_required: bool, cot: bool, most_labels: int | None) -> Example:
     if row.problem:
         raise RowError(row.problem)
     line, text, label, identity, rationale = row[:5]
-    text = _checked_text("text", text)
-    if not text.strip(_INVISIBLE):
-        raise RowError("empty text: nothing in it can be seen" if text else "empty text")
+    text = seen_text("text", text)
     labels = () if not labels_required and missing(label) and not row.name else gold.labels(row)
-    rationale = None if missing(rationale) else _checked_text("rationale", rationale) or None
+    rationale = None if missing(rationale) else checked_text("rationale", rationale) or None
     if cot and not rationale:
         raise RowError("no rationale, which --cot needs (a column named rationale)")
     if cot and holds_tags(rationale):
         raise RowError("the rationale holds a tag of those that stand around reasoning and answer")
     if most_labels is not None and len(labels) > most_labels:
         raise RowError(f"{len(labels)} labels, while an answer holds at most {most_labels}")
-    return Example(str(line) if missing(identity) else _checked_id(identity) or str(line), text, labels, rationale)
-
-
-def _checked_text(column: str, value: Any) -> str:
-    if type(value) is not str:  # a number of a JSON file is a `Written`
-        raise RowError("empty text" if value is None else f"{column} is {shown(value)}, where words are expected")
-    if not value.isprintable():
-        _check_characters(column, value)
-    return value.strip()
-
-
-def _checked_id(value: Any) -> str:
-    if not isinstance(value, (str, int, float)):
-        raise RowError(f"id is {shown(value)}, where a number or a word is expected")
-    _check_characters("id", str(value))
-    return str(value)
-
-
-def _check_characters(column: str, value: str) -> None:
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise RowError(f"the {column} holds half a character (a lone surrogate)")
-    if "\0" in value:
-        raise RowError(f"the {column} holds a zero byte")
+    return Example(str(line) if missing(identity) else checked_id(identity) or str(line), text, labels, rationale)
 
 
 # --- split and report -----------------------------------------------------------------------------------------------

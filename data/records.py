@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.arguments import UserError, one_line
-from data.text_files import Lines, lines_of
+from data.text_files import Lines, begin_of, lines_of
 
 TEXT_COLUMNS = ("text", "text_a", "sentence", "content", "review", "comment", "question")
 LABEL_COLUMNS = ("label", "labels", "emotion", "emotions", "sentiment", "category", "class")
@@ -132,6 +132,25 @@ def json_rows(path: Path, first: str, lines: Lines, labels_required: bool) -> It
     """Rows of a JSON list, or of JSON Lines; `first` is the first of the lines."""
     records = _list_records(path) if first.lstrip()[0] == "[" else _line_records(lines)
     return _named_rows(path, records, labels_required)
+
+
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """The objects of a JSON list, or of JSON Lines, whatever their keys: numbers are `Written` there.
+
+    Yields:
+        Line number (in a list: the object's number, 1 = first), and the object, or why there is none.
+
+    Raises:
+        UserError: the file is empty, of another kind, not UTF-8, or a list that is not whole.
+    """
+    is_table = begin_of(path).startswith(b"PAR1")
+    first = "" if is_table else next((line for _, line in lines_of(path)), None)
+    if first is None:
+        raise UserError(f"{path}: the file is empty")
+    if first.lstrip()[:1] not in ("[", "{"):
+        raise UserError(f"{path}: is no JSON; expected an object a line, or a list of objects")
+    for number, record in _list_records(path) if first.lstrip()[0] == "[" else _line_records(lines_of(path)):
+        yield number, record if isinstance(record, dict | _NoRecord) else "not an object with named values"
 
 
 def _list_records(path: Path) -> Iterable[tuple[int, Any]]:

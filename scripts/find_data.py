@@ -32,6 +32,9 @@ class Args:
     own: bool = flag(False, "take a name that is not in the table; the other flags are needed then")
 
     def __post_init__(self):
+        data_set = DATA_SETS.get(self.name.partition("/")[0])
+        if data_set and not data_set.tasks:
+            raise UserError(f"{self.name}: holds counselling cases, which have no labels to train with")
         if self.name in FOLDERS:
             self.model = self.model or f"models/{FOLDERS[self.name].model.rpartition('/')[2]}"
             self.folder = self.folder or f"data/{self.name}"

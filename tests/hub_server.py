@@ -58,6 +58,16 @@ class Hub:
         self.server.shutdown()
         self.server.server_close()
 
+    def stand_in(self, monkeypatch) -> None:
+        """Have both this process and its children take it for the real hub."""
+        from huggingface_hub import constants
+
+        monkeypatch.setenv("HF_ENDPOINT", self.url)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
 
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub

@@ -43,14 +43,8 @@ MODEL = {
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub that both this process and its children take for the real one; the working folder is a fresh one."""
-    from huggingface_hub import constants
-
     with Hub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        server.stand_in(monkeypatch)
         monkeypatch.setenv("EMOTUNE_CACHE", str(tmp_path / "cache"))
         monkeypatch.chdir(tmp_path)
         yield server
@@ -90,7 +84,21 @@ def test_help_is_quick():
         ([], "give one of --model and --dataset, found none"),
         (["--model", "a/b", "--dataset", "sst2"], "found both"),
         (["--modle", "a/b"], "did you mean --model?"),
-        (["--model", "a/b", "--source", "ftp"], "--source: invalid choice: 'ftp'"),
+        (
+            ["--model", "a/b", "--source", "ftp"],
+            "--source ftp: expected auto, hf, modelscope, pypi; a file is for --dataset psyqa",
+        ),
+        (
+            ["--dataset", "sst2", "--source", "mine.tsv"],
+            "--source mine.tsv: expected auto, hf, modelscope, pypi; a file is for",
+        ),
+        (["--model", "psyqa", "--source", "mine.json"], "--model psyqa: is another kind of thing, use --dataset psyqa"),
+        (["--dataset", "psyqa", "--source", "ftp"], "--source ftp: no such file"),
+        (["--dataset", "psyqa", "--source", "."], "--source .: is a directory, where a file is expected"),
+        (
+            ["--dataset", "psyqa", "--source", __file__, "--revision", "v1"],
+            "--revision v1: a file has none; leave it out, or --source ",
+        ),
         (["--dataset", "goemotion"], "--dataset goemotion: neither a hub id (org/name) nor one of goemotions, sst2,"),
         (["--dataset", "minilm-l6"], "use --model minilm-l6"),
         (["--model", "../../etc"], "neither a hub id"),
@@ -136,6 +144,7 @@ def test_default_folders(tmp_path, monkeypatch):
         "data/learning/deep",
         "data/report",
         "data/sample",
+        "data/sample_psyqa",
         "data/sample_zh",
         "scripts",
         "tests/x",

@@ -25,7 +25,12 @@ from main_SFT import Args
 def test_an_entry_fits_together(name):
     data_set = DATA_SETS[name]
     assert (data_set.hub is None) != (data_set.archive is None)
-    assert bool(data_set.splits) != bool(data_set.reviews)
+    sources = ("splits", "reviews", "cases", "questions")
+    assert sum(bool(getattr(data_set, source)) for source in sources) == 1
+    assert data_set.model
+    if data_set.cases or data_set.questions:
+        assert not data_set.tasks, "a case has no labels"
+        return
     first = next(iter(data_set.tasks.values()))
     assert not first.published_order or sorted(first.published_order) == sorted(first.labels)
     for folder, task in data_set.tasks.items():

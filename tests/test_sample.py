@@ -1,12 +1,17 @@
-"""data/sample and data/sample_zh are what the quickstarts learn from: their size, their labels, and nothing twice."""
+"""data/sample and data/sample_zh are what the quickstarts learn from: their size, their labels, and nothing twice.
+
+data/sample_psyqa is in the form of PsyQA, which may not be passed on: questions and answers of our own.
+"""
 
 import difflib
+import json
 from collections import Counter
 from itertools import combinations
 
 import pytest
 
 from data.loading import data_report, load_examples
+from data.psyqa import split_answer
 from data.tasks import BUILT_IN_TASKS, resolve_task
 from tests.conftest import ROOT, SAMPLE
 
@@ -78,3 +83,35 @@ def test_no_chinese_comment_stands_twice_or_nearly(chinese):
         matcher = difflib.SequenceMatcher(None, one, other, autojunk=False)
         if matcher.real_quick_ratio() > 0.6 and matcher.quick_ratio() > 0.6:
             assert matcher.ratio() <= 0.6, (one, other)
+
+
+# --- questions and answers in PsyQA's form --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return json.loads((ROOT / "data" / "sample_psyqa" / "psyqa.json").read_text(encoding="utf-8"))
+
+
+def test_questions_have_one_to_three_answers(questions):
+    assert len({each["questionID"] for each in questions}) == len(questions) == 12
+    assert Counter(len(each["answers"]) for each in questions) == {1: 2, 2: 8, 3: 2}
+    for each in questions:
+        assert set(each) == {"questionID", "question", "description", "keywords", "answers"}
+
+
+def test_answers_are_of_one_paragraph_and_of_several_and_a_case_can_be_made_of_each(questions):
+    answers = [answer["answer_text"] for each in questions for answer in each["answers"]]
+    assert all(150 <= len(text) <= 400 for text in answers)
+    assert 8 <= sum("\n" in text for text in answers) <= len(answers) - 8
+    assert all(map(split_answer, answers))
+    texts = [*answers, *(each[name] for each in questions for name in ("question", "description"))]
+    assert not any(mark in text for text in texts for mark in ",?!;:"), "the punctuation of Chinese is full-width"
+
+
+def test_no_sentence_of_an_answer_stands_twice(questions):
+    sentences = [
+        sentence for each in questions for answer in each["answers"]
+        for sentence in answer["answer_text"].replace("\n", "。").split("。") if sentence
+    ]  # fmt: skip
+    assert len(set(sentences)) == len(sentences)

@@ -279,6 +279,14 @@ def test_an_unknown_task_names_the_known_ones(environment, name):
     )
 
 
+@pytest.mark.parametrize("script", ["train_task.sh", "train.sh"])
+def test_cases_have_no_labels_to_train_with(tmp_path, environment, tiny_model_dir, script):
+    settings = {"DATASETS": "psyqa", "MODEL": str(tiny_model_dir), "OUTPUT_DIR": str(tmp_path / "out")}
+    done = launch(script, environment | settings, "psyqa")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "find_data.py: error: psyqa: holds counselling cases, which have no labels to train with\n"
+
+
 def test_a_task_is_started_with_what_was_found(tmp_path, environment, tiny_model_dir):
     """main_SFT.py gets the flags and stops at one of its own, before anything is trained."""
     settings = {
