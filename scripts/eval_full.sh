@@ -11,14 +11,14 @@ attends to, and writes one page about it all, report.html, that needs no network
 
   MODEL               a run, a merged model, or an untuned model
   DATA                a file of texts with their labels
-  flags               for an untuned model: --task or --label_path, --objective; for any: --max_length, --device. They go
-                      to the three programs that load the model
+  flags               for an untuned model: --task or --label_path, --objective; for any: --max_length,
+                      --precision, --device. They go to the three programs that load the model
 
 In the environment:
   OUTPUT              where it all goes (default: MODEL/test; needed for an untuned model)
   ROBUSTNESS_ROWS     texts that are changed (default: 200): each is predicted some fifteen times
   ATTENTION_ROWS      texts whose attention is looked at (default: 60)
-  RUN_LANGUAGE        language of the page: en or zh (default: en)
+  REPORT_LANGUAGE     language of the page: en or zh (default: en)
 END
 }
 
@@ -31,10 +31,16 @@ MODEL="${1:-}" DATA="${2:-}"
 [[ -n "$MODEL" && "$MODEL" != -* ]] || stop "no model; usage: eval_full.sh MODEL DATA [flags]"
 [[ -n "$DATA" && "$DATA" != -* ]] || stop "no data; usage: eval_full.sh MODEL DATA [flags]"
 shift 2
-ROBUSTNESS_ROWS="${ROBUSTNESS_ROWS:-200}" ATTENTION_ROWS="${ATTENTION_ROWS:-60}" RUN_LANGUAGE="${RUN_LANGUAGE:-en}"
+for flag; do # one that a later program does not know would stop it when much is done
+  case "${flag%%=*}" in
+    --task | --label_path | --objective | --max_length | --precision | --device | [!-]*) ;;
+    *) stop "${flag%%=*}: not a flag of all programs; those are --task --label_path --objective --max_length --precision --device" ;;
+  esac
+done
+ROBUSTNESS_ROWS="${ROBUSTNESS_ROWS:-200}" ATTENTION_ROWS="${ATTENTION_ROWS:-60}" REPORT_LANGUAGE="${REPORT_LANGUAGE:-en}"
 check_number ROBUSTNESS_ROWS 1
 check_number ATTENTION_ROWS 1
-[[ "$RUN_LANGUAGE" == en || "$RUN_LANGUAGE" == zh ]] || stop "RUN_LANGUAGE=$RUN_LANGUAGE: must be en or zh"
+[[ "$REPORT_LANGUAGE" == en || "$REPORT_LANGUAGE" == zh ]] || stop "REPORT_LANGUAGE=$REPORT_LANGUAGE: must be en or zh"
 expand_home MODEL DATA OUTPUT
 if [[ "$PWD" != "$root" ]]; then # the programs run in the project's folder
   [[ "$MODEL" == /* || ! -e "$MODEL" ]] || MODEL="$PWD/$MODEL"
@@ -47,7 +53,7 @@ if [[ -z "${OUTPUT:-}" ]]; then
   OUTPUT="$MODEL/test"
 fi
 probabilities=(--probabilities) # which answers behind reasoning have not
-if [[ " $* " == *" --cot "* ]] || grep -qs '"cot": true' "$MODEL/task.json"; then probabilities=(); fi
+if grep -qs '"cot": true' "$MODEL/task.json"; then probabilities=(); fi
 model_and_data=(--model_path "$MODEL" --test_data_path "$DATA" --output_dir "$OUTPUT" "$@")
 
 echo "== 1/5 predicting $DATA with $MODEL"
@@ -64,4 +70,4 @@ python -m scripts.attention "${model_and_data[@]}" --limit "$ATTENTION_ROWS"
 
 echo "== 5/5 one page about it all"
 name="${MODEL%/}"
-python -m scripts.report "${name##*/}=$OUTPUT" --language "$RUN_LANGUAGE"
+python -m scripts.report "${name##*/}=$OUTPUT" --language "$REPORT_LANGUAGE"

@@ -207,7 +207,7 @@ block_analyses() {
     "${short[@]}" --output_dir outputs/seen-chn
   time bash scripts/eval_full.sh outputs/seen-group "$dev"
   time bash scripts/eval_full.sh outputs/seen-emotion data/emotion/val.txt
-  time ROBUSTNESS_ROWS=150 RUN_LANGUAGE=zh bash scripts/eval_full.sh outputs/seen-chn "$reviews"
+  time ROBUSTNESS_ROWS=150 REPORT_LANGUAGE=zh bash scripts/eval_full.sh outputs/seen-chn "$reviews"
 }
 
 # What a processor with AVX2 and nothing newer computes: `as_laptop COMMAND`
