@@ -16,8 +16,8 @@ from tests.conftest import ROOT, SAMPLE
 
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
-    "-m scripts.compare", "-m scripts.confidence", "-m scripts.ensemble", "-m scripts.gather", "-m scripts.report",
-    "-m scripts.reward_curve", "-m scripts.robustness", "-m scripts.web",
+    "-m scripts.compare", "-m scripts.confidence", "-m scripts.ensemble", "-m scripts.gather",
+    "-m scripts.judge_summaries", "-m scripts.report", "-m scripts.reward_curve", "-m scripts.robustness", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
     "-m scripts.benchmark sft",
 )  # fmt: skip
@@ -31,6 +31,7 @@ INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --outpu
 ROBUST = "scripts/robustness.py --model_path {model} --label_path {dir}/labels.txt --test_data_path {dir}/good.tsv --output_dir {dir}/out"
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 ATTEND = INFER.replace("inference.py", "scripts/attention.py")
+JUDGE = "scripts/judge_summaries.py {dir}/written.jsonl --judge_url http://127.0.0.1:9/v1 --judge_model m --output_dir {dir}/out"
 CASES = {
     "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
     "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
@@ -171,6 +172,20 @@ CASES = {
     "report: a file for a folder": ("scripts/report.py {dir}/unsure --output_dir {dir}/good.tsv", "--output_dir {dir}/good.tsv: is a file"),
     "report: a language without words": ("scripts/report.py {dir}/unsure --language fr", "--language: invalid choice: 'fr'"),
     "report: fewer than no errors": ("scripts/report.py {dir}/unsure --worst -1", "--worst -1: must be at least 0"),
+    "judge: no file": ("scripts/judge_summaries.py --judge_url http://127.0.0.1:9/v1 --judge_model m", "--file: expected one file of cases with summaries, found none"),
+    "judge: two files": ("scripts/judge_summaries.py a b --judge_url http://127.0.0.1:9/v1 --judge_model m", "--file: expected one file of cases with summaries, found 2"),
+    "judge: no address": ("scripts/judge_summaries.py {dir}/written.jsonl --judge_model m", "--judge_url is needed: the model that judges"),
+    "judge: no model": ("scripts/judge_summaries.py {dir}/written.jsonl --judge_url http://127.0.0.1:9/v1", "--judge_model is needed: the model that judges"),
+    "judge: no address at all": (f"{JUDGE} --judge_url 127.0.0.1:9", "--judge_url 127.0.0.1:9: is no address"),
+    "judge: a file for an address": (f"{JUDGE} --judge_url file:///etc/hosts", "--judge_url file:///etc/hosts: is no address; expected one such as"),
+    "judge: a password in the address": (f"{JUDGE} --judge_url http://me:secret@127.0.0.1:9/v1", "--judge_url: holds a password, a query or a fragment"),
+    "judge: no requests": (f"{JUDGE} --concurrency 0", "--concurrency 0: must be at least 1"),
+    "judge: no time": (f"{JUDGE} --timeout 0", "--timeout 0.0: must be at least 1"),
+    "judge: nothing to judge": (f"{JUDGE} --limit 0", "--limit 0: must be at least 1"),
+    "judge: missing file": (JUDGE.replace("written", "nowhere"), "--file {dir}/nowhere.jsonl: no such file"),
+    "judge: no case": (JUDGE.replace("written", "ids"), "{dir}/ids.jsonl:1: no case_description among 'text', 'label'"),
+    "judge: no summary": (JUDGE.replace("written", "unwritten"), "{dir}/unwritten.jsonl:1: no summary: what a model wrote"),
+    "judge: nothing to compare with": (JUDGE, "{dir}/written.jsonl:1: no symptoms, treatment_process, characteristics_of_illness, treatment_effect: the judge compares"),
     "report: robustness of another type": ("scripts/report.py {dir}/tested", "{dir}/tested/robustness_result.json: clean.accuracy: Input should be a valid number"),
     "report: no attention in it": ("scripts/report.py {dir}/attended", "{dir}/attended/attention.json: task: Field required; scripts/attention.py did not write it"),
     "ensemble: no rows of predictions": ("scripts/ensemble.py --runs {dir}/odd {dir}/deep --output_dir {dir}/out", "{dir}/odd/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
@@ -285,6 +300,8 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "logged/train_results.json": '{"peak_memory_mib": "much"}',
         "deep/test_results.json": "[" * 100_000,
         "data.xlsx": b"PK\x03\x04",
+        "written.jsonl": '{"case_description": ["a"], "consultation_process": ["b"], "summary": "c", "causes": "d"}',
+        "unwritten.jsonl": '{"case_description": ["a"], "consultation_process": ["b"]}',
         "ids.jsonl": '{"text": "fine", "label": 0}',
         "pickled/config.json": '{"model_type": "qwen2"}',
         "pickled/pytorch_model.bin": b"\x80\x02.",

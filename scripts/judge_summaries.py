@@ -1,0 +1,208 @@
+"""Have a language model judge summaries of counselling cases: LongEmotion's measure (arXiv 2509.07403).
+
+    # a judge of your own, such as `vllm serve NAME`: judgements.jsonl and judge_scores.json beside the file
+    python -m scripts.judge_summaries outputs/summaries.jsonl --judge_url http://127.0.0.1:8000/v1 --judge_model NAME
+
+    # a service; the key is read from EMOTUNE_JUDGE_KEY, else from OPENAI_API_KEY, and never written
+    EMOTUNE_JUDGE_KEY=... python -m scripts.judge_summaries outputs/summaries.jsonl \\
+        --judge_url https://api.openai.com/v1 --judge_model gpt-4o
+
+The file has a case a line, with a key `summary`, what a model wrote, and the five texts that say what a good one holds:
+causes, symptoms, treatment_process, characteristics_of_illness and treatment_effect. These and the summary are sent to
+the address. For each of the five, the judge scores factual consistency, completeness and clarity from 1 to 5, and says
+why; an answer that cannot be read is asked for again, and then counted as unread, never as a score.
+
+Killed, or stopped by the server, the same command goes on with the summaries that are not judged yet or are unread.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.arguments import UserError, check_at_least, check_output_dir, flag, one_line, run
+from data.cases import REFERENCES, Case, read_cases
+from data.files import as_json, exclusive, write_json, write_json_lines
+from data.judge import Judge, Judgement, checked_url
+from data.judge_questions import HIGHEST, LOWEST, QUALITIES, mean_scores, question_hash
+from data.records import json_objects
+from data.report.tables import markdown_table
+from data.row_values import RowError, checked_text, missing
+
+JUDGEMENTS_FILE, SCORES_FILE = "judgements.jsonl", "judge_scores.json"
+KEYS = ("EMOTUNE_JUDGE_KEY", "OPENAI_API_KEY")  # in the environment; the first that is set
+_SAME = ("file", "judge_model", "judge_url")  # of all rows of a file of judgements
+Row = dict[str, Any]
+
+
+@dataclass
+class Args:
+    file: list[str] = flag([], "JSON Lines of cases with a key summary, or a JSON list of them")
+    judge_url: str | None = flag(None, "OpenAI-compatible address, as far as /v1, such as http://127.0.0.1:8000/v1")
+    judge_model: str | None = flag(None, "the judge's name at that address")
+    output_dir: str | None = flag(None, "where judgements and scores go (default: beside the file)")
+    limit: int | None = flag(None, "judge the first N summaries only")
+    concurrency: int = flag(4, "requests at a time")
+    timeout: float = flag(60.0, "seconds that the judge may take for an answer")
+
+    def __post_init__(self):
+        if len(self.file) != 1:
+            raise UserError(f"--file: expected one file of cases with summaries, found {len(self.file) or 'none'}")
+        for name in ("judge_url", "judge_model"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is needed: the model that judges, behind an OpenAI-compatible address")
+        check_at_least(self, limit=1, concurrency=1, timeout=1)
+        self.judge_url = checked_url(self.judge_url)
+        if self.output_dir is not None:
+            check_output_dir(self.output_dir)
+
+
+class Written(NamedTuple):
+    """A summary that a model wrote, and its case."""
+
+    case: Case
+    summary: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Tells it from others: its id, and a hash of what the judge is shown."""
+        return self.case.id, question_hash(self.case, self.summary)
+
+
+def read_summaries(path: Path) -> Iterator[Written]:
+    """The rows of a file of cases with summaries; an empty one is a summary, too.
+
+    Raises:
+        UserError: a bad row, or one without a summary or one of the five reference texts.
+    """
+    cases = read_cases(path, "--file", summaries_required=False)
+    for case, (line, record) in zip(cases, json_objects(path), strict=True):
+        if missing(record.get("summary")):
+            raise UserError(f"{path}:{line}: no summary: what a model wrote of the case is judged")
+        if lacking := [name for name in REFERENCES if name not in case.reference]:
+            raise UserError(f"{path}:{line}: no {', '.join(lacking)}: the judge compares the summary with them")
+        try:
+            yield Written(case, checked_text("summary", record["summary"]))
+        except RowError as error:
+            raise UserError(f"{path}:{line}: {error}") from error
+
+
+# --- judgements.jsonl -----------------------------------------------------------------------------------------------
+
+
+def read_judgements(path: Path, same: Row) -> dict[tuple[str, str], Row]:
+    """The rows of judgements that an earlier start left, by `Written.key`; those that could not be read are left out.
+
+    Raises:
+        UserError: they are of another file or judge than `same` names.
+    """
+    found, broken = {}, 0
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        row = _row(line)
+        if row is None:
+            broken += 1
+            continue
+        for name, value in same.items():
+            if row[name] != value:
+                raise UserError(
+                    f"{path}: holds judgements with {name} {one_line(repr(row[name]), 100)}, not {value!r}; "
+                    "choose another --output_dir"
+                )
+        if row["scores"] is not None:
+            found[row["id"], row["asked"]] = row
+    if broken:
+        print(f"{path}: {broken} of its lines are no judgements, as after a kill", file=sys.stderr)
+    return found
+
+
+def _row(line: bytes) -> Row | None:
+    """A line of judgements.jsonl; None where it is not whole."""
+    try:
+        row = json.loads(line)
+        scores = row["scores"]
+        whole = isinstance(row["id"], str) and all(isinstance(row[name], str) for name in ("asked", *_SAME))
+        if scores is not None:
+            each = [scores[aspect][quality] for aspect in REFERENCES for quality in QUALITIES]
+            whole = whole and all(type(score) is int and LOWEST <= score <= HIGHEST for score in each)
+        return row if whole else None
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return None
+
+
+def row_of(written: Written, judgement: Judgement, same: Row) -> Row:
+    identity, asked = written.key
+    overall = None if judgement.scores is None else mean_scores([judgement.scores])["overall"]
+    return {"id": identity, "asked": asked, **same, "overall": overall, **asdict(judgement)}
+
+
+def judge_rest(judge: Judge, summaries: Sequence[Written], rows: dict[tuple[str, str], Row], path: Path, same: Row):
+    """Have those judged that `rows` lacks; each row is added to it, and to the file as soon as it is there.
+
+    Raises:
+        UserError: see `Judge.judge_all`.
+    """
+    from tqdm import tqdm
+
+    distinct = {written.key: written for written in summaries}
+    rest = [written for key, written in distinct.items() if key not in rows]
+    if not rest:
+        return
+    write_json_lines(path, rows.values())  # without half a line at its end
+    with path.open("ab") as file, tqdm(
+        total=len(distinct), initial=len(distinct) - len(rest), desc="judge", unit="summary", file=sys.stderr
+    ) as bar:  # fmt: skip
+
+        def done(place: int, judgement: Judgement) -> None:
+            row = row_of(rest[place], judgement, same)
+            file.write(f"{as_json(row, path)}\n".encode())
+            file.flush()
+            rows[rest[place].key] = row
+            bar.update()
+
+        judge.judge_all(rest, done)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def main(args: Args) -> None:
+    path = Path(args.file[0])
+    summaries = list(read_summaries(path))
+    output_dir = Path(args.output_dir or path.parent)
+    check_output_dir(str(output_dir))
+    key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+    judge = Judge(args.judge_url, args.judge_model, key, args.timeout, concurrency=args.concurrency)
+    same = {"file": path.name, "judge_model": args.judge_model, "judge_url": args.judge_url}
+    with exclusive(output_dir, JUDGEMENTS_FILE):
+        judgements = output_dir / JUDGEMENTS_FILE
+        rows = read_judgements(judgements, same)
+        asked = summaries[: args.limit]
+        judge_rest(judge, asked, rows, judgements, same)
+        # in the order of the file, with those of an earlier start behind --limit
+        write_json_lines(judgements, (rows[written.key] for written in summaries if written.key in rows))
+        result = same | scores_of([rows[written.key] for written in asked])
+        write_json(output_dir / SCORES_FILE, result)
+    print(summary_of(result))
+    print(f"{result['n']:,} summaries, {result['unread']:,} unread; written to {output_dir / SCORES_FILE}")
+
+
+def scores_of(rows: Sequence[Row]) -> Row:
+    """How many summaries there are, how many of their judgements could not be read, and means over the others."""
+    read = [row["scores"] for row in rows if row["scores"] is not None]
+    return {"n": len(rows), "unread": len(rows) - len(read), "scale": [LOWEST, HIGHEST], **mean_scores(read)}
+
+
+def summary_of(result: Row) -> str:
+    """The scores as a table."""
+    if result["overall"] is None:
+        return "No judgement could be read, so that there are no scores."
+    scores = result["aspects"] | result["qualities"] | {"overall": result["overall"]}
+    rows = [[name, f"{score:.2f}"] for name, score in scores.items()]
+    return markdown_table(["judged", f"mean score, {LOWEST} to {HIGHEST}"], rows, padded=True)
+
+
+if __name__ == "__main__":
+    run(main, Args, {}, "file")
