@@ -17,9 +17,15 @@ from data.judge_questions import UnreadError, question, question_again, read_ans
 
 LONGEST_WAIT = 600  # seconds: a server that asks for more is not waited for
 _RETRIED = (408, 425, 429)  # and all from 500
+_OF_ONE = (400, 413, 422)  # what is wrong with one request, such as its length or what a filter makes of it
+_MOST_REFUSALS = 3  # in a row from the first on: then it is the server, or the model, that takes none of them
 _MOST_BYTES = 1 << 20  # of what a server answers
 _REPEATED = 4000  # characters of an unread answer that the judge is shown again
 _SECRET = 8  # characters from which a key is one; servers without keys are given "EMPTY" or "none"
+
+
+class RefusedError(UserError):
+    """A server does not take one request, and may well take others."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Judgement:
     Attributes:
         scores: aspect -> quality -> 1 to 5; None where no answer could be read.
         reasons: aspect -> a sentence.
-        problem, answer: of an unread one, what was wrong with its last answer, and that answer.
+        problem, answer: of an unread one, what was wrong with its last answer, and that answer; None where the server
+            refused to give one.
         asks: how often it was asked for.
     """
 
@@ -91,7 +98,8 @@ class Judge:
         self._key, self._timeout, self._retries, self._asks = api_key, timeout, retries, asks
         self._concurrency, self._backoff, self._sleep = concurrency, backoff, sleep
         self._json_mode = True  # until a server refuses it
-        self._answered = False
+        self._answered = self._worked = False  # whether there was any answer yet, and one that is none of an error
+        self._refusals = 0
 
     def judge(self, case: Case, summary: str) -> Judgement:
         """One judgement; see `judge_all`."""
@@ -108,7 +116,8 @@ class Judge:
 
         Raises:
             ValueError: a case lacks reference texts.
-            UserError: the server refuses, or does not answer; what was judged before has been handed to `done`.
+            UserError: the server refuses all of them, or does not answer; what was judged before has been handed to
+                `done`. One that it refuses while it takes others is unread.
         """
         try:
             asyncio.run(self._judge_all(summaries, done))
@@ -136,7 +145,13 @@ class Judge:
         first = {"role": "user", "content": question(case, summary)}
         messages = [first]
         for ask in range(1, self._asks + 1):
-            answer = await self._answer(client, messages)
+            try:
+                answer = await self._answer(client, messages)
+            except RefusedError as error:
+                self._refusals += 1
+                if not self._worked and self._refusals >= _MOST_REFUSALS:
+                    raise
+                return Judgement(None, problem=str(error), asks=ask)
             try:
                 return Judgement(*read_answer(answer), asks=ask)
             except UnreadError as error:
@@ -166,14 +181,16 @@ class Judge:
             else:
                 self._answered = True
                 if status == 200:
+                    self._worked = True
                     self._json_mode = self._json_mode and json_mode
                     return self._content(text)
-                if status in (400, 422) and json_mode:  # a server that knows no response_format says so in this way
+                if status in _OF_ONE and json_mode:  # a server that knows no response_format says so in this way
                     json_mode = False
                     continue
                 problem = f"HTTP status {status} ({one_line(text.strip(), 300) or 'nothing more'})"
                 if status not in _RETRIED and status < 500:
-                    raise UserError(f"--judge_url {self.url}: {problem}{self._hint(status)}")
+                    refused = RefusedError if status in _OF_ONE else UserError
+                    raise refused(f"--judge_url {self.url}: {problem}{self._hint(status)}")
                 wait = _retry_after(headers.get("Retry-After", ""))
             failures += 1
             if failures > retries:

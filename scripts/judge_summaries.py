@@ -150,15 +150,16 @@ def judge_rest(judge: Judge, summaries: Sequence[Written], rows: dict[tuple[str,
     rest = [written for key, written in distinct.items() if key not in rows]
     if not rest:
         return
-    write_json_lines(path, rows.values())  # without half a line at its end
-    with path.open("ab") as file, tqdm(
+    if path.exists():
+        write_json_lines(path, rows.values())  # without half a line at its end
+    with tqdm(
         total=len(distinct), initial=len(distinct) - len(rest), desc="judge", unit="summary", file=sys.stderr
     ) as bar:  # fmt: skip
 
         def done(place: int, judgement: Judgement) -> None:
             row = row_of(rest[place], judgement, same)
-            file.write(f"{as_json(row, path)}\n".encode())
-            file.flush()
+            with path.open("ab") as file:
+                file.write(f"{as_json(row, path)}\n".encode())
             rows[rest[place].key] = row
             bar.update()
 
@@ -198,7 +199,7 @@ def scores_of(rows: Sequence[Row]) -> Row:
 def summary_of(result: Row) -> str:
     """The scores as a table."""
     if result["overall"] is None:
-        return "No judgement could be read, so that there are no scores."
+        return f"No judgement could be read, so that there are no scores; {JUDGEMENTS_FILE} says why."
     scores = result["aspects"] | result["qualities"] | {"overall": result["overall"]}
     rows = [[name, f"{score:.2f}"] for name, score in scores.items()]
     return markdown_table(["judged", f"mean score, {LOWEST} to {HIGHEST}"], rows, padded=True)

@@ -210,7 +210,7 @@ def test_a_server_that_stays_broken(server):
     assert waits == [1, 2, 4]
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 301])
+@pytest.mark.parametrize("status", [401, 403, 404, 301])
 def test_what_no_retry_helps(server, status):
     server.reply = in_turn(Reply(status=status, body=f"no, {KEY} is wrong", headers={"Location": "/v1/other"}))
     someone, waits = judge(server, api_key=KEY)
@@ -218,9 +218,43 @@ def test_what_no_retry_helps(server, status):
         someone.judge(CASE, "s")
     assert KEY not in str(error.value)
     assert waits == []
-    assert len(server.requests) == (2 if status == 400 else 1)  # once more without response_format
+    assert len(server.requests) == 1
     if status == 401:
         assert str(error.value).endswith("; EMOTUNE_JUDGE_KEY or OPENAI_API_KEY holds the key")
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_request_that_is_refused_while_others_are_not(server, status):
+    """Such as one that is too long, or that a filter takes offence at: the others are judged."""
+    server.reply = lambda body, number: (
+        Reply(status=status, body="filtered") if "blood" in body["messages"][0]["content"] else Reply(GOOD)
+    )
+    found = {}
+    someone, waits = judge(server, concurrency=1)
+    someone.judge_all([(CASE, text) for text in ("blood", "a", "blood", "b", "blood")], found.__setitem__)
+    assert [found[place].scores for place in range(5)] == [None, SCORES, None, SCORES, None]
+    assert found[0].problem == f"--judge_url {server.url}: HTTP status {status} (filtered)"
+    assert found[0].answer is None
+    assert waits == []
+    assert ["response_format" in body for body in server.requests] == [
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_server_that_takes_none(server):
+    server.reply = in_turn(Reply(status=400, body="temperature?"))
+    found = []
+    with pytest.raises(UserError, match=rf"--judge_url {server.url}: HTTP status 400 \(temperature\?\)"):
+        judge(server, concurrency=1)[0].judge_all([(CASE, "s")] * 9, lambda place, judgement: found.append(place))
+    assert found == [0, 1]
+    assert judge(server)[0].judge(CASE, "s").problem.endswith("HTTP status 400 (temperature?)")
 
 
 def test_nobody_there():
@@ -372,6 +406,14 @@ def test_a_server_that_stops_half_way(tmp_path, server):
     server.reply = scored_by_number
     run(tmp_path, server)
     assert len(server.requests) == 3 + 2
+
+
+def test_nobody_there_leaves_nothing_behind(tmp_path, server):
+    write(tmp_path / "written.jsonl", 2)
+    server.reply = in_turn(Reply(status=401))
+    with pytest.raises(UserError, match="HTTP status 401"):
+        run(tmp_path, server, output_dir=str(tmp_path / "new" / "folder"))
+    assert [path.name for path in tmp_path.iterdir()] == ["written.jsonl"]
 
 
 def test_it_goes_on_after_a_kill(tmp_path, server):
