@@ -17,7 +17,7 @@ from tests.conftest import ROOT, SAMPLE
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
     "-m scripts.compare", "-m scripts.confidence", "-m scripts.ensemble", "-m scripts.gather", "-m scripts.report",
-    "-m scripts.reward_curve", "-m scripts.robustness", "-m scripts.web",
+    "-m scripts.reward_curve", "-m scripts.robustness", "-m scripts.summary_scores", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
     "-m scripts.benchmark sft",
 )  # fmt: skip
@@ -142,6 +142,11 @@ CASES = {
     "confidence: labels of nobody": ("scripts/confidence.py {dir}/trained/test", "{dir}/trained/test/predictions.jsonl:1: id '1' has label 'joy', which task goemotions-group has not"),
     "confidence: fewer than no examples": ("scripts/confidence.py {dir}/unsure --examples -1", "--examples -1: must be at least 0"),
     "confidence: the same run twice": ("scripts/confidence.py {dir}/unsure {dir}/run/../unsure", "--runs: {dir}/run/../unsure has the same predictions as {dir}/unsure"),
+    "summary scores: nothing given": ("scripts/summary_scores.py", "--file is needed: cases with what a model wrote of them"),
+    "summary scores: no such file": ("scripts/summary_scores.py {dir}/nowhere.jsonl", "--file {dir}/nowhere.jsonl: no such file"),
+    "summary scores: nothing written": ("scripts/summary_scores.py {dir}/cases.jsonl", "{dir}/cases.jsonl:1: no summary among 'case_description', "),
+    "summary scores: no cases": ("scripts/summary_scores.py {dir}/ids.jsonl", "{dir}/ids.jsonl:1: no case_description among 'text', 'label'"),
+    "summary scores: a file to write in": ("scripts/summary_scores.py {dir}/cases.jsonl --output_dir {dir}/good.tsv", "--output_dir {dir}/good.tsv: is a file"),
     "robustness: no file": ("scripts/robustness.py --model_path {model}", "--test_data_path is needed: a labelled file"),
     "robustness: no model": ("scripts/robustness.py --test_data_path {dir}/good.tsv", "--model_path is needed: a hub id or a directory (--show N"),
     "robustness: no task": ("scripts/robustness.py --test_data_path {dir}/good.tsv --show 3", "--task, --label_path or --model_path is needed"),
@@ -286,6 +291,7 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "deep/test_results.json": "[" * 100_000,
         "data.xlsx": b"PK\x03\x04",
         "ids.jsonl": '{"text": "fine", "label": 0}',
+        "cases.jsonl": '{"case_description": ["a"], "consultation_process": ["b"]}\n',
         "pickled/config.json": '{"model_type": "qwen2"}',
         "pickled/pytorch_model.bin": b"\x80\x02.",
         "typed/config.json": '{"model_type": "qwen2", "num_hidden_layers": "2"}',
