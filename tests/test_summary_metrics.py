@@ -67,6 +67,25 @@ def test_a_summary_like_its_reference(text):
     assert scores["reference"] == {name: scores[name] for name in scores["reference"]}
 
 
+def test_as_the_libraries_cut():
+    """Where their own ways of cutting agree with ours: English without signs for ROUGE, Chinese for BLEU."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+    theirs = RougeScorer(["rouge2", "rougeL"]).score(target="The cat sat on the mat", prediction="a cat on the mat sat")
+    ours = of_pair("a cat on the mat sat", "The cat sat on the mat")
+    assert [ours["rouge2_f1"], ours["rougeL_f1"]] == [theirs["rouge2"].fmeasure, theirs["rougeL"].fmeasure]
+    summary, reference = "我今天很难过，但是睡得好些了。", "我今天有点难过，不过睡得好多了。"
+    theirs = BLEU(tokenize="zh").corpus_score([summary], [[reference]])
+    assert of_pair(summary, reference)["bleu"] == pytest.approx(theirs.score / 100)
+
+
+def test_many_summaries_that_end_in_a_full_stop(caplog):
+    """Of which sacrebleu thinks that they were cut by mistake."""
+    assert summary_metrics([case("Yes.")] * 100, ["Yes."] * 100)["bleu"] == pytest.approx(1)
+    assert not caplog.records
+
+
 def test_means_over_the_cases():
     """ROUGE is the mean of each case's; BLEU is of all cases at once."""
     scores = summary_metrics([case(CAT), case(CAT, name="2")], [CAT, "the cat"])
