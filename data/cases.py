@@ -6,6 +6,7 @@ model learns to write. A file is JSON Lines, or a JSON list, of
     {"id": 7, "case_description": ["…", …], "consultation_process": ["…", …], "experience_and_reflection": "…"}
 
 LongEmotion's files (arXiv 2509.07403) have this form, and five texts more of each case, by which a summary is judged.
+What a model wrote of a case stands beside it, as `summary`.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from data.row_values import RowError, checked_id, checked_text, missing, rejecti
 from data.text_files import check_readable
 
 DESCRIPTION, PROCESS, SUMMARY = "case_description", "consultation_process", "experience_and_reflection"
+WRITTEN, TRUNCATED = "summary", "truncated"
 REFERENCES = ("causes", "symptoms", "treatment_process", "characteristics_of_illness", "treatment_effect")
 
 
@@ -46,6 +48,21 @@ class Case:
         return parts | ({} if self.summary is None else {SUMMARY: self.summary}) | self.reference
 
 
+@dataclass(frozen=True)
+class WrittenSummary:
+    """What a model wrote of a case.
+
+    Attributes:
+        case: the case; its own summary is the reference.
+        text: the model's summary; "" where it wrote nothing.
+        truncated: whether the model did not see the whole case; None where the file does not say.
+    """
+
+    case: Case
+    text: str
+    truncated: bool | None = None
+
+
 def read_cases(
     path: str | Path, flag: str, rejected: list[dict[str, Any]] | None = None, summaries_required: bool = True
 ) -> Iterator[Case]:
@@ -60,7 +77,36 @@ def read_cases(
     Raises:
         UserError: the file or one of its rows is not right, or some of its rows have a summary and others none.
     """
-    path = Path(path)
+    for _, _, case in _read(Path(path), flag, rejected, summaries_required):
+        yield case
+
+
+def read_written(path: str | Path, flag: str) -> Iterator[WrittenSummary]:
+    """The cases of a file one by one, with what a model wrote of them.
+
+    Args:
+        path, flag: see `read_cases`; cases need no summary of their own.
+
+    Raises:
+        UserError: see `read_cases`; a row has no `summary`, or some rows say whether they are `truncated`, others not.
+    """
+    says: bool | None = None  # as the first row does
+    for line, record, case in _read(Path(path), flag, None, summaries_required=False):
+        try:
+            written = _written(record, case)
+        except RowError as error:
+            raise UserError(f"{path}:{line}: {error}") from error
+        if says is None:
+            says, first_line = written.truncated is not None, line
+        if says != (written.truncated is not None):
+            raise UserError(f"{path}:{line if says else first_line}: no {TRUNCATED}, while other rows have it")
+        yield written
+
+
+def _read(
+    path: Path, flag: str, rejected: list[dict[str, Any]] | None, summaries_required: bool
+) -> Iterator[tuple[int, dict[str, Any], Case]]:
+    """Line number, row and case; see `read_cases`."""
     check_readable(path, flag)
     summarised: bool | None = None  # as the first case is
     first_line, bad = 0, 0
@@ -77,7 +123,7 @@ def read_cases(
             summarised, first_line = case.summary is not None, line
         if summarised != (case.summary is not None):
             raise UserError(f"{path}:{line if summarised else first_line}: no {SUMMARY}, while other rows have one")
-        yield case
+        yield line, record, case
     if summarised is None:
         raise UserError(f"{flag} {path}: no cases in it" + (f" ({bad} rejected)" if bad else ""))
 
@@ -86,9 +132,7 @@ def _case(line: int, record: dict[str, Any] | str, summary_required: bool) -> Ca
     if isinstance(record, str):
         raise RowError(record)
     for name in (DESCRIPTION, PROCESS, SUMMARY) if summary_required else (DESCRIPTION, PROCESS):
-        if missing(record.get(name)):
-            there = one_line(", ".join(map(repr, record)), 200)
-            raise RowError(f"{name} is null" if name in record else f"no {name} among {there or 'no keys at all'}")
+        _check_there(record, name)
     identity, summary = record.get("id"), record.get(SUMMARY)
     if not (summary_required or missing(summary)):  # where none is needed, an empty one keeps the place of none
         summary = checked_text(SUMMARY, summary) or None
@@ -99,6 +143,20 @@ def _case(line: int, record: dict[str, Any] | str, summary_required: bool) -> Ca
         summary=None if missing(summary) else seen_text(SUMMARY, summary),
         reference={name: text for name in REFERENCES if (text := _reference(name, record.get(name)))},
     )
+
+
+def _written(record: dict[str, Any], case: Case) -> WrittenSummary:
+    _check_there(record, WRITTEN)
+    truncated = None if missing(record.get(TRUNCATED)) else record[TRUNCATED]
+    if truncated not in (True, False, None):
+        raise RowError(f"{TRUNCATED} is {shown(truncated)}, where true or false is expected")
+    return WrittenSummary(case, checked_text(WRITTEN, record[WRITTEN]), truncated)
+
+
+def _check_there(record: dict[str, Any], name: str) -> None:
+    if missing(record.get(name)):
+        there = one_line(", ".join(map(repr, record)), 200)
+        raise RowError(f"{name} is null" if name in record else f"no {name} among {there or 'no keys at all'}")
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from data.arguments import UserError, one_line
-from data.cases import Case
+from data.cases import Case, WrittenSummary
 from data.judge_questions import UnreadError, question, question_again, read_answer
 
 LONGEST_WAIT = 600  # seconds: a server that asks for more is not waited for
@@ -104,14 +104,14 @@ class Judge:
     def judge(self, case: Case, summary: str) -> Judgement:
         """One judgement; see `judge_all`."""
         found: list[Judgement] = []
-        self.judge_all([(case, summary)], lambda _, judgement: found.append(judgement))
+        self.judge_all([WrittenSummary(case, summary)], lambda _, judgement: found.append(judgement))
         return found[0]
 
-    def judge_all(self, summaries: Iterable[tuple[Case, str]], done: Callable[[int, Judgement], None]) -> None:
+    def judge_all(self, summaries: Iterable[WrittenSummary], done: Callable[[int, Judgement], None]) -> None:
         """Judge summaries of cases, several at a time.
 
         Args:
-            summaries: each with its case.
+            summaries: what is judged.
             done: is called with a summary's place (from 0) and judgement as soon as it is there.
 
         Raises:
@@ -138,8 +138,8 @@ class Judge:
                 group.create_task(self._work(client, waiting, done))
 
     async def _work(self, client, waiting, done) -> None:
-        for place, (case, summary) in waiting:
-            done(place, await self._judged(client, case, summary))
+        for place, written in waiting:
+            done(place, await self._judged(client, written.case, written.text))
 
     async def _judged(self, client, case: Case, summary: str) -> Judgement:
         first = {"role": "user", "content": question(case, summary)}

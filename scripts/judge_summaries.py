@@ -18,39 +18,38 @@ Killed, or stopped by the server, the same command goes on with the summaries th
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, one_line, run
-from data.cases import REFERENCES, Case, read_cases
+from data.cases import REFERENCES, WrittenSummary, read_written
 from data.files import as_json, exclusive, write_json, write_json_lines
 from data.judge import Judge, Judgement, checked_url
 from data.judge_questions import HIGHEST, LOWEST, QUALITIES, mean_scores, question_hash
-from data.records import json_objects
 from data.report.tables import markdown_table
-from data.row_values import RowError, checked_text, missing
 
 JUDGEMENTS_FILE, SCORES_FILE = "judgements.jsonl", "judge_scores.json"
 KEYS = ("EMOTUNE_JUDGE_KEY", "OPENAI_API_KEY")  # in the environment; the first that is set
 _SAME = ("file", "judge_model", "judge_url")  # of all rows of a file of judgements
 Row = dict[str, Any]
+Key = tuple[str, str]
 
 
 @dataclass
 class Args:
-    file: list[str] = flag([], "JSON Lines of cases with a key summary, or a JSON list of them")
+    file: str | None = flag(None, "the cases with what a model wrote of them; --file itself may be left out")
     judge_url: str | None = flag(None, "OpenAI-compatible address, as far as /v1, such as http://127.0.0.1:8000/v1")
     judge_model: str | None = flag(None, "the judge's name at that address")
-    output_dir: str | None = flag(None, "where judgements and scores go (default: beside the file)")
+    output_dir: str | None = flag(None, "where judgements and scores go; not set = beside the file")
     limit: int | None = flag(None, "judge the first N summaries only")
     concurrency: int = flag(4, "requests at a time")
     timeout: float = flag(60.0, "seconds that the judge may take for an answer")
 
     def __post_init__(self):
-        if len(self.file) != 1:
-            raise UserError(f"--file: expected one file of cases with summaries, found {len(self.file) or 'none'}")
+        if not self.file:
+            raise UserError("--file is needed: cases with what a model wrote of them")
         for name in ("judge_url", "judge_model"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is needed: the model that judges, behind an OpenAI-compatible address")
@@ -60,41 +59,32 @@ class Args:
             check_output_dir(self.output_dir)
 
 
-class Written(NamedTuple):
-    """A summary that a model wrote, and its case."""
-
-    case: Case
-    summary: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Tells it from others: its id, and a hash of what the judge is shown."""
-        return self.case.id, question_hash(self.case, self.summary)
-
-
-def read_summaries(path: Path) -> Iterator[Written]:
-    """The rows of a file of cases with summaries; an empty one is a summary, too.
+def summaries_of(path: str) -> list[WrittenSummary]:
+    """The rows of a file of cases with summaries.
 
     Raises:
-        UserError: a bad row, or one without a summary or one of the five reference texts.
+        UserError: a bad row, or one without all five reference texts.
     """
-    cases = read_cases(path, "--file", summaries_required=False)
-    for case, (line, record) in zip(cases, json_objects(path), strict=True):
-        if missing(record.get("summary")):
-            raise UserError(f"{path}:{line}: no summary: what a model wrote of the case is judged")
-        if lacking := [name for name in REFERENCES if name not in case.reference]:
-            raise UserError(f"{path}:{line}: no {', '.join(lacking)}: the judge compares the summary with them")
-        try:
-            yield Written(case, checked_text("summary", record["summary"]))
-        except RowError as error:
-            raise UserError(f"{path}:{line}: {error}") from error
+    summaries = list(read_written(path, "--file"))
+    for written in summaries:
+        if lacking := [name for name in REFERENCES if name not in written.case.reference]:
+            identity = one_line(written.case.id, 60)
+            raise UserError(
+                f"{path}: case {identity} has no {', '.join(lacking)}, with which the judge compares a summary"
+            )
+    return summaries
+
+
+def key_of(written: WrittenSummary) -> Key:
+    """Tells a summary from others: its id, and a hash of what the judge is shown."""
+    return written.case.id, question_hash(written.case, written.text)
 
 
 # --- judgements.jsonl -----------------------------------------------------------------------------------------------
 
 
-def read_judgements(path: Path, same: Row) -> dict[tuple[str, str], Row]:
-    """The rows of judgements that an earlier start left, by `Written.key`; those that could not be read are left out.
+def read_judgements(path: Path, same: Row) -> dict[Key, Row]:
+    """The rows of judgements that an earlier start left, by `key_of`; those that could not be read are left out.
 
     Raises:
         UserError: they are of another file or judge than `same` names.
@@ -132,13 +122,13 @@ def _row(line: bytes) -> Row | None:
         return None
 
 
-def row_of(written: Written, judgement: Judgement, same: Row) -> Row:
-    identity, asked = written.key
+def row_of(written: WrittenSummary, judgement: Judgement, same: Row) -> Row:
+    identity, asked = key_of(written)
     overall = None if judgement.scores is None else mean_scores([judgement.scores])["overall"]
     return {"id": identity, "asked": asked, **same, "overall": overall, **asdict(judgement)}
 
 
-def judge_rest(judge: Judge, summaries: Sequence[Written], rows: dict[tuple[str, str], Row], path: Path, same: Row):
+def judge_rest(judge: Judge, summaries: Sequence[WrittenSummary], rows: dict[Key, Row], path: Path, same: Row):
     """Have those judged that `rows` lacks; each row is added to it, and to the file as soon as it is there.
 
     Raises:
@@ -146,7 +136,7 @@ def judge_rest(judge: Judge, summaries: Sequence[Written], rows: dict[tuple[str,
     """
     from tqdm import tqdm
 
-    distinct = {written.key: written for written in summaries}
+    distinct = {key_of(written): written for written in summaries}
     rest = [written for key, written in distinct.items() if key not in rows]
     if not rest:
         return
@@ -160,7 +150,7 @@ def judge_rest(judge: Judge, summaries: Sequence[Written], rows: dict[tuple[str,
             row = row_of(rest[place], judgement, same)
             with path.open("ab") as file:
                 file.write(f"{as_json(row, path)}\n".encode())
-            rows[rest[place].key] = row
+            rows[key_of(rest[place])] = row
             bar.update()
 
         judge.judge_all(rest, done)
@@ -170,8 +160,8 @@ def judge_rest(judge: Judge, summaries: Sequence[Written], rows: dict[tuple[str,
 
 
 def main(args: Args) -> None:
-    path = Path(args.file[0])
-    summaries = list(read_summaries(path))
+    path = Path(args.file)
+    summaries = summaries_of(args.file)
     output_dir = Path(args.output_dir or path.parent)
     check_output_dir(str(output_dir))
     key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
@@ -180,11 +170,11 @@ def main(args: Args) -> None:
     with exclusive(output_dir, JUDGEMENTS_FILE):
         judgements = output_dir / JUDGEMENTS_FILE
         rows = read_judgements(judgements, same)
-        asked = summaries[: args.limit]
-        judge_rest(judge, asked, rows, judgements, same)
+        judge_rest(judge, summaries[: args.limit], rows, judgements, same)
+        keys = [key_of(written) for written in summaries]
         # in the order of the file, with those of an earlier start behind --limit
-        write_json_lines(judgements, (rows[written.key] for written in summaries if written.key in rows))
-        result = same | scores_of([rows[written.key] for written in asked])
+        write_json_lines(judgements, (rows[key] for key in keys if key in rows))
+        result = same | scores_of([rows[key] for key in keys[: args.limit]])
         write_json(output_dir / SCORES_FILE, result)
     print(summary_of(result))
     print(f"{result['n']:,} summaries, {result['unread']:,} unread; written to {output_dir / SCORES_FILE}")
@@ -206,4 +196,4 @@ def summary_of(result: Row) -> str:
 
 
 if __name__ == "__main__":
-    run(main, Args, {}, "file")
+    run(main, Args, {}, positional="file")

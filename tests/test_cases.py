@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.arguments import UserError
-from data.cases import REFERENCES, Case, read_cases
+from data.cases import REFERENCES, Case, WrittenSummary, read_cases, read_written
 from data.files import write_json_lines
 
 GOOD = {
@@ -141,6 +141,41 @@ def test_summaries_that_are_to_be_written(tmp_path):
             read(path, rows, summaries_required=False)
     with pytest.raises(UserError, match="experience_and_reflection is 3, where words"):
         read(path, [GOOD | {"experience_and_reflection": 3}], summaries_required=False)
+
+
+BARE = without("experience_and_reflection")
+BAD_WRITTEN = {
+    "none": ([GOOD | {"summary": "a"}, GOOD], ":2: no summary among 'id', 'case_description', "),
+    "null": ([GOOD | {"summary": None}], ":1: summary is null"),
+    "a list": ([GOOD | {"summary": ["a"]}], ":1: summary is ['a'], where words are expected"),
+    "a zero byte": ([GOOD | {"summary": "a\0"}], ":1: the summary holds a zero byte"),
+    "a number of characters": ([GOOD | {"summary": "a", "truncated": 1}], ":1: truncated is 1, where true or false is"),
+    "a word": ([GOOD | {"summary": "a", "truncated": "true"}], ":1: truncated is 'true', where true or false is"),
+    "the second does not say": ([GOOD | {"summary": "a", "truncated": True}, GOOD | {"summary": "a"}], ":2: no truncated, while"),
+    "the first does not say": ([GOOD | {"summary": "a"}, GOOD | {"summary": "a", "truncated": False}], ":1: no truncated, while"),
+    "some references": ([GOOD | {"summary": "a"}, BARE | {"summary": "a"}], ":2: no experience_and_reflection, while"),
+    "no case": ([{"summary": "a"}], ":1: no case_description among 'summary'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_WRITTEN)
+def test_a_bad_row_with_a_summary_is_named(tmp_path, name):
+    rows, message = BAD_WRITTEN[name]
+    write_json_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        list(read_written(tmp_path / "a.jsonl", "--file"))
+    assert f"{tmp_path / 'a.jsonl'}{message}" in str(error.value)
+
+
+def test_written_summaries(tmp_path):
+    rows = [GOOD | {"summary": " She slept. ", "truncated": True}, GOOD | {"summary": "", "truncated": False}]
+    write_json_lines(tmp_path / "a.jsonl", rows)
+    (case,) = read(tmp_path / "b.jsonl", [GOOD])
+    found = list(read_written(tmp_path / "a.jsonl", "--file"))
+    assert found == [WrittenSummary(case, "She slept.", True), WrittenSummary(case, "", False)]
+    write_json_lines(tmp_path / "a.jsonl", [BARE | {"summary": "She slept."}])
+    (found,) = read_written(tmp_path / "a.jsonl", "--file")
+    assert (found.case.summary, found.text, found.truncated) == (None, "She slept.", None)
 
 
 # --- hypothesis -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from email.utils import format_datetime
 import pytest
 
 from data.arguments import UserError
-from data.cases import REFERENCES, Case
+from data.cases import REFERENCES, Case, WrittenSummary
 from data.judge import Judge
 from data.judge_questions import QUALITIES, UnreadError, mean_scores, question, question_again, read_answer
 from scripts.judge_summaries import Args, main
@@ -174,7 +174,7 @@ def test_a_server_without_response_format(server):
     server.reply = reply
     someone, waits = judge(server, concurrency=1)
     found = []
-    someone.judge_all([(CASE, "s")] * 3, lambda place, judgement: found.append(judgement.scores))
+    someone.judge_all([WrittenSummary(CASE, "s")] * 3, lambda place, judgement: found.append(judgement.scores))
     assert found == [SCORES] * 3
     assert waits == []
     assert ["response_format" in body for body in server.requests] == [True, False, False, False]
@@ -231,7 +231,7 @@ def test_a_request_that_is_refused_while_others_are_not(server, status):
     )
     found = {}
     someone, waits = judge(server, concurrency=1)
-    someone.judge_all([(CASE, text) for text in ("blood", "a", "blood", "b", "blood")], found.__setitem__)
+    someone.judge_all([WrittenSummary(CASE, text) for text in ("blood", "a", "blood", "b", "blood")], found.__setitem__)
     assert [found[place].scores for place in range(5)] == [None, SCORES, None, SCORES, None]
     assert found[0].problem == f"--judge_url {server.url}: HTTP status {status} (filtered)"
     assert found[0].answer is None
@@ -252,7 +252,9 @@ def test_a_server_that_takes_none(server):
     server.reply = in_turn(Reply(status=400, body="temperature?"))
     found = []
     with pytest.raises(UserError, match=rf"--judge_url {server.url}: HTTP status 400 \(temperature\?\)"):
-        judge(server, concurrency=1)[0].judge_all([(CASE, "s")] * 9, lambda place, judgement: found.append(place))
+        judge(server, concurrency=1)[0].judge_all(
+            [WrittenSummary(CASE, "s")] * 9, lambda place, judgement: found.append(place)
+        )
     assert found == [0, 1]
     assert judge(server)[0].judge(CASE, "s").problem.endswith("HTTP status 400 (temperature?)")
 
@@ -322,7 +324,7 @@ def scored_by_number(body: dict, number: int) -> Reply:
 
 
 def run(tmp_path, server, **settings) -> dict:
-    main(Args(file=[str(tmp_path / "written.jsonl")], judge_url=server.url, judge_model="m", **settings))
+    main(Args(file=str(tmp_path / "written.jsonl"), judge_url=server.url, judge_model="m", **settings))
     return json.loads((tmp_path / "judge_scores.json").read_text(encoding="utf-8"))
 
 
@@ -389,10 +391,10 @@ def test_judgements_of_another_judge_stay(tmp_path, server):
     run(tmp_path, server)
     before = (tmp_path / "judgements.jsonl").read_bytes()
     with pytest.raises(UserError, match=r"judgements.jsonl: holds judgements with judge_model 'm', not 'other'"):
-        main(Args(file=[str(tmp_path / "written.jsonl")], judge_url=server.url, judge_model="other"))
+        main(Args(file=str(tmp_path / "written.jsonl"), judge_url=server.url, judge_model="other"))
     (tmp_path / "written.jsonl").rename(tmp_path / "after.jsonl")
     with pytest.raises(UserError, match=r"with file 'written.jsonl', not 'after.jsonl'; choose another --output_dir"):
-        main(Args(file=[str(tmp_path / "after.jsonl")], judge_url=server.url, judge_model="m"))
+        main(Args(file=str(tmp_path / "after.jsonl"), judge_url=server.url, judge_model="m"))
     assert (tmp_path / "judgements.jsonl").read_bytes() == before
 
 
