@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator
 from statistics import fmean
 from typing import Any
 
-from data.arguments import one_line
 from data.cases import REFERENCES, Case
 from data.perturbing.perturbations import language_of
+from data.row_values import shown
 
 QUALITIES = ("factual_consistency", "completeness", "clarity")
 LOWEST, HIGHEST = 1, 5
@@ -172,8 +172,7 @@ def _scores(aspect: str, given: Any) -> dict[str, int]:
             raise UnreadError(f"{aspect} has no {quality}")
         if isinstance(score, bool) or not isinstance(score, int | float) or score not in range(LOWEST, HIGHEST + 1):
             raise UnreadError(
-                f"{quality} of {aspect} is {one_line(repr(score), 40)}, "
-                f"where a whole number from {LOWEST} to {HIGHEST} is expected"
+                f"{quality} of {aspect} is {shown(score)}, where a whole number from {LOWEST} to {HIGHEST} is expected"
             )
     return {quality: int(given[quality]) for quality in QUALITIES}
 

@@ -53,6 +53,8 @@ class Args:
         for name in ("judge_url", "judge_model"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is needed: the model that judges, behind an OpenAI-compatible address")
+            if not getattr(self, name).isprintable():
+                raise UserError(f"--{name} {one_line(getattr(self, name), 100)}: holds a character that no name has")
         check_at_least(self, limit=1, concurrency=1, timeout=1)
         self.judge_url = checked_url(self.judge_url)
         if self.output_dir is not None:
@@ -87,24 +89,25 @@ def read_judgements(path: Path, same: Row) -> dict[Key, Row]:
     """The rows of judgements that an earlier start left, by `key_of`; those that could not be read are left out.
 
     Raises:
-        UserError: they are of another file or judge than `same` names.
+        UserError: they are of another file or judge than `same` names, or are none.
     """
-    found, broken = {}, 0
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    found = {}
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
         row = _row(line)
+        if row is None and number == len(lines):
+            print(f"{path}:{number}: half a judgement, as after a kill; it is asked for again", file=sys.stderr)
+            break
         if row is None:
-            broken += 1
-            continue
+            raise UserError(f"{path}:{number}: no judgement of this program; choose another --output_dir")
         for name, value in same.items():
             if row[name] != value:
                 raise UserError(
-                    f"{path}: holds judgements with {name} {one_line(repr(row[name]), 100)}, not {value!r}; "
+                    f"{path}:{number}: a judgement with {name} {one_line(repr(row[name]), 100)}, not {value!r}; "
                     "choose another --output_dir"
                 )
         if row["scores"] is not None:
             found[row["id"], row["asked"]] = row
-    if broken:
-        print(f"{path}: {broken} of its lines are no judgements, as after a kill", file=sys.stderr)
     return found
 
 
@@ -123,12 +126,13 @@ def _row(line: bytes) -> Row | None:
 
 
 def row_of(written: WrittenSummary, judgement: Judgement, same: Row) -> Row:
+    """A judgement as a line of judgements.jsonl has it."""
     identity, asked = key_of(written)
     overall = None if judgement.scores is None else mean_scores([judgement.scores])["overall"]
     return {"id": identity, "asked": asked, **same, "overall": overall, **asdict(judgement)}
 
 
-def judge_rest(judge: Judge, summaries: Sequence[WrittenSummary], rows: dict[Key, Row], path: Path, same: Row):
+def judge_rest(judge: Judge, summaries: Sequence[WrittenSummary], rows: dict[Key, Row], path: Path, same: Row) -> None:
     """Have those judged that `rows` lacks; each row is added to it, and to the file as soon as it is there.
 
     Raises:
@@ -149,7 +153,7 @@ def judge_rest(judge: Judge, summaries: Sequence[WrittenSummary], rows: dict[Key
         def done(place: int, judgement: Judgement) -> None:
             row = row_of(rest[place], judgement, same)
             with path.open("ab") as file:
-                file.write(f"{as_json(row, path)}\n".encode())
+                file.write(f"{as_json(row, path)}\n".encode(errors="backslashreplace"))
             rows[key_of(rest[place])] = row
             bar.update()
 

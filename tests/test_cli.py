@@ -184,6 +184,7 @@ CASES = {
     "judge: no address at all": (f"{JUDGE} --judge_url 127.0.0.1:9", "--judge_url 127.0.0.1:9: is no address"),
     "judge: a file for an address": (f"{JUDGE} --judge_url file:///etc/hosts", "--judge_url file:///etc/hosts: is no address; expected one such as"),
     "judge: a password in the address": (f"{JUDGE} --judge_url http://me:secret@127.0.0.1:9/v1", "--judge_url: holds a password, a query or a fragment"),
+    "judge: a tab in a name": (f"{JUDGE} --judge_model 'a\tb'", "--judge_model a\\tb: holds a character that no name has"),
     "judge: no requests": (f"{JUDGE} --concurrency 0", "--concurrency 0: must be at least 1"),
     "judge: no time": (f"{JUDGE} --timeout 0", "--timeout 0.0: must be at least 1"),
     "judge: nothing to judge": (f"{JUDGE} --limit 0", "--limit 0: must be at least 1"),

@@ -390,12 +390,21 @@ def test_judgements_of_another_judge_stay(tmp_path, server):
     write(tmp_path / "written.jsonl", 2)
     run(tmp_path, server)
     before = (tmp_path / "judgements.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"judgements.jsonl: holds judgements with judge_model 'm', not 'other'"):
+    with pytest.raises(UserError, match=r"judgements.jsonl:1: a judgement with judge_model 'm', not 'other'"):
         main(Args(file=str(tmp_path / "written.jsonl"), judge_url=server.url, judge_model="other"))
     (tmp_path / "written.jsonl").rename(tmp_path / "after.jsonl")
     with pytest.raises(UserError, match=r"with file 'written.jsonl', not 'after.jsonl'; choose another --output_dir"):
         main(Args(file=str(tmp_path / "after.jsonl"), judge_url=server.url, judge_model="m"))
     assert (tmp_path / "judgements.jsonl").read_bytes() == before
+
+
+def test_somebody_elses_file_stays(tmp_path, server):
+    write(tmp_path / "written.jsonl", 2)
+    (tmp_path / "judgements.jsonl").write_text('{"mine": 1}\n{"mine": 2}\n')
+    with pytest.raises(UserError, match=r"judgements.jsonl:1: no judgement of this program; choose another"):
+        run(tmp_path, server)
+    assert (tmp_path / "judgements.jsonl").read_text() == '{"mine": 1}\n{"mine": 2}\n'
+    assert server.requests == []
 
 
 def test_a_server_that_stops_half_way(tmp_path, server):
@@ -439,7 +448,7 @@ def test_it_goes_on_after_a_kill(tmp_path, server):
     server.reply = scored_by_number
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert len(server.requests) == 4 + 3
-    assert "judgements.jsonl: 1 of its lines are no judgements" in done.stderr
+    assert "judgements.jsonl:4: half a judgement" in done.stderr
     assert "6 summaries, 0 unread" in done.stdout
     assert [row["id"] for row in rows_of(tmp_path)] == list("012345")
     assert not any(KEY in text for text in (done.stdout, done.stderr, (tmp_path / "judgements.jsonl").read_text()))
