@@ -210,7 +210,7 @@ def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
     assert all(row["valid"] and row["labels"] for row in predicted)
     assert json.loads((tmp_path / "out" / "test_results.json").read_text())["n"] == len(rows)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        ".predictions.jsonl.lock", "predictions.jsonl", "test_results.json", "test_summary.txt",
+        ".predictions.jsonl.lock", "inference_args.json", "predictions.jsonl", "test_results.json", "test_summary.txt",
     ]  # fmt: skip
 
 
