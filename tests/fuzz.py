@@ -7,6 +7,7 @@ Hypothesis makes the inputs and shows the smallest one that breaks something. te
 """
 
 import copy
+import hashlib
 import io
 import json
 import os
@@ -239,6 +240,10 @@ RUN_FILES: dict[str, tuple[Any, tuple[Callable[[Path], Any], ...]]] = {
     ),
     "config.json": ({"model_type": "qwen2", "hidden_size": 8}, (lambda folder: is_encoder(str(folder)),)),
     "predictions.jsonl": (_ROW, (_predictions, read_run, _report)),
+    "inference_args.json": (
+        {"flags": {"model_path": "out", "test_data_path": "test.tsv", "limit": 3, "task": None},
+         "predictions": hashlib.sha256(_line(_ROW)).hexdigest()}, (_report,),
+    ),
     "robustness_result.json": (_ROBUSTNESS, (_report,)),
     "attention.json": (_ATTENTION, (_report, lambda folder: heat_map_page(read_attention(folder / "attention.json")))),
     "predictions.partial.json": (_SETTINGS, (_partial,)),

@@ -576,6 +576,29 @@ def test_commands_can_be_pasted(single):
     )
 
 
+def test_what_is_missing_can_be_measured_by_a_whole_command(tmp_path):
+    """Of an untuned model, too: inference.py has told how it was called."""
+    rows = [one | {"probabilities": None} for one in made_rows(EMOTION, 5, seed=2)]
+    folder = Path(write_run(tmp_path / "run", EMOTION, rows))
+    (folder / "task.json").unlink()
+    scores = {"per_label": {label: {} for label in EMOTION.labels}, "confusion_matrix": []}
+    (folder / "test_results.json").write_text(json.dumps(scores))
+    assert "--model_path MODEL" in report_of(str(folder))["runs"][0]["remedies"]["probabilities"]
+    flags = {
+        "model_path": "models/base",
+        "test_data_path": "my test.tsv",
+        "label_path": "labels.txt",
+        "output_dir": "out",
+    }
+    told = {"flags": flags, "predictions": file_hash(folder / "predictions.jsonl")}
+    (folder / "inference_args.json").write_text(json.dumps(told))
+    found = report_of(str(folder))["runs"][0]["remedies"]["robustness"]
+    assert found == (
+        "python -m scripts.robustness \\\n    --model_path models/base \\\n    --test_data_path 'my test.tsv' \\\n"
+        f"    --label_path labels.txt \\\n    --output_dir {folder}"
+    )
+
+
 def test_the_command_of_the_predictions_is_theirs(tmp_path):
     """Not that of an earlier call whose predictions have been replaced since."""
     folder = write_run(tmp_path / "run", EMOTION, made_rows(EMOTION, 5, seed=2))

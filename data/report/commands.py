@@ -39,10 +39,16 @@ def commands(source: Source) -> list[dict[str, str]]:
         what = "grpo" if "num_generations" in source.args else "sft"
         script = {"sft": "main_SFT.py", "grpo": "main_grpo.py"}[what]
         made.append({"what": what, "line": command_line(f"python {script}", source.args)})
-    if source.inference.get("predictions") == file_hash(source.run.path):
-        flags = source.inference.get("flags", {})
+    if flags := inference_flags(source):
         made.append({"what": "inference", "line": command_line("python inference.py", flags)})
     return made
+
+
+def inference_flags(source: Source) -> dict[str, Any]:
+    """How inference.py was called for the predictions that are there; nothing where others made them."""
+    if source.inference.get("predictions") != file_hash(source.run.path):
+        return {}
+    return source.inference.get("flags", {})
 
 
 def remedies(source: Source, found: dict[str, Any]) -> dict[str, str | None]:
@@ -52,11 +58,15 @@ def remedies(source: Source, found: dict[str, Any]) -> dict[str, str | None]:
         source: the run.
         found: its numbers, see `data.report.sections.run_data`.
     """
+    flags = inference_flags(source)
     about = {
-        "model_path": model_path(source) or MODEL,
-        "test_data_path": source.args.get("test_data_path") or FILE,
-        "task": None if source.run.contract else TASK,
+        "model_path": model_path(source) or flags.get("model_path", MODEL),
+        "test_data_path": flags.get("test_data_path") or source.args.get("test_data_path") or FILE,
+        "task": flags.get("task"),
+        "label_path": flags.get("label_path"),
     }
+    if source.run.contract is None and about["task"] is None and about["label_path"] is None:
+        about["task"] = TASK
     here = {"output_dir": source.run.folder}
     # where these two write by themselves is where the report looks, too
     by_default = source.run.contract is not None
