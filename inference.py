@@ -61,6 +61,7 @@ from data.files import (
 )
 from data.labels import Prediction
 from data.loading import ExampleFile
+from data.predicted_runs import output_directory
 from data.prediction_files import PART_NAME, Settings, begun_with
 
 # files of a model's directory that decide what it says
@@ -195,7 +196,7 @@ def open_predictor(args: Args, probabilities: bool) -> Predictor:
 
 def predict_file(args: Args, contract: Contract) -> None:
     """Predict `--test_data_path` into `--output_dir`, going on where an earlier start was stopped."""
-    output_dir = output_directory(args)
+    output_dir = output_directory(args.output_dir, args.model_path, "predictions and scores are")
     name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
@@ -216,13 +217,6 @@ def predict_file(args: Args, contract: Contract) -> None:
     if examples.labelled and name == PREDICTIONS_FILE:
         print((output_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     print(f"written to {output_dir / name}")
-
-
-def output_directory(args: Args) -> Path:
-    """`--output_dir`, or a folder of the run's own."""
-    if args.output_dir is None and not (Path(args.model_path) / TASK_FILE).is_file():
-        raise UserError("--output_dir is needed for an untuned model: where predictions and scores are to go")
-    return Path(args.output_dir or Path(args.model_path) / "test")
 
 
 def prediction_settings(args: Args) -> Settings:

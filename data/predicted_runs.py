@@ -10,7 +10,7 @@ import numpy
 
 from data.arguments import UserError, one_line
 from data.contract import Contract
-from data.files import PREDICTIONS_FILE, RESULTS_FILE, TASK_FILE, read_json
+from data.files import PREDICTIONS_FILE, RESULTS_FILE, TASK_FILE, file_hash, read_json
 from data.labels import CUSTOM_TEMPLATE, LabelTask, Prediction, label_problem
 from data.prediction_rows import check_row, rows_of
 from data.tasks import Task
@@ -42,6 +42,11 @@ class PredictedRun:
     def directory(self) -> Path:
         """Where its task.json lies, and with it what training has left; else the folder of the predictions."""
         return self.contract_path.parent if self.contract_path else Path(self.folder)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its predictions.jsonl."""
+        return file_hash(self.path)
 
     @cached_property
     def labelled(self) -> list[dict[str, Any]]:
@@ -93,6 +98,29 @@ def read_run(folder: str | Path) -> PredictedRun:
     if place is None:
         return PredictedRun(str(folder), rows, None, None)
     return PredictedRun(str(folder), rows, Contract.load(place), place / TASK_FILE)
+
+
+def named_folder(spec: str) -> tuple[str, str]:
+    """The name and the folder of a run as a command line has them: `name=folder`, or a folder, which is its own name.
+
+    >>> named_folder("lora=outputs/a"), named_folder("outputs/a")
+    (('lora', 'outputs/a'), ('outputs/a', 'outputs/a'))
+    """
+    name, _, folder = spec.rpartition("=")
+    return name or folder, folder
+
+
+def output_directory(output_dir: str | None, model_path: str, what: str) -> Path:
+    """`--output_dir`, or the folder `test` of a trained model.
+
+    Raises:
+        UserError: neither; says that `what` is to go there.
+    """
+    if output_dir is not None:
+        return Path(output_dir)
+    if not (Path(model_path) / TASK_FILE).is_file():
+        raise UserError(f"--output_dir is needed for an untuned model: where {what} to go")
+    return Path(model_path) / TEST_FOLDER
 
 
 def evaluated(folder: str | Path, name: str) -> Path:

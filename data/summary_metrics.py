@@ -86,7 +86,7 @@ def _words(text: str) -> list[str]:
 
 
 def _in_a_row(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def _alone(texts: Sequence[str], sources: Sequence[Sequence[Sequence[str]]]) -> dict[str, Any]:

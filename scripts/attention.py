@@ -29,10 +29,10 @@ from data.arguments import UserError, check_at_least, check_output_dir, flag, ru
 from data.contract import Precision, contract_for
 from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
-from data.files import TASK_FILE, as_json, exclusive, write_text
+from data.files import as_json, exclusive, write_text
 from data.labels import Prediction
 from data.loading import Example, ExampleFile
-from data.predicted_runs import TEST_FOLDER
+from data.predicted_runs import TEST_FOLDER, output_directory
 from data.report.analyses import ATTENTION_FILE
 from data.report.heat_map import HEAT_MAP_FILE, NOTE, TITLES, heat_map_page
 
@@ -202,15 +202,10 @@ def shown_top_words(of_labels: dict[str, dict[str, list]]) -> str:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def output_directory(args: Args) -> Path:
-    """`--output_dir`, or a folder of the run's own."""
-    if args.output_dir is not None:
-        return Path(args.output_dir)
-    if not (Path(args.model_path) / TASK_FILE).is_file():
-        raise UserError(
-            "--output_dir is needed for an untuned model: where attention.json and attention.html are to go"
-        )
-    return Path(args.model_path) / TEST_FOLDER / (ONE_TEXT_FOLDER if args.text is not None else "")
+def output_folder(args: Args) -> Path:
+    """`--output_dir`, or a folder of the run's own, another one for a single text."""
+    folder = output_directory(args.output_dir, args.model_path, f"{ATTENTION_FILE} and {HEAT_MAP_FILE} are")
+    return folder / ONE_TEXT_FOLDER if args.output_dir is None and args.text is not None else folder
 
 
 def texts_of(args: Args) -> list[Example]:
@@ -260,7 +255,7 @@ def analysis(args: Args, examples: Sequence[Example]) -> dict[str, Any]:
 def main(args: Args) -> None:
     check_model_path(args.model_path)
     contract_for(args.model_path, args.task, args.label_path, None, args.max_length, args.objective)
-    output_dir = output_directory(args)
+    output_dir = output_folder(args)
     examples = texts_of(args)
     with exclusive(output_dir, ATTENTION_FILE):
         content = analysis(args, examples)

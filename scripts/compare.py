@@ -43,7 +43,7 @@ from typing import Any, Literal
 from data.arguments import UserError, check_output_dir, flag, run
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, exclusive, write_json, write_text
 from data.labels import Prediction
-from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_run, trained_directory
+from data.predicted_runs import PredictedRun, check_same_rows, evaluated, named_folder, read_run, trained_directory
 from data.report.comparison import COLUMNS, NUMBERS_OF_TRAINING, TRAINING_COLUMNS, pages, table
 from data.report.run_files import read_run_file
 from data.report.tables import is_number
@@ -132,15 +132,15 @@ def named_folders(specs: Sequence[str], group_seeds: bool) -> list[tuple[str, st
     >>> named_folders(["lora=a", "out/full-seed0"], group_seeds=True)
     [('lora', 'a'), ('full', 'out/full-seed0')]
     """
-    pairs = [(name, folder) for name, _, folder in (spec.rpartition("=") for spec in specs)]
+    pairs = [named_folder(spec) for spec in specs]
     if not group_seeds:
-        return [(name or folder, folder) for name, folder in pairs]
-    systems = {folder: _without_seed(folder) for name, folder in pairs if not name}
+        return pairs
+    systems = {folder: _without_seed(folder) for name, folder in pairs if name == folder}
     paths_of = defaultdict(set)  # a short name that two paths have would make one system of two
     for path in systems.values():
         paths_of[path.name].add(path)
     short = {folder: path.name if len(paths_of[path.name]) == 1 else str(path) for folder, path in systems.items()}
-    return [(name or short[folder], folder) for name, folder in pairs]
+    return [(short[folder] if name == folder else name, folder) for name, folder in pairs]
 
 
 def _without_seed(folder: str) -> Path:

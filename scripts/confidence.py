@@ -63,13 +63,12 @@ def read_runs(folders: Sequence[str]) -> list[PredictedRun]:
     Raises:
         UserError: see `read_run`, or one is given twice.
     """
-    runs: list[PredictedRun] = []
+    runs, names = [], {}
     for folder in folders:
-        new = read_run(folder)
-        for other, name in zip(runs, folders, strict=False):
-            if other.path.resolve() == new.path.resolve():
-                raise UserError(f"--runs: {folder} has the same predictions as {name}")
-        runs.append(new)
+        runs.append(read_run(folder))
+        name = names.setdefault(runs[-1].path.resolve(), folder)
+        if len(names) < len(runs):
+            raise UserError(f"--runs: {folder} has the same predictions as {name}")
     return runs
 
 

@@ -47,11 +47,11 @@ from data.engine.evaluation import predicted_rows
 from data.engine.models import check_model_path, pick_device
 from data.engine.precision import pick_precision
 from data.engine.predictor import Predictor
-from data.files import TASK_FILE, exclusive, write_json
+from data.files import exclusive, write_json
 from data.labels import Prediction
 from data.loading import Example, ExampleFile
 from data.perturbing.perturbations import PERTURBATIONS, fitting, main_language
-from data.predicted_runs import TEST_FOLDER
+from data.predicted_runs import output_directory
 from data.prediction_files import PredictionFile, begun_with
 from data.prediction_rows import rows_of
 from data.report.tables import markdown_table
@@ -180,7 +180,7 @@ def print_changes(examples: Sequence[Example], copies: Sequence[Copy], most: int
 
 def main(args: Args) -> None:
     task = task_of(args)
-    output_dir = None if args.show else output_directory(args)
+    output_dir = None if args.show else output_directory(args.output_dir, args.model_path, f"{ROBUSTNESS_FILE} is")
     examples = labelled_examples(args, task)
     texts = [example.text for example in examples]
     language = main_language(texts) if args.language == "auto" else args.language
@@ -231,13 +231,6 @@ def predict(args: Args, task: Task, texts: Sequence[str], output_dir: Path) -> d
         row["text"]: Prediction(tuple(row["labels"]), row["valid"], confidence=row["confidence"])
         for row in rows_of(file.path, task)
     }
-
-
-def output_directory(args: Args) -> Path:
-    """`--output_dir`, or a folder of the run's own."""
-    if args.output_dir is None and not (Path(args.model_path) / TASK_FILE).is_file():
-        raise UserError(f"--output_dir is needed for an untuned model: where {ROBUSTNESS_FILE} is to go")
-    return Path(args.output_dir or Path(args.model_path) / TEST_FOLDER)
 
 
 def predictor_settings(args: Args) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from data.arguments import spelled
 from data.contract import HASHES
-from data.files import file_hash
 from data.report.sources import Source
 
 MODEL, FILE, TASK = "MODEL", "FILE", "TASK"  # in the place of what nothing says
@@ -46,7 +45,7 @@ def commands(source: Source) -> list[dict[str, str]]:
 
 def inference_flags(source: Source) -> dict[str, Any]:
     """How inference.py was called for the predictions that are there; nothing where others made them."""
-    if source.inference.get("predictions") != file_hash(source.run.path):
+    if source.inference.get("predictions") != source.run.sha256:
         return {}
     return source.inference.get("flags", {})
 

@@ -3,7 +3,8 @@
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -59,6 +60,14 @@ def inline_panels(figure: "Figure", name: str, translated: Callable[[str], str] 
     return [_markup(*each) for each in zip(contents, boxes, kinds, strict=True)]
 
 
+@contextmanager
+def _measuring() -> Iterator[None]:
+    """The browser's fonts draw the texts, matplotlib only measures them: a glyph that its fonts lack is not missing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+        yield
+
+
 def _drawn(figure: "Figure", name: str) -> ElementTree.Element:
     """What matplotlib writes, as a tree without its metadata and its style sheet, which would count for the page."""
     import matplotlib
@@ -68,9 +77,7 @@ def _drawn(figure: "Figure", name: str) -> ElementTree.Element:
     fonts = [*matplotlib.rcParams["font.sans-serif"], *(font for font in CHINESE_FONTS if font in installed)]
     written = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.sans-serif": fonts}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # the browser's fonts draw the texts, matplotlib only measures them: what its fonts lack is not missing
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)
+    with matplotlib.rc_context(settings), _measuring():
         figure.set_dpi(_POINTS)
         figure.savefig(written, format="svg")
     root = ElementTree.fromstring(written.getvalue())
@@ -116,8 +123,7 @@ def _boxes(figure: "Figure") -> list[Box] | None:
     columns = {spec.num1 for spec in places if spec is not None and spec.get_gridspec().nrows == 1}
     if len(columns) != len(places) or figure.get_suptitle():
         return None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font", UserWarning)  # see `_drawn`
+    with _measuring():
         bounds = [part.get_tightbbox() for part in (*figure.axes, *figure.legends)]
     height = figure.get_figheight() * _POINTS
     return [(b.x0 - _MARGIN, height - b.y1 - _MARGIN, b.width + 2 * _MARGIN, b.height + 2 * _MARGIN) for b in bounds]

@@ -15,7 +15,6 @@ import numpy
 
 from data.calibration import calibration_scores
 from data.confidence import NoConfidenceError, analyse
-from data.files import file_hash
 from data.metrics import label_metrics
 from data.report.commands import commands, remedies
 from data.report.heat_map import static_rows
@@ -100,7 +99,7 @@ def run_data(source: Source, worst: int, seed: int) -> dict[str, Any]:
         "examples_per_second": source.results.get("examples_per_second"),
         "commands": commands(source),
         "versions": contract.library_versions if contract else None,
-        "sha256": file_hash(run.path),
+        "sha256": run.sha256,
     }
     return found | {"remedies": remedies(source, found)}
 

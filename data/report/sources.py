@@ -18,7 +18,7 @@ from data.files import (
     STATE_FILE,
     TRAIN_RESULTS_FILE,
 )
-from data.predicted_runs import PredictedRun, check_same_rows, evaluated, read_run
+from data.predicted_runs import PredictedRun, check_same_rows, evaluated, named_folder, read_run
 from data.report.analyses import ATTENTION_FILE, read_attention, read_robustness
 from data.report.run_files import read_rewards, read_run_file
 from data.robustness import ROBUSTNESS_FILE
@@ -96,16 +96,6 @@ def _analysed(run: PredictedRun, name: str) -> Path | None:
     """A file that an analysis has written into the folder of the predictions, or into `test` there."""
     path = evaluated(run.folder, name) / name
     return path if path.exists() else None
-
-
-def named_folder(spec: str) -> tuple[str, str]:
-    """The name and the folder of a run.
-
-    >>> named_folder("lora=outputs/a"), named_folder("outputs/a")
-    (('lora', 'outputs/a'), ('outputs/a', 'outputs/a'))
-    """
-    name, _, folder = spec.rpartition("=")
-    return name or folder, folder
 
 
 def same_rows(one: Source, other: Source) -> bool:
