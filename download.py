@@ -12,7 +12,7 @@ Names of our own:
     models     smollm2-135m-instruct (chat model, 135M), minilm-l6 (BERT sentence encoder, 22M),
                multilingual-e5-small (the same for Chinese and a hundred languages more, 118M)
     data sets  those of the table in data/published.py (--dataset below lists them): written in the layouts that
-               data/loading.py reads, counselling cases in that of data/cases.py; their row counts checked
+               data/loading.py reads, counselling cases in that of data/summaries/cases.py; their row counts checked
 Any other name is a hub id, `org/name`: its files as they are (of a model, only the safetensors weights where it has
 them).
 
@@ -54,7 +54,7 @@ ROOT = Path(__file__).resolve().parent
 # folders of the project's own: nothing is downloaded into them
 ROOMS = (
     "data/engine", "data/learning", "data/perturbing", "data/report", "data/sample", "data/sample_psyqa",
-    "data/sample_zh", "scripts", "tests", ".git", ".github", ".ci",
+    "data/sample_zh", "data/summaries", "scripts", "tests", ".git", ".github", ".ci",
 )  # fmt: skip
 SOURCES = ("auto", "hf", "modelscope", "pypi")
 MOST_CONVERTED = 4  # a conversion writes at most so many times the bytes it reads

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data import psyqa
 from data.arguments import UserError, one_line
-from data.cases import read_cases
 from data.files import write_json_lines, write_text
 from data.formats import Row, read_rows
 from data.labels import LabelTask
 from data.published import DataSet
+from data.summaries import psyqa
+from data.summaries.cases import read_cases
 
 
 def convert(data_set: DataSet, raw: Path, ready: Path) -> None:
@@ -174,7 +174,7 @@ def write_cases(data_set: DataSet, raw: Path, ready: Path) -> None:
 
 
 def write_questions(data_set: DataSet, raw: Path, ready: Path) -> None:
-    """Questions and their answers as cases; see data/psyqa.py."""
+    """Questions and their answers as cases; see data/summaries/psyqa.py."""
     psyqa.write_cases(raw / data_set.questions, ready, data_set.name)
 
 

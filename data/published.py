@@ -73,10 +73,9 @@ class DataSet:
         coarser: folder -> label of the source -> label of the folder's task, where these are not the same.
         reviews: where the source has no splits and no rows but a file of negative texts and one of positive ones, a
             line each: these two. Splits are drawn from them, and written as JSON Lines.
-        cases: our name of a file -> where the source has it, if it holds counselling cases (data/cases.py), which have
-            no labels.
-        questions: pattern of the one file in PsyQA's form of which cases are made (data/psyqa.py). A file of the user's
-            own may take its place.
+        cases: our name of a file -> where the source has it, if it holds counselling cases (data/summaries/cases.py).
+        questions: pattern of the one file in PsyQA's form of which cases are made (data/summaries/psyqa.py). A file of
+            the user's own may take its place.
     """
 
     name: str

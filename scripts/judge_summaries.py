@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, one_line, run
-from data.cases import REFERENCES, WrittenSummary, read_written
 from data.files import as_json, exclusive, write_json, write_json_lines
-from data.judge import Judge, Judgement, checked_url
-from data.judge_questions import HIGHEST, LOWEST, QUALITIES, mean_scores, question_hash
 from data.report.tables import markdown_table
+from data.summaries.cases import REFERENCES, WrittenSummary, read_written
+from data.summaries.judge import Judge, Judgement, checked_url
+from data.summaries.judge_questions import HIGHEST, LOWEST, QUALITIES, mean_scores, question_hash
 
 JUDGEMENTS_FILE, SCORES_FILE = "judgements.jsonl", "judge_scores.json"
 KEYS = ("EMOTUNE_JUDGE_KEY", "OPENAI_API_KEY")  # in the environment; the first that is set

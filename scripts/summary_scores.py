@@ -12,7 +12,7 @@ own summary, is the reference where it stands there too.
     copied              words, pairs and fours of words in a row that stand so in the case
 
 A Chinese character is a word. All are shown in percent; in the file, from 0 to 1, with a ROUGE-L of each case.
-`data/summary_metrics.py` defines them.
+`data/summaries/metrics.py` defines them.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_output_dir, flag, one_line, run
-from data.cases import WrittenSummary, read_written
 from data.files import exclusive, write_json
 from data.report.tables import markdown_table
-from data.summary_metrics import ROUGE, summary_metrics
+from data.summaries.cases import WrittenSummary, read_written
+from data.summaries.metrics import ROUGE, summary_metrics
 
 SCORES_FILE = "summary_scores.json"
 SHOWN = 5  # of the worst summaries

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data.cases import REFERENCES
-from data.judge_questions import QUALITIES
+from data.summaries.cases import REFERENCES
+from data.summaries.judge_questions import QUALITIES
 
 
 def judged(score: int = 4, **changes) -> dict:

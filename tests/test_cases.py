@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.arguments import UserError
-from data.cases import REFERENCES, Case, WrittenSummary, read_cases, read_written
 from data.files import write_json_lines
+from data.summaries.cases import REFERENCES, Case, WrittenSummary, read_cases, read_written
 
 GOOD = {
     "id": 7, "case_description": ["Woman, 34", "Sleeps badly"], "consultation_process": ["How are you?", "Tired."],

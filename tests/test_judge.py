@@ -15,9 +15,9 @@ from email.utils import format_datetime
 import pytest
 
 from data.arguments import UserError
-from data.cases import REFERENCES, Case, WrittenSummary
-from data.judge import Judge
-from data.judge_questions import QUALITIES, UnreadError, mean_scores, question, question_again, read_answer
+from data.summaries.cases import REFERENCES, Case, WrittenSummary
+from data.summaries.judge import Judge
+from data.summaries.judge_questions import QUALITIES, UnreadError, mean_scores, question, question_again, read_answer
 from scripts.judge_summaries import Args, main
 from tests.conftest import ROOT
 from tests.judge_server import JudgeServer, Reply, judged

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.arguments import UserError
-from data.cases import Case, read_cases
 from data.files import write_json
-from data.psyqa import FILE_NAME, split_answer, write_cases
 from data.published import DATA_SETS
+from data.summaries.cases import Case, read_cases
+from data.summaries.psyqa import FILE_NAME, split_answer, write_cases
 from download import Args, main
 from tests.conftest import ROOT
 from tests.hub_server import COMMIT, Hub

@@ -22,7 +22,7 @@ LONG_FOR_A_REASON = {"packing.py", "tree_attention.py"}  # a picture and its mas
 CODE = [
     *(ROOT / f"{stage}.py" for stage in STAGES),
     *sorted((ROOT / "data").glob("*.py")),
-    *sorted((ROOT / "data" / "perturbing").glob("*.py")),
+    *(path for room in ("perturbing", "summaries") for path in sorted((ROOT / "data" / room).glob("*.py"))),
     *(path for room in ("engine", "learning", "report") for path in sorted((ROOT / "data" / room).rglob("*.py"))),
     *sorted((ROOT / "scripts").rglob("*.py")),
 ]

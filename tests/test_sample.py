@@ -11,7 +11,7 @@ from itertools import combinations
 import pytest
 
 from data.loading import data_report, load_examples
-from data.psyqa import split_answer
+from data.summaries.psyqa import split_answer
 from data.tasks import BUILT_IN_TASKS, resolve_task
 from tests.conftest import ROOT, SAMPLE
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.arguments import UserError
-from data.cases import Case, read_cases
 from data.files import write_json_lines
-from data.summary_metrics import summary_metrics
+from data.summaries.cases import Case, read_cases
+from data.summaries.metrics import summary_metrics
 from scripts.summary_scores import Args, main
 
 

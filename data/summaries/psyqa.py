@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, one_line
-from data.cases import Case
 from data.files import write_json_lines
 from data.records import json_objects
 from data.row_values import RowError, checked_id, checked_text, missing, seen_text, shown
+from data.summaries.cases import Case
 
 FILE_NAME = "Emotion_Summary.jsonl"  # in a folder for each split
 TRAIN_SHARE = 0.85  # of the questions; one half of the others is for validation, one for testing

@@ -1,6 +1,6 @@
 """A language model that judges summaries of counselling cases, behind any OpenAI-compatible address. (no torch)
 
-What it is asked, and whose measure this is, stands in data/judge_questions.py.
+What it is asked, and whose measure this is, stands in data/summaries/judge_questions.py.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from data.arguments import UserError, one_line
-from data.cases import Case, WrittenSummary
-from data.judge_questions import UnreadError, question, question_again, read_answer
+from data.summaries.cases import Case, WrittenSummary
+from data.summaries.judge_questions import UnreadError, question, question_again, read_answer
 
 LONGEST_WAIT = 600  # seconds: a server that asks for more is not waited for
 _RETRIED = (408, 425, 429)  # and all from 500

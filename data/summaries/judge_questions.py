@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator
 from statistics import fmean
 from typing import Any
 
-from data.cases import REFERENCES, Case
 from data.perturbing.perturbations import language_of
 from data.row_values import shown
+from data.summaries.cases import REFERENCES, Case
 
 QUALITIES = ("factual_consistency", "completeness", "clarity")
 LOWEST, HIGHEST = 1, 5

@@ -27,7 +27,7 @@ from statistics import fmean, median
 from types import SimpleNamespace
 from typing import Any
 
-from data.cases import Case
+from data.summaries.cases import Case
 from data.words import word_spans
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
