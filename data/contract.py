@@ -7,16 +7,20 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from data.arguments import UserError, one_line, spelled
-from data.encoding import Encoder, Objective
+from data.encoding import Encoder, Objective, PromptEncoder
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
+from data.labels import LabelTask
+from data.published import recommended_settings, recommended_tuning
 from data.rendering import PromptIds
+from data.sampling import Sampling
+from data.summaries.encoding import SummaryEncoder
+from data.summaries.task import KIND, SummaryTask
 from data.tasks import Task, check_same_labels, of_built_in, resolve_task
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 Format = Literal["bf16", "fp16", "fp32"]  # of numbers
 Precision = Literal["auto", "bf16", "fp16", "fp32"]  # as `--precision` asks for one
@@ -25,6 +29,16 @@ DEFAULT_MAX_LENGTH = 512
 HASHES = "content_hashes"  # beside the flags in args.json: what was in the files that they name
 EARLIER_SETTINGS = {"optimizer": "adamw", "freeze_embeddings": False}  # what runs did before there were such flags
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
+
+
+def _kind_of_task(content: Any) -> str:
+    kind = content.get("kind") if isinstance(content, dict) else getattr(content, "kind", None)
+    return KIND if kind == KIND else ""
+
+
+_StoredTask = Annotated[
+    Annotated[LabelTask, Tag("")] | Annotated[SummaryTask, Tag(KIND)], Discriminator(_kind_of_task)
+]  # a task.json is checked as that of its kind
 
 
 def _library_versions() -> dict[str, str]:
@@ -44,6 +58,7 @@ class Contract:
         thresholds: label -> probability from which it is predicted, None where nothing was calibrated.
         temperature: divides the scores before they become probabilities (1.0 = not calibrated).
         max_length: tokens of prompt and answer together.
+        sampling: how an answer is drawn that is free text, of at most so many tokens; None where answers are labels.
         prompt: the words around a text as token ids, as they were when the run began; None = as the tokenizer spells
             them now (an untuned model, runs of earlier versions).
         base_model: the model that was fine-tuned, as the user named it.
@@ -60,13 +75,14 @@ class Contract:
 
     __pydantic_config__ = {"strict": True, "extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012  (of `load`)
 
-    task: Task
+    task: _StoredTask
     cot: bool = False
     objective: Objective = "generate"
     head: Literal["linear", "mlp"] | None = None
     thresholds: dict[str, float] | None = None
     temperature: float = 1.0
     max_length: int = DEFAULT_MAX_LENGTH
+    sampling: Sampling | None = None
     prompt: PromptIds | None = None
     base_model: str = ""
     base_revision: str | None = None
@@ -83,6 +99,12 @@ class Contract:
             raise ValueError(f"temperature {self.temperature}: must be above 0 and finite")
         if self.head is not None and self.objective != "classify":
             raise ValueError(f"head {self.head}: objective {self.objective} has none")
+        if self.objective not in self.task.objectives:
+            raise ValueError(f"objective {self.objective}: task {self.task.name} has generate alone")
+        if (self.sampling is None) != (self.task.sampling is None):
+            raise ValueError(f"sampling: {'missing' if self.sampling is None else 'nothing is drawn'} with this task")
+        if self.cot and self.sampling is not None:
+            raise ValueError("cot: a summary has no reasoning before it")
         if self.cot and self.objective != "generate":
             raise ValueError(f"cot: objective {self.objective} writes no reasoning")
         if self.thresholds is not None:
@@ -98,15 +120,17 @@ class Contract:
         several = self.objective == "classify" and self.task.kind == "multi_label"
         return "sigmoid" if several else "softmax"
 
-    def encoder(self, tokenizer) -> Encoder:
+    def encoder(self, tokenizer) -> PromptEncoder:
         """Texts -> token ids under this contract; `tokenizer` is a Hugging Face tokenizer.
 
         Raises:
-            UserError: see `Encoder`.
+            UserError: see `PromptEncoder`.
         """
+        if isinstance(self.task, SummaryTask):
+            return SummaryEncoder(self.task, tokenizer, self.max_length, self.sampling.max_new_tokens, self.prompt)
         return Encoder(self.task, tokenizer, self.cot, self.max_length, self.objective, self.prompt)
 
-    def frozen(self, encoder: Encoder) -> "Contract":
+    def frozen(self, encoder: PromptEncoder) -> "Contract":
         """This contract, by which a text is asked about for ever as `encoder` does now."""
         return replace(self, prompt=encoder.prompt)
 
@@ -142,8 +166,6 @@ class Contract:
 @cache
 def _schema() -> "TypeAdapter[Contract]":
     """The fields of `Contract` and of its task, and their types, as a schema."""
-    from pydantic import TypeAdapter
-
     return TypeAdapter(Contract)
 
 
@@ -153,13 +175,11 @@ def _checked(content: dict[str, Any], path: Path) -> Contract:
     Raises:
         UserError: names the first field that is missing, unknown or of another type, or a value that cannot be.
     """
-    from pydantic import ValidationError
-
     try:
         return _schema().validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "it"
+        place = ".".join(str(part) for part in first["loc"] if part not in ("", KIND)) or "it"
         found = "" if first["type"] in ("missing", "value_error") else f" is {one_line(repr(first['input']), 60)}"
         reason = one_line(first["msg"].removeprefix("Value error, "))
         raise UserError(f"{path}: not a task.json that EmoTune wrote ({place}{found}: {reason})") from error
@@ -172,8 +192,11 @@ def contract_for(
     cot: bool | None = None,
     max_length: int | None = None,
     objective: Objective | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Contract:
     """The contract to predict under: the trained directory's own, or one made from flags for an untuned model.
+
+    `sampling` has fields of `Sampling` by name, which take the place of the contract's where they are not None.
 
     Raises:
         UserError: a flag contradicts the directory's `task.json`, a run has none, or an untuned model comes without
@@ -184,6 +207,7 @@ def contract_for(
         contract = Contract.load(directory)
         _check_flags(contract, directory / TASK_FILE, task_name, label_path, cot, max_length)
         _check_equal("--objective", objective, contract.objective, directory / TASK_FILE)
+        contract = replace(contract, sampling=drawn_with(contract.sampling, sampling))
         if label_path is not None:  # ids in the user's files are then line numbers of that file
             contract = replace(contract, task=replace(contract.task, published_order=()))
         return contract
@@ -198,10 +222,36 @@ def contract_for(
         )
     if objective == "classify":
         raise UserError(f"--objective classify: {model_path} is untuned, so it has no head; use score or generate")
+    if objective is not None and objective not in task.objectives:
+        raise UserError(f"--objective {objective}: task {task.name} is written (generate)")
+    if cot and task.sampling is not None:
+        raise UserError(f"--cot: task {task.name} has no reasoning before its answer")
     return Contract(
-        task, cot=bool(cot), max_length=max_length or DEFAULT_MAX_LENGTH, base_model=model_path,
-        objective=objective or "generate",
+        task, cot=bool(cot), max_length=max_length or default_max_length(task), base_model=model_path,
+        objective=objective or "generate", sampling=drawn_with(task.sampling, sampling),
     )  # fmt: skip
+
+
+def default_max_length(task: Task) -> int:
+    """What `--max_length` is for a task where neither a flag nor a task.json says so."""
+    return recommended_settings(task.name, recommended_tuning(task.name)).get("max_length", DEFAULT_MAX_LENGTH)
+
+
+def drawn_with(sampling: Sampling | None, asked: Mapping[str, Any] | None) -> Sampling | None:
+    """`sampling` with the values that flags of these names ask for; None = not asked.
+
+    Raises:
+        UserError: a value that cannot be, or nothing is drawn under this contract.
+    """
+    given = {name: value for name, value in (asked or {}).items() if value is not None}
+    if not given:
+        return sampling
+    if sampling is None:
+        raise UserError(f"--{next(iter(given))}: is for tasks whose answer is free text (emotion-summary)")
+    try:
+        return replace(sampling, **given)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
 
 
 def _check_flags(

@@ -30,7 +30,8 @@ def convert(data_set: DataSet, raw: Path, ready: Path) -> None:
     write = next(write for source, write in _WRITERS.items() if getattr(data_set, source))
     write(data_set, raw, ready)
     for folder, task in data_set.tasks.items():
-        write_labels(ready / folder, task)
+        if task.labels:
+            write_labels(ready / folder, task)
 
 
 def write_labels(folder: Path, task: LabelTask) -> None:

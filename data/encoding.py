@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from typing import Literal
+from itertools import chain, islice
+from typing import Any, Literal
 
 from data.arguments import UserError, one_line
 from data.labels import SEPARATOR
@@ -48,7 +49,7 @@ class AnswerPieces:
     ends: list[list[int]]
 
 
-class Encoder:
+class PromptEncoder:
     """Task and text -> token ids. Training, evaluation and every backend read the same ids from here.
 
     A prompt is `head + text + tail`. The three are tokenised apart, so that all prompts of a task begin with the very
@@ -59,7 +60,7 @@ class Encoder:
         task: the task.
         tokenizer: a Hugging Face tokenizer.
         cot: ask for reasoning before the answer.
-        max_length: tokens of prompt and answer together; longer texts lose their end.
+        max_length: tokens of prompt and answer together; longer texts are cut as their task says.
         objective: "generate" and "score" keep room for an answer, "classify" has none.
         prompt: the words around a text as they were when a run began; None = as the tokenizer spells them now.
 
@@ -69,8 +70,8 @@ class Encoder:
         end_id: the token that ends an answer; None where none is written.
 
     Raises:
-        UserError: `max_length` leaves no room for a text, a label cannot be written and read back, `prompt` is of
-            another tokenizer, or the chat template does not print the question.
+        UserError: `max_length` leaves no room for a text, `prompt` is of another tokenizer, or the chat template does
+            not print the question.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Encoder:
         self.head_ids, self.tail_ids = list(self.prompt.head), list(self.prompt.tail)
         self.end_id = self.prompt.end
         if writes:
-            self._check_labels()
+            self._check_answers()
         needed = len(self.head_ids) + len(self.tail_ids) + self.answer_tokens
         if max_length <= needed:
             raise UserError(
@@ -97,7 +98,57 @@ class Encoder:
                 f"must be over {needed}"
             )
 
-    def _check_labels(self) -> None:
+    def _check_answers(self) -> None:
+        """Raise a `UserError` where this tokenizer cannot write the task's answers."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """Room kept for the answer, end included."""
+        raise NotImplementedError
+
+    def target_ids(self, gold: Sequence[str], rationale: str | None = None) -> list[int]:
+        """Token ids of an answer to train on, end token included."""
+        raise NotImplementedError
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of words of our own; markup in them is read as markup."""
+        return self._spelling.ids([text])[0]
+
+    def prompts_and_cuts(self, texts: Sequence[Any]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of the prompts, and which texts were cut because they left no room for the answer."""
+        pieces, room = [self.task.pieces(text) for text in texts], self._room
+        encoded = iter(self._spelling.plain_ids(list(chain.from_iterable(pieces))) if pieces else ())
+        prompts, cuts = [], []
+        for each in pieces:
+            ids = list(islice(encoded, len(each)))
+            kept, cut = self.task.truncate([len(piece) for piece in ids], room)
+            prompts.append(self.head_ids + [id for i, count in kept for id in ids[i][:count]] + self.tail_ids)
+            cuts.append(cut)
+        return prompts, cuts
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a text may have."""
+        return self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
+
+    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts; see `prompts_and_cuts`."""
+        return self.prompts_and_cuts(texts)[0]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The answer as text, without its end token."""
+        ids = list(token_ids)
+        end = ids.index(self.end_id) if self.end_id in ids else len(ids)
+        return self.tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
+
+
+class Encoder(PromptEncoder):
+    """The encoder of a task with labels: its answers are put together from pieces.
+
+    Args, attributes, raises: see `PromptEncoder`; a label that cannot be written and read back is a `UserError`, too.
+    """
+
+    def _check_answers(self) -> None:
         """Raise a `UserError` naming a label that this tokenizer cannot write so that it is read back as it was."""
         labels = self.task.labels
         before = self.task.reasoning("-") if self.cot else ""
@@ -117,26 +168,6 @@ class Encoder:
                     raise UserError(f"{where} cannot be written: of {meant}, the tokenizer of --model_path makes "
                                     f"{one_line(repr(written))}")  # fmt: skip
 
-    def token_ids(self, text: str) -> list[int]:
-        """Token ids of words of our own; markup in them is read as markup."""
-        return self._spelling.ids([text])[0]
-
-    def prompts_and_cuts(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of the prompts, and which texts have lost their end because they left no room for the answer.
-
-        Spaces and line breaks around a text are no part of it: files, flags and the page spell one text alike.
-        """
-        if not texts:
-            return [], []
-        texts = [text.strip() for text in texts]
-        encoded, room = self._spelling.plain_ids(texts), self._room
-        return [self.head_ids + ids[:room] + self.tail_ids for ids in encoded], [len(ids) > room for ids in encoded]
-
-    @property
-    def _room(self) -> int:
-        """Tokens that a text may have."""
-        return self.max_length - len(self.head_ids) - len(self.tail_ids) - self.answer_tokens
-
     def text_spans(self, text: str) -> list[tuple[int, int]]:
         """Where in `text` the tokens stand that its prompt has between head and tail; see `Spelling.plain_spans`.
 
@@ -146,10 +177,6 @@ class Encoder:
         before = len(text) - len(text.lstrip())
         spans = self._spelling.plain_spans(text.strip())[: self._room]
         return [(before + begin, before + end) for begin, end in spans]
-
-    def prompt_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of the prompts; see `prompts_and_cuts`."""
-        return self.prompts_and_cuts(texts)[0]
 
     @cached_property
     def answer_tokens(self) -> int:
@@ -242,12 +269,6 @@ class Encoder:
     def candidate_ids(self) -> list[list[int]]:
         """Token ids of each label as an answer of its own, end token included, in the task's order."""
         return [self.answer_ids((label,)) for label in self.task.labels]
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The answer as text, without its end token."""
-        ids = list(token_ids)
-        end = ids.index(self.end_id) if self.end_id in ids else len(ids)
-        return self.tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()
 
 
 def _behind(ids: list[int], begin: list[int], otherwise: list[int]) -> list[int]:

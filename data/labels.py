@@ -4,13 +4,20 @@ A text walks down once: `LabelTask.messages` (or `.plain_prompt`) -> `data/encod
 `LabelTask.parse`. Training, evaluation and every inference backend take these same steps.
 """
 
-import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from data.arguments import one_line
+from data.prompts import Prompted
+
+if TYPE_CHECKING:
+    from data.contract import Contract
+    from data.loading import Example
 
 SEPARATOR = ", "  # between the labels of an answer, and of the list in the prompt
 SEPARATORS = re.compile(r"[,，、]")  # what is taken for one in an answer that was read
@@ -36,13 +43,15 @@ class Prediction:
 
     Attributes:
         labels: labels of the task, in the task's order, without repeats. Empty when none could be read.
-        valid: the completion is an answer to the letter: only known labels, each once, nothing around them.
+        valid: the completion is an answer to the letter: only known labels, each once, nothing around them. Free text
+            is one if it came to its end.
         rationale: the reasoning between `<think>` tags, if there is any.
         completion: the text the model wrote.
         confidence: probability of the whole answer under the model, 0 to 1, where the backend measured it; where only
-            valid answers may be written, among those (and given the reasoning, if there is any).
+            valid answers may be written, among those (and given the reasoning, if there is any). Of free text, the
+            geometric mean of its tokens' probabilities, before temperature and penalties.
         probabilities: label -> probability, where the backend measured them.
-        truncated: the text was longer than `max_length` allows and lost its end.
+        truncated: the text was longer than `max_length` allows and was cut.
     """
 
     labels: tuple[str, ...]
@@ -60,7 +69,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class LabelTask:
+class LabelTask(Prompted):
     """A label set with the words around it.
 
     Attributes:
@@ -81,6 +90,10 @@ class LabelTask:
         ValueError: fewer than two labels, a repeated one (upper and lower case are one), one that cannot be written
             (`label_problem`), or a template that does not hold `{text}` once.
     """
+
+    sampling: ClassVar[None] = None  # nothing is drawn: an answer is one of a list
+    objectives: ClassVar[tuple[str, ...]] = ("generate", "classify", "score")
+    what_is_lost: ClassVar[str] = "their end"
 
     name: str
     kind: Literal["multi_label", "single_label"]
@@ -133,15 +146,6 @@ class LabelTask:
         """The label metric that says best how good a model is at this task."""
         return "f1_macro" if self.kind == "multi_label" else "accuracy"
 
-    @property
-    def template_hash(self) -> str:
-        """First 16 hex digits of the template's SHA-256: two runs with the same hash asked the same question."""
-        return hashlib.sha256(self.template.encode()).hexdigest()[:16]
-
-    def stored(self) -> dict[str, Any]:
-        """What task.json says of the task: the fields that make two tasks differ."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
-
     def prompt(self, text: str, cot: bool = False) -> str:
         """The question about one text, without any chat markup."""
         form = ANSWER_FORM[self.kind]
@@ -152,15 +156,18 @@ class LabelTask:
         filled = {"text": text, "labels": SEPARATOR.join(self.labels), "answer_form": form}
         return _GAPS.sub(lambda gap: filled[gap[1]], template)  # at once: what is filled in may hold braces of its own
 
-    def messages(self, text: str, cot: bool = False) -> list[dict[str, str]]:
-        """The question as a chat of one user turn."""
-        return [{"role": "user", "content": self.prompt(text, cot)}]
+    def pieces(self, text: str) -> list[str]:
+        """A text as it stands in the prompt: spaces and line breaks around it are no part of it, so that files, flags
+        and the page spell one text alike."""
+        return [text.strip()]
 
-    def plain_prompt(self, text: str, cot: bool = False) -> str:
-        """The question for a model without a chat template: the prompt, ending where the answer begins."""
-        prompt = self.prompt(text, cot)
-        complete = not self.use_chat_template or prompt.endswith((":", "："))
-        return prompt if complete else prompt + "\n\nAnswer:"
+    def truncate(self, sizes: Sequence[int], room: int) -> tuple[list[tuple[int, int]], bool]:
+        """Which pieces of a text go into the prompt, where it has more tokens than `room`: a text loses its end.
+
+        Returns:
+            Pieces, each with how many of its tokens are kept; and whether anything was left out.
+        """
+        return [(0, min(sizes[0], room))], sizes[0] > room
 
     def target(self, gold: Iterable[str], rationale: str | None = None) -> str:
         """The answer to train on: gold labels in the task's order, inside tags after the reasoning if there is one.
@@ -209,6 +216,91 @@ class LabelTask:
         if self.kind == "single_label":
             return tuple(found[:1]), clean and len(found) == 1
         return self.in_order(found), clean
+
+    # --- files and scores; the modules that are called here know a LabelTask ----------------------------------------
+
+    def in_language_of(self, examples: Iterable["Example"]) -> "LabelTask":
+        """The task itself: its words are those of its labels."""
+        return self
+
+    def read(
+        self, path: str | Path, flag: str, labels_required: bool = True, cot: bool = False,
+        rejected: list[dict[str, Any]] | None = None, most_labels: int | None = None,
+    ) -> Iterator["Example"]:  # fmt: skip
+        """The rows of a data file; see `data.loading.load_examples`."""
+        from data.loading import read_examples
+
+        return read_examples(path, self, flag, labels_required, cot, rejected, most_labels)
+
+    def asked_in(self, text: str, where: str) -> str:
+        """What is asked about in one line: the text."""
+        return text
+
+    def problem(self, text: Any) -> str | None:
+        """Why this cannot be asked about, or None: what stands behind "text 3"."""
+        if not isinstance(text, str):
+            return f"is of type {type(text).__name__}, expected str"
+        if not text.strip():
+            return "is empty"
+        half = not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text)
+        return "holds half a character (a lone surrogate)" if half else None
+
+    def shown(self, text: str) -> str:
+        """A text in an error line."""
+        return repr(one_line(text, 60))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The scores that a checkpoint may be chosen by."""
+        from data.metrics import LABEL_METRICS
+
+        return LABEL_METRICS
+
+    def score(self, gold: Sequence["Example"], predictions: Sequence[Prediction]) -> dict[str, Any]:
+        """See `data.metrics.label_metrics`."""
+        from data.metrics import label_metrics
+
+        return label_metrics([example.labels for example in gold], predictions, self)
+
+    def given(self, example: "Example") -> dict[str, Any]:
+        """What a row of predictions.jsonl has of the example itself."""
+        return {"id": example.id, "text": example.text, "gold": list(example.labels) or None}
+
+    def result_row(self, example: "Example", prediction: Prediction) -> dict[str, Any]:
+        """What predictions.jsonl says of one text."""
+        return self.given(example) | {
+            "labels": prediction.labels,
+            "probabilities": prediction.probabilities,
+            "confidence": prediction.confidence,
+            "valid": prediction.valid,
+            "completion": prediction.completion,
+            "truncated": prediction.truncated,
+        }
+
+    def check_row(self, row: dict[str, Any], place: str) -> None:
+        """Raise a `UserError` that names `place` where a row is none that `result_row` gives."""
+        from data.prediction_rows import check_fields, check_row
+
+        check_fields(row, place)
+        check_row(row, place, self)
+
+    def measure(self, rows: Iterable[dict[str, Any]], contract: "Contract") -> dict[str, Any]:
+        """Scores of predicted rows, as `test_results.json` has them; see `data.prediction_rows.measure`."""
+        from data.prediction_rows import measure
+
+        return measure(rows, contract)
+
+    def summary_of(self, scores: dict[str, Any], title: str) -> str:
+        """`test_summary.txt`: the scores as a person reads them."""
+        from data.metrics import format_summary
+
+        return format_summary(scores, title)
+
+    def data_report(self, train: Sequence["Example"]) -> dict[str, Any]:
+        """What is to be known of training rows; see `data.loading.label_report`."""
+        from data.loading import label_report
+
+        return label_report(train)
 
     def in_order(self, labels: Iterable[str]) -> tuple[str, ...]:
         """Labels in the task's order, each once.

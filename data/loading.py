@@ -11,9 +11,10 @@ from typing import Any
 from data.arguments import UserError, one_line
 from data.formats import read_rows
 from data.gold import GoldReader, is_gold
-from data.labels import holds_tags
+from data.labels import LabelTask, holds_tags
 from data.records import Row
 from data.row_values import RowError, checked_id, checked_text, missing, rejection, seen_text
+from data.summaries.cases import Case
 from data.tasks import Task
 from data.text_files import check_readable
 
@@ -27,6 +28,24 @@ class Example:
     labels: tuple[str, ...]
     rationale: str | None = None
 
+    @property
+    def asked(self) -> str:
+        """What a model is asked about: its input."""
+        return self.text
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """What it should answer."""
+        return self.labels
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """By what a split is stratified."""
+        return self.labels
+
+
+TaskRow = Example | Case  # what a task reads: its `asked` is what a model is asked about, its `gold` the right answer
+
 
 def load_examples(
     path: str | Path,
@@ -36,13 +55,13 @@ def load_examples(
     cot: bool = False,
     rejected: list[dict[str, Any]] | None = None,
     most_labels: int | None = None,
-) -> list[Example]:
+) -> list[TaskRow]:
     """Read and check a data file.
 
     Args:
         path: the file.
-        task: gives the labels; gold may be ids, names, or lists of either ("3,17", ["joy"], 0). Where the file says
-            what its ids are called, these names count.
+        task: whose rows they are. Where it has labels, gold may be ids, names, or lists of either ("3,17", ["joy"], 0);
+            where the file says what its ids are called, these names count.
         flag: the flag that named the file, for error messages.
         labels_required: False also takes files without any labels (to predict on).
         cot: every row needs a rationale.
@@ -53,14 +72,14 @@ def load_examples(
         UserError: the file or one of its rows is not right.
     """
     before = len(rejected or ())
-    examples = list(read_examples(path, task, flag, labels_required, cot, rejected, most_labels))
+    examples = list(task.read(path, flag, labels_required, cot, rejected, most_labels))
     if bad := len(rejected or ()) - before:
         print(f"{one_line(path)}: {bad} bad rows skipped")
     return examples
 
 
 def read_examples(
-    path: str | Path, task: Task, flag: str, labels_required: bool = True, cot: bool = False,
+    path: str | Path, task: LabelTask, flag: str, labels_required: bool = True, cot: bool = False,
     rejected: list[dict[str, Any]] | None = None, most_labels: int | None = None,
 ) -> Iterator[Example]:  # fmt: skip
     """The rows of a data file one by one; see `load_examples`."""
@@ -97,7 +116,7 @@ class ExampleFile:
         shard: (i, n), the i-th (from 1) of n parts of like size, which lie one behind the other.
 
     Attributes:
-        labelled: whether the rows have gold labels.
+        labelled: whether the rows have gold.
         total: how many rows there are with those of the other parts.
     """
 
@@ -105,12 +124,12 @@ class ExampleFile:
         self, path: str | Path, task: Task, flag: str, rejected: list[dict[str, Any]] | None = None,
         limit: int | None = None, shard: tuple[int, int] = (1, 1),
     ):  # fmt: skip
-        self._read = lambda bad: read_examples(path, task, flag, labels_required=False, rejected=bad)
+        self._read = lambda bad: task.read(path, flag, labels_required=False, rejected=bad)
         self._skips = rejected is not None
         count = 0
         for count, example in enumerate(self._read(rejected), start=1):
             if count == 1:
-                self.labelled = bool(example.labels)
+                self.labelled = bool(example.gold)
         if rejected:
             print(f"{one_line(path)}: {len(rejected)} bad rows skipped")
         count = min(count, limit or count)
@@ -125,7 +144,7 @@ class ExampleFile:
         """Which of the whole's rows these are."""
         return {"first_row": self._begin + 1, "last_row": self._end, "rows": self.total}
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[TaskRow]:
         return islice(self._read([] if self._skips else None), self._begin, self._end)
 
 
@@ -153,19 +172,19 @@ def _key(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def split_validation(examples: Sequence[Example], ratio: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split_validation(examples: Sequence[TaskRow], ratio: float, seed: int) -> tuple[list[TaskRow], list[TaskRow]]:
     """Split off a share for validation, stratified by each row's rarest label; equal texts stay on one side.
 
     Returns:
         Training and validation examples, each in the file's order. With few rows a label may miss in validation;
         the last text of which a label is the rarest stays in training.
     """
-    frequency = Counter(label for example in examples for label in example.labels)
+    frequency = Counter(label for example in examples for label in example.strata)
     rows_of_text, texts_of_label = defaultdict(list), defaultdict(list)
     for i, example in enumerate(examples):
         rows_of_text[_key(example.text)].append(i)
     for key, rows in rows_of_text.items():
-        labels = [label for i in rows for label in examples[i].labels]
+        labels = [label for i in rows for label in examples[i].strata]
         texts_of_label[min(labels, key=lambda label: (frequency[label], label))].append(key)
     generator, chosen, owed = random.Random(seed), set(), 0.0
     for label in sorted(texts_of_label):
@@ -179,22 +198,32 @@ def split_validation(examples: Sequence[Example], ratio: float, seed: int) -> tu
     return train, [examples[i] for i in sorted(chosen)]
 
 
-def data_report(train: Sequence[Example], dev: Sequence[Example], test: Sequence[Example]) -> dict[str, Any]:
+def data_report(
+    task: Task, train: Sequence[TaskRow], dev: Sequence[TaskRow], test: Sequence[TaskRow]
+) -> dict[str, Any]:
     """Leakage and conflicts: what makes a score look better, or a model worse, than it is.
 
     Returns:
-        Rows of each split, label counts of train, rows of train that repeat an earlier one, texts of train that carry
-        different labels, and rows of dev and test whose text also stands in train.
+        Rows of each split, what the task says of the training rows, and rows of dev and test whose text also stands in
+        train.
     """
+    texts = {_key(row.text) for row in train}
+    return {
+        "rows": {"train": len(train), "dev": len(dev), "test": len(test)},
+        **task.data_report(train),
+        "dev_rows_also_in_train": sum(_key(row.text) in texts for row in dev),
+        "test_rows_also_in_train": sum(_key(row.text) in texts for row in test),
+    }
+
+
+def label_report(train: Sequence[Example]) -> dict[str, Any]:
+    """Label counts of training rows, how many repeat an earlier text, and texts that carry different labels."""
     gold_of: dict[str, set] = defaultdict(set)
     for example in train:
         gold_of[_key(example.text)].add(example.labels)
     counts = Counter(label for example in train for label in example.labels)
     return {
-        "rows": {"train": len(train), "dev": len(dev), "test": len(test)},
         "train_label_counts": dict(counts.most_common()),
         "train_repeated_rows": len(train) - len(gold_of),
         "train_texts_with_different_labels": sum(len(gold) > 1 for gold in gold_of.values()),
-        "dev_rows_also_in_train": sum(_key(example.text) in gold_of for example in dev),
-        "test_rows_also_in_train": sum(_key(example.text) in gold_of for example in test),
     }

@@ -24,9 +24,9 @@ from data.files import (
     write_json,
     write_text,
 )
-from data.loading import Example
-from data.metrics import format_summary
-from data.prediction_rows import FIELDS, row_in
+from data.labels import Prediction
+from data.loading import TaskRow
+from data.prediction_rows import row_in
 from data.tasks import Task
 
 PART_NAME = "predictions-{i}-of-{n}.jsonl"  # of a file that several machines share
@@ -56,7 +56,7 @@ class PredictionFile:
     """
 
     def __init__(
-        self, directory: str | Path, examples: Iterable[Example], task: Task, settings: Settings | None = None,
+        self, directory: str | Path, examples: Iterable[TaskRow], task: Task, settings: Settings | None = None,
         name: str = PREDICTIONS_FILE,
     ):  # fmt: skip
         self.path = Path(directory) / name
@@ -84,7 +84,7 @@ class PredictionFile:
         if difference := different_settings(before, settings, str(self.unfinished)):
             raise UserError(f"{difference}; {choice}")
 
-    def _right_rows(self, examples: Iterable[Example], task: Task) -> int:
+    def _right_rows(self, examples: Iterable[TaskRow], task: Task) -> int:
         """How many rows are right; the file is cut behind the last of them, as after half a row that a kill left."""
         rows = end = 0
         size = self._file.seek(0, os.SEEK_END)
@@ -119,7 +119,7 @@ class PredictionFile:
         self._settings_path.unlink(missing_ok=True)
 
 
-def _is_row_of(line: bytes, example: Example, task: Task) -> bool:
+def _is_row_of(line: bytes, example: TaskRow, task: Task) -> bool:
     """Whether this is a whole line, and what EmoTune would write of this text."""
     if not line.endswith(b"\n"):
         return False
@@ -127,8 +127,8 @@ def _is_row_of(line: bytes, example: Example, task: Task) -> bool:
         row = row_in(line, "", task)
     except UserError:
         return False
-    same = (row["id"], row["text"], row["gold"]) == (example.id, example.text, list(example.labels) or None)
-    return same and row.keys() == FIELDS.keys()
+    expected = task.result_row(example, Prediction((), valid=False))
+    return row.keys() == expected.keys() and task.given(example).items() <= row.items()
 
 
 def _unfinished(path: Path) -> tuple[Path, Path]:
@@ -169,9 +169,9 @@ def new_predictions(directory: str | Path, rows: Iterable[dict[str, Any]]) -> It
         yield (file.write(as_json(row, path) + "\n") and row for row in rows)
 
 
-def write_results(directory: str | Path, results: dict[str, Any], title: str) -> str:
+def write_results(directory: str | Path, results: dict[str, Any], title: str, task: Task) -> str:
     """`test_results.json`, and the same for people in `test_summary.txt`; returns the latter's text."""
-    summary = format_summary(results, title)
+    summary = task.summary_of(results, title)
     write_json(Path(directory) / RESULTS_FILE, results)
     write_text(Path(directory) / SUMMARY_FILE, summary)
     return summary

@@ -13,8 +13,7 @@ from data.arguments import UserError, one_line
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract
 from data.files import is_of_type
-from data.labels import Prediction
-from data.loading import Example
+from data.labels import LabelTask, Prediction
 from data.metrics import label_metrics
 from data.tasks import Task
 
@@ -25,28 +24,13 @@ FIELDS = NEEDED | {
 }  # fmt: skip
 
 
-def prediction_row(example: Example, prediction: Prediction) -> dict[str, Any]:
-    """What predictions.jsonl says of one text."""
-    return {
-        "id": example.id,
-        "text": example.text,
-        "gold": list(example.labels) or None,
-        "labels": prediction.labels,
-        "probabilities": prediction.probabilities,
-        "confidence": prediction.confidence,
-        "valid": prediction.valid,
-        "completion": prediction.completion,
-        "truncated": prediction.truncated,
-    }
-
-
 def row_in(line: bytes, place: str, task: Task | None = None) -> dict[str, Any]:
-    """A line of predictions.jsonl as a row; without probabilities, `probabilities` is None.
+    """A line of predictions.jsonl as a row; one of labels without probabilities has None there.
 
     Args:
         line: the line.
         place: file and line number, for error messages.
-        task: see `check_row`; None = the row's labels are not looked at.
+        task: whose rows they are; None = one of labels, which are not looked at.
 
     Raises:
         UserError: it is none.
@@ -59,17 +43,26 @@ def row_in(line: bytes, place: str, task: Task | None = None) -> dict[str, Any]:
         raise UserError(f"{place}: not a JSON object ({one_line(error, 100)})") from error
     if not isinstance(row, dict):
         raise UserError(f"{place}: not a JSON object (but {one_line(repr(row), 60)})")
+    if task is None:
+        check_fields(row, place)
+    else:
+        task.check_row(row, place)
+    return row
+
+
+def check_fields(row: dict[str, Any], place: str) -> None:
+    """Raise a `UserError` that names `place` where a row has not the fields of a text's prediction.
+
+    What an earlier EmoTune did not write is put in as None: `probabilities`.
+    """
     for field, wanted in FIELDS.items():
         if not is_of_type(row[field], wanted) if field in row else field in NEEDED:
             found = one_line(repr(row[field]), 60) if field in row else "not there"
             raise UserError(f"{place}: {field} is {found}, so this is no line of predictions")
     row.setdefault("probabilities", None)
-    if task is not None:
-        check_row(row, place, task)
-    return row
 
 
-def check_row(row: dict[str, Any], place: str, task: Task) -> None:
+def check_row(row: dict[str, Any], place: str, task: LabelTask) -> None:
     """Raise a `UserError` that names `place` where a row's labels or its probabilities are not of the task."""
     for label in (*(row["gold"] or ()), *row["labels"]):
         if not isinstance(label, str) or label not in task.ids:
@@ -107,9 +100,10 @@ def rows_of(path: str | Path, task: Task | None = None) -> Iterator[dict[str, An
 
 @dataclass
 class Cuts:
-    """How many of the rows that went by had a text that lost its end."""
+    """How many of the rows that went by had a text that was cut; `what_is_lost` says how."""
 
     max_length: int
+    what_is_lost: str
     rows: int = 0
     cut: int = 0
 
@@ -124,7 +118,7 @@ class Cuts:
         if self.cut:
             print(
                 f"{self.cut:,} of {self.rows:,} texts were longer than --max_length {self.max_length} allows and lost "
-                "their end"
+                f"{self.what_is_lost}"
             )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.labels import LabelTask
+from data.summaries.task import SUMMARY_TASKS, SummaryTask
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class DataSet:
         name: what download.py calls it; its files go to `data/<name>`.
         tasks: folder in there ("" = `data/<name>` itself) -> the task its files are for.
         model: hub id of the model that scripts/train_task.sh takes; its last part is the folder in `models/`.
+        tuning: what `--tuning` is by default.
         settings: `--tuning` -> flags of main_SFT.py that do well with it. They are defaults: flags that are given win.
         encoder_settings: the same for an encoder, where a tuning that is named here takes the place of its `settings`.
         hub: its id on the Hugging Face hub, if it is there.
@@ -79,8 +81,9 @@ class DataSet:
     """
 
     name: str
-    tasks: dict[str, LabelTask] = field(default_factory=dict)
+    tasks: dict[str, LabelTask | SummaryTask] = field(default_factory=dict)
     model: str = ""
+    tuning: str = "lora"
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     encoder_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     hub: str | None = None
@@ -181,6 +184,12 @@ _TEXT_ALONE = {
     "objective": "classify", "head": "linear", "prompt": "text_only", "lora_r": 8, "lora_alpha": 16,
     "learning_rate": 2e-4, "batch_size": 8, "num_epochs": 3.0, "warmup_steps": 500, "weight_decay": 0.01,
 }  # fmt: skip
+# summaries of counselling cases: an adapter on a base in 4 bits, since a case has thousands of tokens
+_LONG_CASES = {
+    "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 2e-4, "batch_size": 2,
+    "gradient_accumulation_steps": 8, "num_epochs": 3.0, "max_length": 8192, "gradient_checkpointing": True,
+}  # fmt: skip
+_SUMMARIES = {"qlora": _LONG_CASES, "lora": _LONG_CASES, "full": {"max_length": 8192, "gradient_checkpointing": True}}
 
 # --- the table ------------------------------------------------------------------------------------------------------
 
@@ -268,13 +277,19 @@ _ENTRIES = (
     ),
     DataSet(
         "psyqa",  # for use under its authors' agreement (github.com/thu-coai/PsyQA); one of them has it on the hub
+        tasks={"": SUMMARY_TASKS["emotion-summary-zh"]},
         model="Qwen/Qwen2-7B-Instruct",
+        tuning="qlora",
+        settings=_SUMMARIES,
         hub="lsy641/PsyQA",
         questions="PsyQA_full.json",
     ),
     DataSet(
         "longemotion-summary",  # the Emotion Summary of LongEmotion (arXiv 2509.07403)
+        tasks={"": SUMMARY_TASKS["emotion-summary-en"]},
         model="Qwen/Qwen2-7B-Instruct",
+        tuning="qlora",
+        settings=_SUMMARIES,
         hub="LongEmotion/LongEmotion",
         cases={"test.jsonl": Files("Emotion Summary/Emotion_Summary.jsonl", 150)},
     ),
@@ -310,9 +325,15 @@ MODELS = {
 
 
 def data_set_of(task_name: str) -> DataSet | None:
-    """The first data set that has this task, or None: the user's own."""
-    owners = (each for each in DATA_SETS.values() if task_name in (task.name for task in each.tasks.values()))
+    """The first data set that has this task, by its name or its kind; None: the user's own."""
+    owners = (each for each in DATA_SETS.values() if any(task_name in (t.name, t.kind) for t in each.tasks.values()))
     return next(owners, None)
+
+
+def recommended_tuning(task_name: str) -> str:
+    """What `--tuning` is by default for the task's data set."""
+    data_set = data_set_of(task_name)
+    return data_set.tuning if data_set else DataSet.tuning
 
 
 def recommended_settings(task_name: str, tuning: str, encoder: bool = False) -> dict[str, Any]:

@@ -153,6 +153,15 @@ def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield number, record if isinstance(record, dict | _NoRecord) else "not an object with named values"
 
 
+def json_object(text: str) -> dict[str, Any] | str:
+    """The JSON object that `text` is, or why it is none; see `json_objects`."""
+    try:
+        record = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({one_line(error, 100)})"
+    return record if isinstance(record, dict | _NoRecord) else "not an object with named values"
+
+
 def _list_records(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         return enumerate(_DECODER.decode("".join(line for _, line in lines_of(path, blank=True))), start=1)

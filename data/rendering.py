@@ -63,7 +63,7 @@ def spelt_prompt(task: Task, spelling: Spelling, cot: bool, writes: bool) -> Pro
     """
     tokenizer = spelling.tokenizer
     chat = task.use_chat_template and bool(tokenizer.chat_template)
-    text, answer = _stand_ins(task.template, *task.labels, str(tokenizer.chat_template))
+    text, answer = _stand_ins(task.prompt("", cot), str(tokenizer.chat_template))
     if chat:
         prompt = _rendered(tokenizer, task.messages(text, cot), add_generation_prompt=True, enable_thinking=cot)
         # templates of reasoning-only models open the reasoning themselves; our targets bring their own tag

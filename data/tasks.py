@@ -9,11 +9,11 @@ from typing import Literal
 from data.arguments import UserError
 from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, TEXT_ONLY, LabelTask, composed, folded, label_problem
 from data.published import DATA_SETS
+from data.summaries.task import SUMMARY_TASKS, SummaryTask
 
-Task = LabelTask  # what stages say where the kind of task makes no difference
-BUILT_IN_TASKS: dict[str, Task] = {
-    task.name: task for data_set in DATA_SETS.values() for task in data_set.tasks.values()
-}
+Task = LabelTask | SummaryTask  # what stages say: both answer the same questions
+LABEL_TASKS = {task.name: task for data_set in DATA_SETS.values() for task in data_set.tasks.values() if task.labels}
+BUILT_IN_TASKS: dict[str, Task] = LABEL_TASKS | SUMMARY_TASKS
 MOST_LABELS = 10_000
 _LONGEST_LABEL = 200  # characters
 _MOST_LABEL_BYTES = 10 << 20
@@ -81,6 +81,8 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
     known = ", ".join([*BUILT_IN_TASKS, *ANSWER_FORM])
     if name is not None and name not in BUILT_IN_TASKS and name not in ANSWER_FORM:
         raise UserError(f"--task {name}: unknown; known tasks are {known}")
+    if label_path is not None and name in SUMMARY_TASKS:
+        raise UserError(f"--label_path {label_path}: task {name} has no labels")
     if label_path is None:
         if name in ANSWER_FORM:
             raise UserError(f"--task {name}: needs --label_path with the labels")
@@ -90,11 +92,11 @@ def resolve_task(name: str | None, label_path: str | None) -> Task | None:
         check_same_labels(f"--label_path {label_path}", labels, f"--task {name}", BUILT_IN_TASKS[name].labels)
         return _numbered_by_file(BUILT_IN_TASKS[name])
     if name is None:
-        for task in BUILT_IN_TASKS.values():
+        for task in LABEL_TASKS.values():
             if task.labels == labels:
                 return _numbered_by_file(task)
     own_name = Path(label_path).resolve().parent.name or "custom"
-    if own_name in BUILT_IN_TASKS:
+    if own_name in BUILT_IN_TASKS or own_name in ANSWER_FORM:
         own_name = f"own-{own_name}"
     return LabelTask(own_name, name or "multi_label", labels, CUSTOM_TEMPLATE)
 
@@ -105,15 +107,23 @@ def _numbered_by_file(task: Task) -> Task:
 
 def of_built_in(task: Task) -> Task:
     """A task as a task.json tells of it, with what is not in there from the built-in task of its name."""
-    known = BUILT_IN_TASKS.get(task.name, task)
+    known = LABEL_TASKS.get(task.name, task)
+    if not task.labels:
+        return task
     names = ("instruction_first", "header_allowed", "published_order")
     return replace(task, **{name: getattr(known, name) for name in names})
 
 
 def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_only"]) -> Task:
-    """`task` with another wording: its own ("task"), instruction and labels before the text, or the text alone."""
+    """`task` with another wording: its own ("task"), instruction and labels before the text, or the text alone.
+
+    Raises:
+        UserError: a task without labels, which has one wording.
+    """
     if prompt == "task":
         return task
+    if not task.labels:
+        raise UserError(f"--prompt {prompt}: task {task.name} has one wording")
     if prompt == "text_only":
         return replace(task, template=TEXT_ONLY, use_chat_template=False)
     return replace(task, template=task.instruction_first, use_chat_template=True)

@@ -26,12 +26,12 @@ import numpy
 from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.files import PREDICTIONS_FILE, TASK_FILE, exclusive
-from data.labels import Prediction
+from data.labels import LabelTask, Prediction
 from data.loading import Example
 from data.metrics import label_metrics
 from data.predicted_runs import PredictedRun, check_same_rows, read_run
 from data.prediction_files import new_predictions, remove_results, write_results
-from data.prediction_rows import check_row, prediction_row
+from data.prediction_rows import check_row
 from data.tasks import Task, check_same_labels, resolve_task
 
 TABLE = {
@@ -198,7 +198,8 @@ def main(args: Args) -> None:
             check_row(row, str(member.path), task)
     weights = args.weights or [1.0] * len(members)
     predictions, probabilities = combine(members, [weight / sum(weights) for weight in weights], task, args.how)
-    rows = map(_prediction_row, zip(*(member.rows for member in members), strict=True), predictions)
+    of_texts = zip(*(member.rows for member in members), strict=True)
+    rows = (_prediction_row(rows, prediction, task) for rows, prediction in zip(of_texts, predictions, strict=True))
     gold = [row["gold"] for row in members[0].rows]
     with exclusive(args.output_dir, PREDICTIONS_FILE), new_predictions(args.output_dir, rows) as written:
         for _ in written:
@@ -212,15 +213,15 @@ def main(args: Args) -> None:
             print(side_by_side(scores | {f"ensemble ({how})": results}))
             facts = {"backend": "ensemble", "how": how, "runs": args.runs, "weights": weights, "seed": None}
             title = f"task {task.name}, {len(args.runs)} runs together ({how})"
-            write_results(args.output_dir, {**results, "examples_per_second": None, **facts}, title)
+            write_results(args.output_dir, {**results, "examples_per_second": None, **facts}, title, task)
     print(f"written to {args.output_dir}")
 
 
-def _prediction_row(rows: Sequence[dict[str, Any]], prediction: Prediction) -> dict[str, Any]:
+def _prediction_row(rows: Sequence[dict[str, Any]], prediction: Prediction, task: LabelTask) -> dict[str, Any]:
     """The ensemble's row for a text, from those of its members."""
     example = Example(rows[0]["id"], rows[0]["text"], tuple(rows[0]["gold"] or ()))
     cut = any(row.get("truncated", False) for row in rows)
-    return prediction_row(example, replace(prediction, truncated=cut))
+    return task.result_row(example, replace(prediction, truncated=cut))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from data.contract import contract_for
 from data.engine.models import check_model_path
 from data.files import PREDICTIONS_FILE, exclusive, file_hash, read_json
 from data.prediction_files import PART_NAME, different_settings, new_predictions, remove_results, write_results
-from data.prediction_rows import Cuts, measure, rows_of
+from data.prediction_rows import Cuts, rows_of
 from data.tasks import Task
 
 SETTINGS = {"flags": dict, "files": dict, "rows": int, "first_row": int, "last_row": int, "sha256": str}
@@ -93,14 +93,15 @@ def main(args: Args) -> None:
     contract = contract_for(args.model_path, args.task, args.label_path)
     folder = Path(args.output_dir)
     parts = find_parts(folder)
-    cuts = Cuts(contract.max_length)
+    cuts = Cuts(contract.max_length, contract.task.what_is_lost)
     with exclusive(folder, PREDICTIONS_FILE):
         check_parts(parts, contract.task)
         rows = (row for part in parts for row in rows_of(part, contract.task))
         with new_predictions(folder, rows) as written:
-            results = measure(cuts.counted(written), contract) | {"parts": len(parts), "seed": args.seed}
-            if "accuracy" in results:
-                print(write_results(folder, results, f"task {contract.task.name}"))
+            measured = contract.task.measure(cuts.counted(written), contract)
+            results = measured | {"parts": len(parts), "seed": args.seed}
+            if len(measured) > 1:  # more than their number
+                print(write_results(folder, results, f"task {contract.task.name}", contract.task))
             else:
                 remove_results(folder)
     print(f"{folder / PREDICTIONS_FILE}: {results['n']} rows of {len(parts)} parts")

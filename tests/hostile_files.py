@@ -16,13 +16,14 @@ import pyarrow.parquet
 from hypothesis import strategies
 
 from data.arguments import UserError
+from data.labels import LabelTask
 from data.loading import Example, ExampleFile, load_examples
 from data.tasks import BUILT_IN_TASKS, Task
 
 TASKS = (
     BUILT_IN_TASKS["emotion"],
     BUILT_IN_TASKS["goemotions-group"],
-    Task("numbers", "single_label", ("-1.0", "0.0", "1.0"), "{text}"),
+    LabelTask("numbers", "single_label", ("-1.0", "0.0", "1.0"), "{text}"),
 )
 LABELS = [label for task in TASKS for label in task.labels]
 SUFFIXES = (".tsv", ".csv", ".txt", ".jsonl", ".json", ".parquet", "")

@@ -15,8 +15,8 @@ from data.engine import constrained
 from data.engine.constrained import ConstrainedWriter
 from data.engine.models import load_model
 from data.engine.tree_attention import computes_spans, enable_packing, ordinary_attention, read_on
-from data.labels import CUSTOM_TEMPLATE
-from data.tasks import BUILT_IN_TASKS, Task
+from data.labels import CUSTOM_TEMPLATE, LabelTask
+from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, Task
 from tests.conftest import CHAT_TEMPLATE, ROOT, make_tokenizer
 
 ENDS_ODDLY = ("fear (mild)", "a.", "why?", "joy", "{text}", "\u2402", "sad…", "100%", "\u2403 \ue000")
@@ -57,10 +57,10 @@ def answers_of(task: Task) -> set[tuple[str, ...]]:
 
 
 TASKS = [
-    Task("odd", "single_label", ODD, CUSTOM_TEMPLATE),
-    Task("odd", "multi_label", ODD, CUSTOM_TEMPLATE),
-    Task("ends-oddly", "multi_label", ENDS_ODDLY, CUSTOM_TEMPLATE),
-    Task("ends-oddly", "multi_label", ENDS_ODDLY[1::-1], CUSTOM_TEMPLATE),
+    LabelTask("odd", "single_label", ODD, CUSTOM_TEMPLATE),
+    LabelTask("odd", "multi_label", ODD, CUSTOM_TEMPLATE),
+    LabelTask("ends-oddly", "multi_label", ENDS_ODDLY, CUSTOM_TEMPLATE),
+    LabelTask("ends-oddly", "multi_label", ENDS_ODDLY[1::-1], CUSTOM_TEMPLATE),
     BUILT_IN_TASKS["goemotions-group"],
     BUILT_IN_TASKS["chnsenticorp"],
 ]
@@ -82,7 +82,7 @@ def test_trie_and_grammar_hold_the_valid_answers_and_no_others(tokenizer, plain_
     assert sorted(sentences(answer_grammar(encoder))) == sorted(texts)
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TASKS)
+@pytest.mark.parametrize("name", LABEL_TASKS)
 def test_what_training_writes_is_a_path(tokenizer, name):
     task = BUILT_IN_TASKS[name]
     encoder = Encoder(task, tokenizer)
@@ -136,7 +136,7 @@ def joining_tokenizer():
 def test_any_labels_are_written_and_read_back_or_refused(joining_tokenizer, labels, cot):
     joining_tokenizer.chat_template = CHAT_TEMPLATE
     try:
-        task = Task("any", "multi_label", tuple(labels), CUSTOM_TEMPLATE)
+        task = LabelTask("any", "multi_label", tuple(labels), CUSTOM_TEMPLATE)
     except ValueError:
         return
     encoder = Encoder(task, joining_tokenizer, cot, max_length=2048)
@@ -151,7 +151,7 @@ def test_the_joining_tokenizer_joins(joining_tokenizer):
 
 
 @pytest.mark.parametrize("cot", [False, True])
-@pytest.mark.parametrize("name", BUILT_IN_TASKS)
+@pytest.mark.parametrize("name", LABEL_TASKS)
 def test_ordinary_answers_are_spelt_as_a_whole(tokenizer, name, cot):
     """So that runs of earlier versions, which learnt the whole string, stay valid."""
     assert_spelt_as_a_whole(Encoder(BUILT_IN_TASKS[name], tokenizer, cot, max_length=2048))
@@ -167,7 +167,7 @@ def assert_spelt_as_a_whole(encoder):
 
 @pytest.mark.real
 @pytest.mark.parametrize("cot", [False, True])
-@pytest.mark.parametrize("name", BUILT_IN_TASKS)
+@pytest.mark.parametrize("name", LABEL_TASKS)
 def test_ordinary_answers_of_a_real_tokenizer(name, cot):
     from data.engine.models import load_tokenizer
 

@@ -16,12 +16,13 @@ from data.calibration import (
     set_probability,
     weigh_answers,
 )
-from data.tasks import BUILT_IN_TASKS, Task
+from data.labels import LabelTask
+from data.tasks import BUILT_IN_TASKS
 
 GROUPS = BUILT_IN_TASKS["goemotions-group"]  # ambiguous, negative, neutral, positive
 SST2 = BUILT_IN_TASKS["sst2"]  # Negative, Positive
 EMOTION = BUILT_IN_TASKS["emotion"]
-PAIR = Task("pair", "multi_label", ("often", "seldom"), "{text}")
+PAIR = LabelTask("pair", "multi_label", ("often", "seldom"), "{text}")
 ACTIVATIONS = st.sampled_from(["softmax", "sigmoid"])
 without_deadline = settings(deadline=None, max_examples=50)  # the first call imports scipy and scikit-learn
 
@@ -155,7 +156,7 @@ def test_a_shift_changes_softmax_only(rows, shift):
 @given(labelled_scores(), ACTIVATIONS, st.floats(0.2, 20))
 def test_a_temperature_never_changes_the_most_probable_label(rows, activation, temperature):
     scores, _ = rows
-    single = Task("emotions", "single_label", GROUPS.labels, "{text}")
+    single = LabelTask("emotions", "single_label", GROUPS.labels, "{text}")
     at_one, scaled = (probabilities(scores, activation, t) for t in (1.0, temperature))
     assert decide(at_one, single, None) == decide(scaled, single, None)
     # nor, where each label is decided by itself, on which side of 0.5 it is

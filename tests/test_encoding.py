@@ -9,7 +9,7 @@ from tokenizers import AddedToken, normalizers
 from data import rendering
 from data.arguments import UserError
 from data.encoding import Encoder
-from data.labels import CUSTOM_TEMPLATE
+from data.labels import CUSTOM_TEMPLATE, LabelTask
 from data.tasks import BUILT_IN_TASKS, Task
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer
 
@@ -120,7 +120,7 @@ def test_a_template_that_opens_the_reasoning_itself(tokenizer):
 
 
 def own(*labels: str, kind: str = "multi_label") -> Task:
-    return Task("own", kind, labels, CUSTOM_TEMPLATE)
+    return LabelTask("own", kind, labels, CUSTOM_TEMPLATE)
 
 
 @pytest.mark.parametrize("objective", ["generate", "score"])

@@ -8,6 +8,7 @@ import pytest
 
 from data.arguments import UserError
 from data.contract import Contract
+from data.labels import LabelTask
 from data.tasks import BUILT_IN_TASKS, Task
 from scripts.ensemble import Args, main, voted
 from tests.conftest import ROOT
@@ -188,7 +189,7 @@ def test_the_task_may_stand_above_or_in_flags(tmp_path):
     shutil.copy(Path(above) / "predictions.jsonl", other)
     with pytest.raises(UserError, match=r"other/task.json contradicts .*run/task.json: id 0 is '负面'"):
         ensemble([above, other], tmp_path / "never")
-    several = Task("own", "multi_label", SST2.labels, SST2.template)
+    several = LabelTask("own", "multi_label", SST2.labels, SST2.template)
     with pytest.raises(UserError, match=r"several/task.json: is a multi_label task, .*run/task.json is single_label"):
         ensemble([above, write_run(tmp_path / "several", sst2_rows("b"), several)], tmp_path / "never")
     assert not (tmp_path / "never").exists()

@@ -28,7 +28,7 @@ from data.engine.models import check_model_path, load_model, pick_device
 from data.files import exclusive, file_hash
 from data.loading import Example, load_examples
 from data.prediction_files import PredictionFile
-from data.tasks import BUILT_IN_TASKS, Task
+from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, Task
 from inference import Args, Predictor, evaluate, main, prediction_settings
 from scripts import gather
 from tests.conftest import ROOT, SAMPLE
@@ -694,7 +694,7 @@ def test_a_reader_that_hangs_up_and_a_terminal_without_letters(tiny_model_dir):
     process.stdin.write("太好了\n".encode())
     process.stdin.flush()
     first = process.stdout.readline().decode("ascii")
-    assert json.loads(first)["labels"][0] in BUILT_IN_TASKS["chnsenticorp"].labels
+    assert json.loads(first)["labels"][0] in LABEL_TASKS["chnsenticorp"].labels
     process.stdout.close()
     process.stdin.write("太好了\n".encode() * 3)
     process.stdin.close()

@@ -10,16 +10,17 @@ from hypothesis import HealthCheck, given, settings
 
 from data.arguments import UserError
 from data.files import write_json_lines
+from data.labels import LabelTask
 from data.loading import Example, ExampleFile, data_report, load_examples, split_validation
-from data.tasks import BUILT_IN_TASKS, Task
+from data.tasks import BUILT_IN_TASKS
 from tests.hostile_files import check_data_file, hostile_files
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 SST2 = BUILT_IN_TASKS["sst2"]
 EMOTION = BUILT_IN_TASKS["emotion"]
 CHINESE = BUILT_IN_TASKS["chnsenticorp"]
-SCORES = Task("scores", "single_label", ("-1.0", "0.0", "1.0"), "{text}")
-STARS = Task("stars", "single_label", ("1", "2", "3"), "{text}")
+SCORES = LabelTask("scores", "single_label", ("-1.0", "0.0", "1.0"), "{text}")
+STARS = LabelTask("stars", "single_label", ("1", "2", "3"), "{text}")
 
 
 def write(path, content):
@@ -34,13 +35,13 @@ def pairs(examples):
 def test_accents_may_be_encoded_in_two_ways(tmp_path):
     """One character or two (macOS): it is the same label, in a file of rows and in one of labels."""
     one, two = "caf\u00e9", "cafe\u0301"
-    task = Task("drinks", "multi_label", (one, "tea"), "{text}")
+    task = LabelTask("drinks", "multi_label", (one, "tea"), "{text}")
     path = write(
         tmp_path / "a.jsonl",
         "".join(f'{{"text": "hot", "label": {v}}}\n' for v in (f'"{two}"', f'["tea", "{two}"]', f'"{one},tea"')),
     )
     assert [e.labels for e in load_examples(path, task)] == [(one,), (one, "tea"), (one, "tea")]
-    old = Task("drinks", "multi_label", (two, "tea"), "{text}")  # of an earlier task.json
+    old = LabelTask("drinks", "multi_label", (two, "tea"), "{text}")  # of an earlier task.json
     assert [e.labels for e in load_examples(path, old)] == [(two,), (two, "tea"), (two, "tea")]
 
 
@@ -121,10 +122,10 @@ def test_a_label_named_like_a_number_is_a_name(tmp_path):
         ("-1.0", SCORES, "-1.0"),
         ("0.0", SCORES, "0.0"),
         ("1.0", SCORES, "1.0"),
-        ("1.10", Task("versions", "single_label", ("1.1", "1.10"), "{text}"), "1.10"),
+        ("1.10", LabelTask("versions", "single_label", ("1.1", "1.10"), "{text}"), "1.10"),
         ("1.0", STARS, "1"),
         ("1.0", SST2, "Positive"),
-        ("true", Task("answers", "single_label", ("false", "true"), "{text}"), "true"),
+        ("true", LabelTask("answers", "single_label", ("false", "true"), "{text}"), "true"),
     ],
 )
 def test_a_number_is_looked_up_as_it_is_written(tmp_path, written, task, label):
@@ -138,7 +139,7 @@ def test_a_number_is_looked_up_as_it_is_written(tmp_path, written, task, label):
 def test_numbers_in_any_spelling_are_no_ids(tmp_path, labels, found):
     path = write(tmp_path / "a.tsv", f"x\t{labels[0]}\ny\t{found}\n")
     with pytest.raises(UserError, match=f"a.tsv:2: label '{found}' is not in the label set"):
-        load_examples(path, Task("numbers", "single_label", labels, "{text}"))
+        load_examples(path, LabelTask("numbers", "single_label", labels, "{text}"))
 
 
 # --- names and ids --------------------------------------------------------------------------------------------------
@@ -474,7 +475,7 @@ def test_validation_split_is_stratified_and_does_not_leak():
         [15, 6],
         [14, 6],
     )
-    report = data_report(train, dev, [])
+    report = data_report(GROUP, train, dev, [])
     assert report["dev_rows_also_in_train"] == 0
     assert split_validation(examples, 0.15, seed=3) == (train, dev)
     assert split_validation(examples, 0.15, seed=4) != (train, dev)
@@ -487,7 +488,7 @@ def test_a_label_with_one_text_stays_in_training():
 
 def test_data_report_counts_leakage_and_conflicts():
     train = examples_of(("same", "joy"), ("Same", "fear"), ("twice", "joy"), ("twice", "joy"), ("once", "fear joy"))
-    report = data_report(train, examples_of(("once ", "joy")), examples_of(("SAME", "joy"), ("new", "joy")))
+    report = data_report(GROUP, train, examples_of(("once ", "joy")), examples_of(("SAME", "joy"), ("new", "joy")))
     assert report == {
         "rows": {"train": 5, "dev": 1, "test": 2},
         "train_label_counts": {"joy": 4, "fear": 2},

@@ -13,12 +13,12 @@ from data.labels import Prediction
 from data.loading import Example
 from data.metrics import label_metrics
 from data.prediction_files import PredictionFile
-from data.prediction_rows import measure, prediction_row, rows_of
+from data.prediction_rows import measure, rows_of
 from data.tasks import BUILT_IN_TASKS
 
 TASK = BUILT_IN_TASKS["emotion"]
 EXAMPLES = [Example(str(i), f"text {i}", ("joy",)) for i in range(5)]
-ROWS = [prediction_row(example, Prediction(("love",), True, completion="love")) for example in EXAMPLES]
+ROWS = [TASK.result_row(example, Prediction(("love",), True, completion="love")) for example in EXAMPLES]
 WRITTEN = [json.loads(json.dumps(row)) for row in ROWS]  # lists where a prediction has tuples
 LINES = [json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS]
 SETTINGS = {

@@ -11,7 +11,7 @@ from conftest import ROOT
 from data.arguments import UserError
 from data.contract import Contract
 from data.files import write_json
-from data.labels import Prediction
+from data.labels import LabelTask, Prediction
 from data.metrics import label_metrics
 from data.report.model_card import (
     hub_id,
@@ -20,7 +20,7 @@ from data.report.model_card import (
     write_run_report,
 )
 from data.report.tables import is_number, markdown_table
-from data.tasks import BUILT_IN_TASKS, Task
+from data.tasks import BUILT_IN_TASKS
 
 GROUPS = BUILT_IN_TASKS["goemotions-group"]
 ARGS = {
@@ -201,7 +201,7 @@ def test_scores_and_training_rows_of_different_files(run_dir):
 def test_task_json_alone(tmp_path):
     """Nothing is said about what no file says; the names of labels and folders do not break the Markdown."""
     labels = ("a|b", "<c>", "*d*")
-    Contract(Task("own", "single_label", labels, "{text}"), base_model="/somewhere/my_model").save(tmp_path)
+    Contract(LabelTask("own", "single_label", labels, "{text}"), base_model="/somewhere/my_model").save(tmp_path)
     write_run_report(tmp_path)
     card, rows = read_card(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "inference_example.py", "task.json"]

@@ -45,7 +45,7 @@ def test_no_text_and_no_id_stands_twice(splits):
     everything = [e for rows in splits.values() for e in rows]
     assert len({e.id for e in everything}) == len(everything)
     assert len({" ".join(e.text.casefold().split()) for e in everything}) == len(everything)
-    report = data_report(splits["train"], splits["dev"], splits["test"])
+    report = data_report(TASK, splits["train"], splits["dev"], splits["test"])
     assert report["dev_rows_also_in_train"] == report["test_rows_also_in_train"] == 0
 
 

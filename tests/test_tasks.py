@@ -6,9 +6,9 @@ import os
 import pytest
 
 from data.arguments import UserError
-from data.labels import CUSTOM_TEMPLATE
+from data.labels import CUSTOM_TEMPLATE, LabelTask
 from data.published import EMOTION_TEMPLATE
-from data.tasks import BUILT_IN_TASKS, Task, check_same_labels, read_labels, resolve_task, with_prompt
+from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, check_same_labels, read_labels, resolve_task, with_prompt
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 
@@ -24,7 +24,9 @@ def test_labels_alone_name_a_built_in_task(tmp_path):
     assert resolve_task(None, path) is GROUP
     assert resolve_task("goemotions-group", path) is GROUP
     own = write_labels(tmp_path / "birds" / "labels.txt", "owl", "wren")
-    assert resolve_task(None, own) == Task("birds", "multi_label", ("owl", "wren"), resolve_task(None, own).template)
+    assert resolve_task(None, own) == LabelTask(
+        "birds", "multi_label", ("owl", "wren"), resolve_task(None, own).template
+    )
     assert resolve_task("single_label", own).kind == "single_label"
     assert resolve_task(None, None) is None
 
@@ -84,12 +86,12 @@ def test_task_and_labels_that_contradict(tmp_path):
 
 
 def test_the_built_in_tasks_are_those_of_the_data_sets():
-    assert list(BUILT_IN_TASKS) == [
+    assert list(LABEL_TASKS) == [
         "goemotions-original", "goemotions-ekman", "goemotions-group", "sst2", "r8", "chnsenticorp", "emotion",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BUILT_IN_TASKS)
+@pytest.mark.parametrize("name", LABEL_TASKS)
 def test_wordings(name):
     task = BUILT_IN_TASKS[name]
     assert with_prompt(task, "task") is task

@@ -5,8 +5,8 @@ their answers. Both are given the same ids and write under the same rules.
 """
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from math import exp
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from data.answers import AnswerTrie
 from data.arguments import UserError
 from data.contract import Contract, Precision
-from data.encoding import RATIONALE_TOKENS, Encoder, Objective
+from data.encoding import RATIONALE_TOKENS, Encoder, Objective, PromptEncoder
 from data.engine.models import compile_layers, load_model
 from data.labels import THINK, Prediction, rationale_in
+from data.sampling import Sampling
 
 if TYPE_CHECKING:
     from data.engine.constrained import ConstrainedWriter
 
+MAX_BATCH_TOKENS = 32_768  # of padded prompts that free text is written behind: keys and values are kept of all
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
 BackendName = Literal["hf", "vllm", "bert"]
 Prompts = Sequence[Sequence[int]]
@@ -44,6 +46,9 @@ class PredictionSettings:
         compile: compile the model's layers; not in vLLM.
         workers: processes that predict side by side; not in vLLM.
         tensor_parallel_size: GPUs that vLLM spreads a model over.
+        seed: of what is drawn, where free text is written.
+        max_new_tokens, temperature, top_p, top_k, repetition_penalty: how free text is drawn (`data.sampling`); None =
+            as task.json says.
     """
 
     model_path: str
@@ -62,6 +67,17 @@ class PredictionSettings:
     compile: bool = False
     workers: int = 1
     tensor_parallel_size: int = 1
+    seed: int = 42
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+
+    @property
+    def sampling(self) -> dict[str, float | None]:
+        """The fields of `Sampling` among these."""
+        return {each.name: getattr(self, each.name) for each in fields(Sampling)}
 
 
 class Backend(Protocol):
@@ -76,7 +92,7 @@ class Backend(Protocol):
     window: int
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
-        """What the model writes behind each of B prompts, greedily.
+        """What the model writes behind each of B prompts: labels greedily, free text as the contract has it drawn.
 
         Args:
             prompts: B lists of token ids, each up to where the answer (with `cot`, the reasoning) begins.
@@ -130,6 +146,22 @@ def read_answer(
     return replace(contract.task.parse(completion, contract.cot), confidence=exp(log_prob))
 
 
+def read_text(
+    encoder: PromptEncoder, contract: Contract, token_ids: Sequence[int], log_prob: float, finished: bool
+) -> Prediction:
+    """Free text's token ids -> prediction.
+
+    Args:
+        encoder, contract: what it was asked with.
+        token_ids: the text; what stands behind its end token is not read.
+        log_prob: of all of its tokens, in nats.
+        finished: whether it came to its end, instead of being cut off.
+    """
+    prediction = contract.task.parse(encoder.decode(token_ids))
+    confidence = exp(log_prob / max(len(token_ids), 1))
+    return replace(prediction, valid=prediction.valid and finished, confidence=confidence)
+
+
 def with_reasoning(
     encoder: Encoder, prompts: Prompts, think: Callable[[Prompts], list[str]]
 ) -> tuple[list[list[int]], list[str]]:
@@ -149,6 +181,22 @@ def with_reasoning(
     return [encoder.reasoned_ids(p, r) for p, r in zip(prompts, rationales, strict=True)], rationales
 
 
+def batches_of(prompts: Prompts, most_tokens: int) -> Iterator[list[Sequence[int]]]:
+    """The prompts in order, as many at once as have `most_tokens` tokens together when padded; at least one.
+
+    >>> list(batches_of([[1, 2, 3], [1], [1]], 6))
+    [[[1, 2, 3], [1]], [[1]]]
+    """
+    batch: list[Sequence[int]] = []
+    for prompt in prompts:
+        if batch and max(map(len, [*batch, prompt])) * (len(batch) + 1) > most_tokens:
+            yield batch
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield batch
+
+
 # --- Transformers ---------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +212,10 @@ class TransformersBackend:
     """
 
     def __init__(
-        self, model, encoder: Encoder, contract: Contract, batch_size: int, constrained: bool, name: BackendName = "hf"
-    ):
+        self, model, encoder: PromptEncoder, contract: Contract, batch_size: int, constrained: bool,
+        name: BackendName = "hf", seed: int = 42,
+    ):  # fmt: skip
+        self.seed = seed
         self.model, self.encoder, self.contract = model, encoder, contract
         self.window, self.constrained, self.name = batch_size, constrained, name
 
@@ -190,6 +240,8 @@ class TransformersBackend:
             settings.model_path, settings.precision, device, contract=contract, load_in_4bit=settings.load_in_4bit
         )
         writes = contract.objective == "generate"
+        if settings.compile and contract.sampling is not None:
+            raise UserError("--compile: not for free text, whose cache grows")
         if not writes or settings.constrained or settings.probabilities:
             enable_packing(model, contract.max_length)
         if model.device.type == "cpu":  # a GPU would compute a dense mask, for texts that are of like length already
@@ -199,7 +251,7 @@ class TransformersBackend:
                 raise UserError("--compile: is for heads, for labels that are compared, and on a CPU for valid answers "
                                 "without reasoning; here the model keeps a cache that grows")  # fmt: skip
             compile_layers(model)
-        return cls(model, encoder, contract, settings.batch_size, settings.constrained, settings.backend)
+        return cls(model, encoder, contract, settings.batch_size, settings.constrained, settings.backend, settings.seed)
 
     @cached_property
     def _writer(self) -> "ConstrainedWriter":
@@ -214,6 +266,8 @@ class TransformersBackend:
 
     def answers(self, prompts: Prompts) -> list[Prediction]:
         """See `Backend.answers`."""
+        if self.contract.sampling is not None:
+            return self._texts(prompts)
         rationales: Sequence[str | None] = [None] * len(prompts)
         if not self.constrained:
             written, log_probs = self._greedy(prompts, self.encoder.answer_tokens)
@@ -225,6 +279,21 @@ class TransformersBackend:
             read_answer(self.encoder, self.contract, ids, log_prob, rationale)
             for ids, log_prob, rationale in zip(written, log_probs, rationales, strict=True)
         ]
+
+    def _texts(self, prompts: Prompts) -> list[Prediction]:
+        """Free text behind each prompt, in batches that fit the memory."""
+        from data.engine.generation import draw_texts, stop_token_ids
+        from data.engine.tree_attention import ordinary_attention
+
+        stop_ids = stop_token_ids(self.model, self.encoder.end_id)
+        predictions = []
+        with ordinary_attention(self.model):
+            for batch in batches_of(prompts, MAX_BATCH_TOKENS):
+                drawn = draw_texts(self.model, batch, self.contract.sampling, stop_ids, self._pad_id, self.seed)
+                predictions += [
+                    read_text(self.encoder, self.contract, ids, log_prob, finished) for ids, log_prob, finished in drawn
+                ]
+        return predictions
 
     def _think(self, prompts: Prompts) -> list[str]:
         thoughts, _ = self._greedy(prompts, RATIONALE_TOKENS, stop_string="</think>")

@@ -12,29 +12,29 @@ from data.arguments import UserError
 from data.calibration import calibrate
 from data.engine.predictor import Predictor
 from data.files import CALIBRATION_FILE, PREDICTIONS_FILE, SUMMARY_FILE, exclusive, write_json
-from data.loading import Example, ExampleFile
+from data.loading import Example, ExampleFile, TaskRow
 from data.prediction_files import PredictionFile, Settings, remove_results, write_results
-from data.prediction_rows import Cuts, measure, prediction_row, rows_of
+from data.prediction_rows import Cuts, rows_of
 
 
 def evaluate(
-    predictor: Predictor, examples: Sequence[Example] | ExampleFile, output_dir: str | Path | None = None,
+    predictor: Predictor, examples: Sequence[TaskRow] | ExampleFile, output_dir: str | Path | None = None,
     seed: int = 42, settings: Settings | None = None, name: str = PREDICTIONS_FILE,
 ) -> dict[str, Any]:  # fmt: skip
     """Predict, score where there is gold, and write what a test leaves behind.
 
     Args:
         predictor: the model.
-        examples: texts with their gold labels, or all without.
-        output_dir: where `predictions.jsonl`, and with gold `test_results.json` and `test_summary.txt` go; None =
-            nowhere.
+        examples: texts with their gold, or all without.
+        output_dir: where `predictions.jsonl` and, where there is something to measure, `test_results.json` and
+            `test_summary.txt` go; None = nowhere.
         seed: noted in the results.
         settings: what decides the predictions; a file of predictions begun with the same is continued. None = begin
             anew.
         name: name of the file of predictions.
 
     Returns:
-        The content of `test_results.json`; `n` and `examples_per_second` only where there is no gold.
+        The content of `test_results.json`; of labels without gold `n` and `examples_per_second` only.
     """
     begin, done, file = time.perf_counter(), 0, None
     if output_dir is None:
@@ -51,13 +51,14 @@ def evaluate(
             )
         rows = rows_of(file.unfinished, predictor.task)
     rate = (len(examples) - done) / (time.perf_counter() - begin)
-    cuts = Cuts(predictor.contract.max_length)
-    results = measure(cuts.counted(rows), predictor.contract)
-    labelled = "accuracy" in results and name == PREDICTIONS_FILE  # parts are scored when all are there
-    results |= {"examples_per_second": round(rate, 2), "backend": predictor.backend.name, "seed": seed}
+    task = predictor.task
+    cuts = Cuts(predictor.contract.max_length, task.what_is_lost)
+    measured = task.measure(cuts.counted(rows), predictor.contract)
+    scored = len(measured) > 1 and name == PREDICTIONS_FILE  # parts are scored when all are there
+    results = measured | {"examples_per_second": round(rate, 2), "backend": predictor.backend.name, "seed": seed}
     if file is not None:
-        if labelled:
-            write_results(output_dir, results, f"task {predictor.task.name}")
+        if scored:
+            write_results(output_dir, results, f"task {task.name}", task)
         elif name == PREDICTIONS_FILE:
             remove_results(output_dir)
         file.finish()
@@ -66,13 +67,13 @@ def evaluate(
 
 
 def predicted_rows(
-    predictor: Predictor, examples: Sequence[Example] | ExampleFile, done: int = 0
+    predictor: Predictor, examples: Sequence[TaskRow] | ExampleFile, done: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Rows of predictions.jsonl, in the order of the examples, behind the first `done` of them."""
     left, again = tee(islice(examples, done, None))  # the texts run ahead of the rows by a part of the file
-    predictions = predictor.predictions((example.text for example in again), len(examples), done)
+    predictions = predictor.predictions((example.asked for example in again), len(examples), done)
     for example, prediction in zip(left, predictions, strict=True):
-        yield prediction_row(example, prediction)
+        yield predictor.task.result_row(example, prediction)
 
 
 def calibrate_run(

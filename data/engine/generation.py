@@ -1,5 +1,7 @@
 """Writing freely: greedy or sampled continuations of prompts; what the prompts share is computed once."""
 
+import hashlib
+import random
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
@@ -10,6 +12,7 @@ from transformers import (
     Cache,
     GenerationConfig,
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
     StopStringCriteria,
     TemperatureLogitsWarper,
@@ -19,6 +22,7 @@ from transformers import (
 
 from data.engine.packing import common_prefix_length
 from data.engine.padding import padded
+from data.sampling import Sampling
 
 
 def stop_token_ids(model, end_id: int) -> list[int]:
@@ -88,19 +92,105 @@ def sample_answers(
         warpers.append(TopPLogitsWarper(top_p))
 
     def draw(input_ids, scores) -> Tensor:
-        """Scores (B, V) -> the same shape, in which the drawn token is the greatest.
-
-        By the inverse of the cumulative distribution: one random number a row, where torch.multinomial takes one for
-        each token of the vocabulary.
-        """
-        exact = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
-        cumulative = warpers(input_ids, scores.float()).softmax(dim=-1).cumsum(dim=-1, dtype=exact)
-        point = torch.rand(len(scores), 1, device=scores.device, dtype=exact) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, point, right=True).clamp(max=scores.shape[-1] - 1)
+        """Scores (B, V) -> the same shape, in which the drawn token is the greatest."""
+        numbers = torch.rand(len(scores), 1, device=scores.device, dtype=_exact(scores))
+        drawn = drawn_tokens(warpers(input_ids, scores.float()), numbers)
         return torch.zeros_like(scores).scatter_(1, drawn, 1.0)
 
     rows = generate(model, prompts, samples, stop_ids, max_new_tokens, pad_id, draw).tolist()
     return [ids[: next((i for i, token in enumerate(ids, start=1) if token in stop_ids), len(ids))] for ids in rows]
+
+
+def drawn_tokens(scores: Tensor, numbers: Tensor) -> Tensor:
+    """A token of each row, (B, 1), by the inverse of the cumulative distribution: one random number a row, where
+    torch.multinomial takes one for each token of the vocabulary.
+
+    Args:
+        scores: (B, V) in fp32.
+        numbers: (B, 1) from 0 to 1.
+    """
+    cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=_exact(scores))
+    found = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
+    return found.clamp(max=scores.shape[-1] - 1)
+
+
+def _exact(scores: Tensor) -> torch.dtype:
+    return torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def draw_texts(
+    model, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: list[int], pad_id: int, seed: int
+) -> list[tuple[list[int], float, bool]]:
+    """Continue each prompt with free text.
+
+    What is drawn behind a prompt depends on the seed and the prompt, and on nothing else: not on the other prompts, nor
+    on where a run was stopped and went on.
+
+    Args:
+        model, prompts, stop_ids, pad_id: see `generate_greedy`.
+        sampling: how a token is drawn.
+        seed: of the random numbers.
+
+    Returns:
+        Of each prompt the token ids (up to the stop token, without it), their log-probability under the model in nats
+        (stop token included; before temperature and penalty), and whether a stop token came.
+    """
+    draw = _Draw(sampling, prompts, pad_id, seed)
+    rows = generate(model, prompts, 1, stop_ids, sampling.max_new_tokens, pad_id, draw).tolist()
+    steps = torch.stack(draw.log_probs, dim=1).tolist()  # (B, new)
+    texts = []
+    for ids, log_probs in zip(rows, steps, strict=True):
+        length = next((i for i, token in enumerate(ids) if token in stop_ids), None)
+        texts.append((ids[:length], sum(log_probs[: None if length is None else length + 1]), length is not None))
+    return texts
+
+
+class _Draw:
+    """A logits processor that leaves the drawn token the greatest score; see `draw_texts`."""
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], pad_id: int, seed: int):
+        self._greedy, self._pad_id = sampling.temperature == 0, pad_id
+        self._lengths = [len(prompt) for prompt in prompts]
+        self._generators = [random.Random(_digest(seed, prompt)) for prompt in prompts]
+        self.log_probs: list[Tensor] = []  # of each step, (B,)
+        self._repetition = None
+        if sampling.repetition_penalty != 1:
+            self._repetition = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+        self._warpers = LogitsProcessorList()
+        if not self._greedy and sampling.temperature != 1:
+            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if not self._greedy and sampling.top_k:
+            self._warpers.append(TopKLogitsWarper(sampling.top_k))
+        if not self._greedy and sampling.top_p < 1:
+            self._warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids (B, T), scores (B, V) -> scores (B, V)."""
+        scores = scores.float()
+        plain = scores.log_softmax(dim=-1)
+        if self._repetition is not None:
+            scores = self._repetition(self._without_padding(input_ids), scores.clone())
+        drawn = scores.argmax(dim=-1, keepdim=True) if self._greedy else self._drawn(self._warpers(input_ids, scores))
+        self.log_probs.append(plain.gather(-1, drawn)[:, 0])
+        return torch.zeros_like(scores).scatter_(1, drawn, 1.0)
+
+    def _drawn(self, scores: Tensor) -> Tensor:
+        numbers = [[each.random()] for each in self._generators]
+        return drawn_tokens(scores, torch.tensor(numbers, dtype=_exact(scores), device=scores.device))
+
+    def _without_padding(self, input_ids: Tensor) -> Tensor:
+        """The same with a token of the prompt in the place of padding, which is no repetition (it may be the end)."""
+        if self._padding is None:
+            begins = torch.tensor([input_ids.shape[1] - length for length in self._lengths], device=input_ids.device)
+            self._padding = begins[:, None]
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return torch.where(index < self._padding, input_ids.gather(1, self._padding), input_ids)
+
+    _padding: Tensor | None = None  # (B, 1), tokens of it on the left of each row
+
+
+def _digest(seed: int, prompt: Sequence[int]) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {list(prompt)}".encode()).digest()[:8], "big")
 
 
 # --- generation over a shared beginning -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from data.arguments import UserError, one_line
+from data.arguments import UserError
 from data.calibration import decide, probabilities, set_probability, weigh_answers
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
@@ -23,6 +23,9 @@ from data.engine.precision import pick_precision
 from data.engine.vllm_backend import VllmBackend
 from data.engine.workers import Workers
 from data.labels import Prediction
+from data.row_values import RowError
+from data.summaries.cases import case_of
+from data.tasks import Task
 
 ROWS_AT_ONCE = 512  # read, sorted by length, predicted and written together; more is lost by a kill
 DEMO_TEXTS = (
@@ -58,11 +61,15 @@ class Predictor:
     def __init__(self, model_path: str, task: str | None = None, **settings: Any):
         check_model_path(model_path)
         asked = PredictionSettings(model_path, task, **settings)
-        contract = contract_for(model_path, task, asked.label_path, asked.cot, asked.max_length, asked.objective)
+        contract = contract_for(
+            model_path, task, asked.label_path, asked.cot, asked.max_length, asked.objective, asked.sampling
+        )
         asked = replace(asked, backend=pick_backend(model_path, asked.backend))
         if contract.objective != "classify" and asked.backend == "bert":
             raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
         encoder = contract.encoder(load_tokenizer(model_path))
+        if asked.probabilities and contract.sampling is not None:
+            raise UserError(f"--probabilities: task {contract.task.name} has no labels")
         if asked.probabilities and not asked.constrained and contract.objective == "generate":
             raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
         precision = pick_precision(asked.precision, model_path, pick_device(asked.device))
@@ -126,7 +133,9 @@ class Predictor:
         """
         self._check_open()
         with tqdm(total=total, initial=done, desc="predict", unit="text", disable=total is None) as bar:
-            for part in in_parts(_not_one_text(texts), max(ROWS_AT_ONCE, self.backend.window)):
+            # free text takes minutes a batch, and what is not written yet is lost by a kill
+            at_once = self.backend.window if self.contract.sampling else max(ROWS_AT_ONCE, self.backend.window)
+            for part in in_parts(_not_one_text(texts), at_once):
                 yield from self._predict(part, bar, done)
                 done += len(part)
 
@@ -140,6 +149,22 @@ class Predictor:
         else:
             predictions, cuts = self._by_length(self.backend.answers, attrgetter("confidence"), texts, bar, first)
         return [replace(p, truncated=True) if cut else p for p, cut in zip(predictions, cuts, strict=True)]
+
+    def generate_summary(self, case_description: Sequence[str], consultation_process: Sequence[str]) -> str:
+        """The experience and reflection that a model of summaries writes on one case; `predict` says more of it.
+
+        Args:
+            case_description: what is known of the person, part by part.
+            consultation_process: what was said and done, turn by turn.
+
+        Raises:
+            ValueError: one of the two is no list of texts, or is empty, or holds an empty text.
+            RuntimeError, UserError: see `predictions`.
+        """
+        try:
+            return self.predict(case_of(case_description, consultation_process)).completion
+        except RowError as error:
+            raise ValueError(str(error)) from error
 
     def label_scores(self, texts: Sequence[str], progress: bool = False) -> np.ndarray:
         """Scores (texts, labels): a head's logits, or the labels' log-probabilities as answers.
@@ -189,7 +214,7 @@ class Predictor:
         Returns:
             The values, and whether each text lost its end.
         """
-        check_texts(texts, first)
+        check_texts(texts, self.task, first)
         with self._lock:
             self._check_open()
             prompts, cuts = self.encoder.prompts_and_cuts(texts)
@@ -202,7 +227,7 @@ class Predictor:
             for row, value in zip(rows, computed, strict=True):
                 if not isfinite(number_in(value)):
                     raise UserError(
-                        f"{self._name}: its score of text {first + row + 1} ({one_line(texts[row], 60)!r}) is not a "
+                        f"{self._name}: its score of text {first + row + 1} ({self.task.shown(texts[row])}) is not a "
                         "finite number: its weights are damaged, or too large for --precision"
                     )
                 values[row] = value
@@ -214,15 +239,11 @@ class Predictor:
             raise RuntimeError("this Predictor is closed; open a new one")
 
 
-def check_texts(texts: Sequence[Any], first: int = 0) -> None:
+def check_texts(texts: Sequence[Any], task: Task, first: int = 0) -> None:
     """Raise a `ValueError` that names the first text, behind `first` earlier ones, that cannot be predicted."""
     for number, text in enumerate(texts, start=first + 1):
-        if not isinstance(text, str):
-            raise ValueError(f"text {number} is of type {type(text).__name__}, expected str")
-        if not text.strip():
-            raise ValueError(f"text {number} is empty")
-        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise ValueError(f"text {number} holds half a character (a lone surrogate)")
+        if problem := task.problem(text):
+            raise ValueError(f"text {number} {problem}")
 
 
 def _not_one_text(texts: Iterable[str]) -> Iterable[str]:

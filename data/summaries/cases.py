@@ -9,13 +9,13 @@ LongEmotion's files (arXiv 2509.07403) have this form, and five texts more of ea
 What a model wrote of a case stands beside it, as `summary`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, one_line
-from data.records import json_objects
+from data.records import json_object, json_objects
 from data.row_values import RowError, checked_id, checked_text, missing, rejection, seen_text, shown
 from data.text_files import check_readable
 
@@ -41,6 +41,26 @@ class Case:
     consultation_process: tuple[str, ...]
     summary: str | None = None
     reference: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> "Case":
+        """What a model is asked about; see `data.loading.Example.asked`."""
+        return self
+
+    @property
+    def gold(self) -> tuple[str, ...]:
+        """What it should answer: the summary, if there is one."""
+        return () if self.summary is None else (self.summary,)
+
+    @property
+    def strata(self) -> tuple[str, ...]:
+        """By what a split is stratified: nothing."""
+        return ("",)
+
+    @property
+    def text(self) -> str:
+        """All of its texts but for the summary, for people."""
+        return "\n".join((*self.case_description, *self.consultation_process))
 
     def record(self) -> dict[str, Any]:
         """The case as a line of a file has it."""
@@ -79,6 +99,35 @@ def read_cases(
     """
     for _, _, case in _read(Path(path), flag, rejected, summaries_required):
         yield case
+
+
+def case_of(case_description: Sequence[str], consultation_process: Sequence[str]) -> Case:
+    """A case from its texts alone.
+
+    Raises:
+        RowError: one of the two is no list of texts, or is empty, or holds an empty text.
+    """
+    parts = {DESCRIPTION: case_description, PROCESS: consultation_process}
+    record = {name: list(value) if isinstance(value, tuple) else value for name, value in parts.items()}
+    return _case(1, record, summary_required=False)
+
+
+def case_in(text: str) -> Case:
+    """A case from a JSON object, as a line of a file has it; its summary may be missing.
+
+    Raises:
+        RowError: it is none.
+    """
+    return _case(1, json_object(text), summary_required=False)
+
+
+def written_in(record: dict[str, Any]) -> WrittenSummary:
+    """A case and what a model wrote of it, from a JSON object.
+
+    Raises:
+        RowError: it is none.
+    """
+    return _written(record, _case(1, record, summary_required=False))
 
 
 def read_written(path: str | Path, flag: str) -> Iterator[WrittenSummary]:

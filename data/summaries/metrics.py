@@ -145,3 +145,18 @@ def _bleu(summaries: Sequence[str], references: Sequence[str]) -> float:
     # effective_order counts only for summaries that have no four words in a row at all: they would all score 0
     scorer = BLEU(tokenize="none", force=True, effective_order=True)
     return min(scorer.corpus_score(cut, [cut_references]).score / 100, 1.0)  # e^log(100) is a hair over 100
+
+
+def format_scores(scores: dict[str, Any], title: str) -> str:
+    """`test_summary.txt`: scores of summaries as a person reads them."""
+    shown = {
+        "ROUGE-1 F1": "rouge1_f1", "ROUGE-2 F1": "rouge2_f1", "ROUGE-L F1": "rougeL_f1", "BLEU": "bleu",
+        "cases cut": "truncation_rate", "unfinished": "unfinished_rate", "empty": "empty_rate",
+        "distinct-1": "distinct_1", "distinct-2": "distinct_2", "copied words": "source_overlap_1",
+        "copied fours": "source_overlap_4",
+    }  # fmt: skip
+    lines = [title, "", f"{'cases':<16}{scores['n']}"]
+    lines += [f"{words:<16}{scores[name]:.4f}" for words, name in shown.items() if scores.get(name) is not None]
+    lengths = {"a summary": scores} | ({"a reference": scores["reference"]} if "reference" in scores else {})
+    lines += [f"{'words in ' + of:<16} {each['words_mean']:.0f}" for of, each in lengths.items()]
+    return "\n".join(lines) + "\n"
