@@ -23,12 +23,18 @@ is an error. A model that writes its answers may write valid ones only (--constr
     python inference.py --model_path models/smollm2-135m-instruct --task goemotions-original \\
         --test_data_path data/sample/test.tsv --output_dir outputs/base
 
+    # summaries of counselling cases (data/README.md); one case from the command line
+    python inference.py --model_path outputs/summary --test_data_path cases.jsonl --max_new_tokens 800
+    python inference.py --model_path outputs/summary --text '{"case_description": ["…"], "consultation_process": ["…"]}'
+
 From Python:
 
     from inference import Predictor
     with Predictor("outputs/sft") as predictor:
         predictor.predict("Thank you so much!").labels     # ("gratitude",)
         predictor.predict_batch(["...", "..."])
+    with Predictor("outputs/summary") as predictor:
+        predictor.generate_summary(case_description=["…"], consultation_process=["…", "…"])
 """
 
 import json
@@ -46,7 +52,7 @@ from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
 from data.engine.models import adapter_stack, check_model_path, pick_device
 from data.engine.precision import pick_precision
-from data.engine.predictor import DEMO_TEXTS, Predictor
+from data.engine.predictor import Predictor
 from data.files import (
     INFERENCE_FILE,
     PREDICTIONS_FILE,
@@ -63,6 +69,7 @@ from data.labels import Prediction
 from data.loading import ExampleFile
 from data.predicted_runs import output_directory
 from data.prediction_files import PART_NAME, Settings, begun_with
+from data.sampling import Sampling
 
 # files of a model's directory that decide what it says
 MODEL_FILES = (
@@ -74,13 +81,17 @@ UNDECIDING = (
     "text", "interactive", "demo", "output_dir", "batch_size", "workers", "compile", "tensor_parallel_size", "device",
     "seed", "shard", "test_data_path", "label_path",
 )  # fmt: skip
+OF_DRAWING = tuple(each.name for each in fields(Sampling))  # nor do these where answers are labels
 
 
 @dataclass
 class Args:
     # what to predict with
     model_path: str | None = flag(None, "hub id, or a directory: an untuned model, a run, or a merged model")
-    task: str | None = flag(None, "task to ask an untuned model for: a built-in task, single_label or multi_label")
+    task: str | None = flag(
+        None, "task to ask an untuned model for: a built-in task, single_label or multi_label; emotion-summary asks in "
+        "the language of the file, emotion-summary-en and -zh in theirs",
+    )  # fmt: skip
     label_path: str | None = flag(None, "labels.txt of your own task: one label a line, line number = id")
     backend: BackendName | None = flag(
         None,
@@ -96,9 +107,25 @@ class Args:
         False, "also of a model that writes its answers: how probable each label is, compared as answers (--text, "
         "--interactive and --demo always say)",
     )  # fmt: skip
+    # how free text is drawn (emotion-summary)
+    max_new_tokens: int | None = flag(None, "tokens at which a summary is cut off (default: as trained, else 1024)")
+    temperature: float | None = flag(
+        None, "divides the logits before a token is drawn; 0 = the most probable one (default: as trained, else 0.7)"
+    )
+    top_p: float | None = flag(
+        None, "draw from the fewest tokens with this probability together (default: as trained, else 0.8)"
+    )
+    top_k: int | None = flag(
+        None, "draw from so many of the most probable tokens; 0 = all (default: as trained, else 20)"
+    )
+    repetition_penalty: float | None = flag(
+        None, "above 1: tokens that stand in case or summary already are less probable (default: as trained, else 1.05)"
+    )
     # what to predict on
     test_data_path: str | None = flag(None, "file to predict on; with labels in it, it is scored too")
-    text: str | None = flag(None, "one text to predict on, printed as JSON; - reads texts from standard input")
+    text: str | None = flag(
+        None, "one text to predict on, printed as JSON; - reads texts from standard input; a case is one line of JSON"
+    )
     interactive: bool = flag(False, "ask for texts until quit, exit or Ctrl-D")
     demo: bool = flag(False, "show what it says about a few texts of ours")
     output_dir: str | None = flag(None, "where predictions and scores go (default: <model_path>/test for a run)")
@@ -123,7 +150,7 @@ class Args:
     load_in_4bit: bool = flag(False, "keep the weights in 4 bits: less memory, slower (hf; needs bitsandbytes)")
     tensor_parallel_size: int = flag(1, "GPUs a model is spread over (vllm)")
     device: str | None = flag(None, "cpu, cuda, cuda:1, mps ... (default: the first GPU, else the CPU; not for vllm)")
-    seed: int = flag(42, "seed, noted in the results; decoding is greedy and draws nothing")
+    seed: int = flag(42, "seed of what is drawn in free text, noted in the results; labels are decoded greedily")
 
     def __post_init__(self):
         if self.model_path is None:
@@ -168,24 +195,31 @@ class Args:
 
 def main(args: Args) -> None:
     check_model_path(args.model_path)
-    contract = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective)
+    drawn = {each.name: getattr(args, each.name) for each in fields(Sampling)}
+    contract = contract_for(
+        args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective, drawn
+    )
     if args.probabilities and contract.cot:
         raise UserError("--probabilities: not of answers with reasoning (--cot)")
-    free = contract.objective == "generate" and not args.constrained
+    if args.probabilities and contract.sampling is not None:
+        raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+    free = contract.sampling is not None or (contract.objective == "generate" and not args.constrained)
     if args.probabilities and free:
         raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
     if args.test_data_path is not None:
         predict_file(args, contract)
         return
     with open_predictor(args, probabilities=args.backend != "vllm" and not free) as predictor:
+        task = predictor.task
         if args.demo:
-            for text in DEMO_TEXTS:
-                print(f"{text}\n{shown(predictor.predict(text))}\n")
+            for text in task.demo:
+                print(f"{task.spelt(text)}\n{shown(predictor.predict(text), task.sampling is not None)}\n")
         elif args.interactive:
             interact(predictor)
         else:
-            for text in [args.text] if args.text != "-" else texts_from_stdin():
-                print(json.dumps(asdict(predictor.predict(text)), ensure_ascii=False), flush=True)
+            for where, text in [("--text", args.text)] if args.text != "-" else texts_from_stdin():
+                asked = task.asked_in(text, where)
+                print(json.dumps(asdict(predictor.predict(asked)), ensure_ascii=False), flush=True)
 
 
 def open_predictor(args: Args, probabilities: bool) -> Predictor:
@@ -200,11 +234,13 @@ def predict_file(args: Args, contract: Contract) -> None:
     name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
+    if (task := contract.task.in_language_of(examples)) != contract.task:
+        args = replace(args, task=task.name)
     with exclusive(output_dir, name):
         begun = begun_with(output_dir / name, "precision") if args.precision == "auto" else None
         precision = pick_precision(begun or args.precision, args.model_path, pick_device(args.device))
         args = replace(args, precision=precision.format)  # which decides what is predicted
-        settings = prediction_settings(args) | examples.span
+        settings = prediction_settings(args, draws=contract.sampling is not None) | examples.span
         with open_predictor(args, args.probabilities) as predictor:
             precision.say(sys.stderr)
             if rejected:
@@ -219,9 +255,15 @@ def predict_file(args: Args, contract: Contract) -> None:
     print(f"written to {output_dir / name}")
 
 
-def prediction_settings(args: Args) -> Settings:
-    """What decides a file's predictions: flags, and what is in the files they name."""
-    flags = {name: value for name, value in asdict(args).items() if name not in UNDECIDING}
+def prediction_settings(args: Args, draws: bool = False) -> Settings:
+    """What decides a file's predictions: flags, and what is in the files they name.
+
+    Args:
+        args: the flags.
+        draws: whether answers are drawn, so that the seed decides, too.
+    """
+    undeciding = {*UNDECIDING} - {"seed"} if draws else {*UNDECIDING, *OF_DRAWING}
+    flags = {name: value for name, value in asdict(args).items() if name not in undeciding}
     files = {"--test_data_path": Path(args.test_data_path)}
     if args.label_path is not None:
         files["--label_path"] = Path(args.label_path)
@@ -240,8 +282,8 @@ def _content(path: Path) -> str:
     return sample_hash(path) if weights else file_hash(path)
 
 
-def texts_from_stdin() -> Iterator[str]:
-    """The texts of standard input, one a line, each as soon as it is there.
+def texts_from_stdin() -> Iterator[tuple[str, str]]:
+    """The texts of standard input, one a line, each as soon as it is there, behind what to call it in an error.
 
     Raises:
         UserError: it is closed, or a line is not UTF-8.
@@ -253,7 +295,8 @@ def texts_from_stdin() -> Iterator[str]:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"standard input:{number}: byte 0x{raw[error.start]:02x} is not UTF-8") from error
-        yield from filter(None, map(str.strip, line.split("\r")))  # which ended lines once
+        for text in filter(None, map(str.strip, line.split("\r"))):  # which ended lines once
+            yield f"standard input:{number}", text
 
 
 def interact(predictor: Predictor) -> None:
@@ -262,7 +305,8 @@ def interact(predictor: Predictor) -> None:
 
     if sys.stdin is None:
         raise UserError("--interactive: standard input is closed")
-    print(f"task {predictor.task.name}: {', '.join(predictor.task.labels)}\nA text, or quit:")
+    task = predictor.task
+    print(f"task {task.name}: {', '.join(task.labels) or 'a case as one line of JSON'}\nA text, or quit:")
     while True:
         try:
             text = input("> ").strip()
@@ -276,15 +320,18 @@ def interact(predictor: Predictor) -> None:
             return
         try:
             if text:
-                print(shown(predictor.predict(text)))
-        except ValueError as error:
+                print(shown(predictor.predict(task.asked_in(text, "that")), task.sampling is not None))
+        except (ValueError, UserError) as error:
             print(f"  {error}")
 
 
-def shown(prediction: Prediction, most: int = 5) -> str:
-    """A prediction as a person reads it: labels, and the `most` probable ones with their probabilities."""
+def shown(prediction: Prediction, free: bool = False, most: int = 5) -> str:
+    """A prediction as a person reads it: labels, and the `most` probable ones with their probabilities; or, where free
+    text is written, that text."""
     confidence = f"  ({prediction.confidence:.0%})" if prediction.confidence is not None else ""
-    cut = "  (the text was too long and lost its end)" if prediction.truncated else ""
+    cut = "  (the text was too long and was cut)" if prediction.truncated else ""
+    if free:
+        return f"{prediction.completion}{cut}"
     lines = [f"  {', '.join(prediction.labels) or f'no label in {prediction.completion!r}'}{confidence}{cut}"]
     ranked = sorted((prediction.probabilities or {}).items(), key=lambda item: -item[1])
     lines += [f"    {share:>6.1%}  {'█' * round(share * 30):<30}  {label}" for label, share in ranked[:most]]

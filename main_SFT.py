@@ -20,6 +20,10 @@ all the instruction with its list of labels, is computed once a batch instead of
     # an encoder: its text alone is read, and a head is all it can learn
     python main_SFT.py --task emotion --model_path models/minilm-l6 --tuning full --objective classify ...
 
+    # summaries of counselling cases of up to 8,192 tokens: an adapter on a base in 4 bits (data/README.md)
+    python main_SFT.py --task emotion-summary --model_path models/Qwen2-7B-Instruct \\
+        --train_data_path data/psyqa/train/Emotion_Summary.jsonl ...
+
     # the best of 20 runs over learning rate, rank and epochs; goes on where it was stopped
     python main_SFT.py --task emotion --search 20 ...
 
@@ -36,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, run
-from data.contract import Contract, Precision
+from data.contract import DEFAULT_MAX_LENGTH, Contract, Precision
 from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
 from data.engine.fingerprints import fingerprint
@@ -74,9 +78,10 @@ from data.learning.trainers import (
     with_precision,
     write_run_facts,
 )
-from data.metrics import LABEL_METRICS
-from data.published import recommended_settings
+from data.published import recommended_settings, recommended_tuning
 from data.report.model_card import write_model_card, write_run_report
+from data.sampling import Sampling
+from data.summaries.encoding import longest_answer
 from data.tasks import Task, resolve_task, with_prompt
 
 if TYPE_CHECKING:
@@ -85,13 +90,15 @@ if TYPE_CHECKING:
 
     from data.learning.objectives import LossSettings
 
+LONG = 1024  # tokens
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 
 # What a flag that is not given is, in layers: what every encoder needs, what data/published.py recommends for the data
 # set of the task, what goes with the tuning, and what is general. The first that has the flag gives it.
 GENERAL = {
     "prompt": "task", "head": "linear", "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "num_epochs": 3.0,
-    "batch_size": 8, "warmup_ratio": 0.05, "warmup_steps": 0, "weight_decay": 0.01, "save_total_limit": 2,
+    "batch_size": 8, "gradient_accumulation_steps": 1, "warmup_ratio": 0.05, "warmup_steps": 0, "weight_decay": 0.01,
+    "save_total_limit": 2, "max_length": DEFAULT_MAX_LENGTH, "gradient_checkpointing": False,
 }  # fmt: skip
 BY_TUNING = {
     "full": {"learning_rate": 2e-5},
@@ -112,7 +119,10 @@ MAY_CHANGE = (
 class Args:
     # what
     model_path: str | None = flag(None, "hub id or directory of the model to fine-tune")
-    task: str | None = flag(None, "built-in task, or single_label / multi_label for your own labels")
+    task: str | None = flag(
+        None, "built-in task, or single_label / multi_label for your own labels; emotion-summary asks in the language "
+        "of the training file, emotion-summary-en and -zh in theirs",
+    )  # fmt: skip
     label_path: str | None = flag(None, "labels.txt: one label a line, line number = id; names the task by itself")
     train_data_path: str | None = flag(None, "training file: TSV, CSV, JSON, JSON Lines, Parquet or text;label")
     dev_data_path: str | None = flag(None, "validation file (default: --val_ratio of the training rows)")
@@ -125,7 +135,13 @@ class Args:
         "text alone, for a head (default: by task; text_only for encoders, else task)",
     )  # fmt: skip
     cot: bool = flag(False, "train answers with reasoning, from the data's rationale column")
-    max_length: int = flag(512, "tokens of prompt and answer together; longer texts lose their end")
+    max_length: int | None = flag(
+        None, "tokens of prompt and answer together; longer texts lose their end, cases turns from their middle "
+        "(default: by task, else 512)",
+    )  # fmt: skip
+    max_new_tokens: int | None = flag(
+        None, "emotion-summary: room for a summary, in training and later (default: what the longest one here takes)"
+    )
     # how
     objective: Objective | None = flag(
         None, "generate = the model writes the labels; classify = a head tells them apart; score = they are compared "
@@ -137,9 +153,10 @@ class Args:
     score_loss: Literal["lm", "contrastive"] = flag(
         "lm", "what score learns: lm = to write the label; contrastive = to prefer it to the other labels"
     )
-    tuning: Literal["full", "lora", "qlora", "head"] = flag(
-        "lora", "all weights; a low-rank adapter; an adapter on a base in 4 bits; the head of classify alone"
-    )
+    tuning: Literal["full", "lora", "qlora", "head"] | None = flag(
+        None, "all weights; a low-rank adapter; an adapter on a base in 4 bits; the head of classify alone (default: "
+        "by task, else lora)",
+    )  # fmt: skip
     lora_r: int | None = flag(None, "rank of the adapter (default: by task, else 16)")
     lora_alpha: int | None = flag(None, "scale of the adapter, alpha / r multiplies it (default: by task, else 32)")
     lora_dropout: float | None = flag(
@@ -157,7 +174,9 @@ class Args:
     num_epochs: float | None = flag(None, "passes over the training rows (default: by task, else 3)")
     max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
     batch_size: int | None = flag(None, "training texts a step on each device (default: by task, else 8)")
-    gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
+    gradient_accumulation_steps: int | None = flag(
+        None, "batches whose gradients are summed for a step (default: by task, else 1)"
+    )
     optimizer: Literal["adamw", "adafactor"] = flag(
         "adamw", "adafactor keeps next to nothing for each weight, where AdamW keeps eight bytes; slower on a CPU"
     )
@@ -174,7 +193,9 @@ class Args:
         "auto", "number format of the computation; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
         "bf16, or fp16 where it has no bf16",
     )  # fmt: skip
-    gradient_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, slower")
+    gradient_checkpointing: bool | None = flag(
+        None, "recompute activations in the backward pass: less memory, slower (default: by task, else not)"
+    )
     prefix_sharing: Literal["auto", "on", "off"] = flag(
         "auto", "compute what the texts of a batch share only once, and no padding; auto = where the model allows it "
         "and it pays",
@@ -183,7 +204,7 @@ class Args:
     seed: int = flag(42, "seed of weights, order and split")
     # watching and keeping
     metric_for_best: str | None = flag(
-        None, "chooses the best checkpoint (default: f1_macro, or accuracy if one label)"
+        None, "chooses the best checkpoint (default: f1_macro, or accuracy if one label; loss for summaries)"
     )
     eval_steps: int | None = flag(None, "score the validation rows every N steps (default: by task, else each epoch)")
     eval_samples: int = flag(500, "validation rows scored while training, drawn once; 0 = all")
@@ -207,10 +228,6 @@ class Args:
             check_needed(self, "freeze_embeddings", needs="--tuning full, the only one under which they learn")
         if self.task is None and self.label_path is None:
             raise UserError("--task or --label_path is needed: which labels to learn")
-        if self.metric_for_best not in (None, "loss", *LABEL_METRICS):
-            raise UserError(
-                f"--metric_for_best {self.metric_for_best}: must be loss or one of {', '.join(LABEL_METRICS)}"
-            )
         if self.objective is not None:
             check_objective(self)
 
@@ -231,6 +248,18 @@ def check_objective(args: Args) -> None:
         raise UserError("--label_smoothing: needs --objective classify, or score with --score_loss contrastive")
 
 
+def check_task(args: Args, task: Task) -> None:
+    """Raise a `UserError` naming the first flag that does not go with the task."""
+    if args.metric_for_best not in (None, "loss", *task.metrics):
+        raise UserError(f"--metric_for_best {args.metric_for_best}: must be loss or one of {', '.join(task.metrics)}")
+    if args.objective not in (None, *task.objectives):
+        raise UserError(f"--objective {args.objective}: task {task.name} is written (generate)")
+    if task.sampling is None:
+        check_needed(args, "max_new_tokens", needs="a task whose answer is free text (emotion-summary)")
+    else:
+        check_needed(args, "cot", "class_weights", "head", needs="a task of labels")
+
+
 def with_defaults(args: Args, task: Task) -> Args:
     """`args` with what no flag gave, from the tables above and the one of data sets.
 
@@ -238,7 +267,10 @@ def with_defaults(args: Args, task: Task) -> Args:
         UserError: flags that contradict each other or the model.
     """
     check_warmup_flags(args)
+    args = replace(args, tuning=args.tuning or recommended_tuning(task.name))
     encoder = is_encoder(args.model_path)
+    if encoder and "classify" not in task.objectives:
+        raise UserError(f"--task {task.name}: {args.model_path} is an encoder, which writes nothing")
     layers = (
         OF_ENCODERS if encoder else {},
         recommended_settings(task.name, args.tuning, encoder),
@@ -305,8 +337,9 @@ def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
     """The model to train: whole in fp32 for `full` (autocast lowers it), in `--precision` under an adapter."""
     from data.engine.classifier import head_names
 
-    # the CPU's fused attention takes ten times as long backwards as plain matrix products on short texts
-    attention = "eager" if pick_device() == "cpu" else None
+    # the CPU's fused attention takes ten times as long backwards as plain matrix products on short texts; on long ones
+    # these would keep scores of all pairs of tokens
+    attention = "eager" if pick_device() == "cpu" and args.max_length <= LONG else None
     # an encoder's head is computed in the format of its weights, and a head has to learn in fp32
     precision = "fp32" if args.tuning == "full" or is_encoder(args.model_path) else args.precision
     load_in_4bit = args.tuning == "qlora"
@@ -484,17 +517,28 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
+def sampling_for(args: Args, data: Data, tokenizer) -> Sampling | None:
+    """How inference is to draw what this run learns to write: with room for the longest answer that is learnt from."""
+    sampling = data.task.sampling
+    if sampling is None:
+        return None
+    longest = longest_answer(data.task, tokenizer, [*data.train, *data.dev])
+    return replace(sampling, max_new_tokens=args.max_new_tokens or longest)
+
+
 def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
     from transformers import set_seed
 
     set_seed(args.seed)  # a new head is drawn before the trainer is there
+    tokenizer = load_tokenizer(args.model_path)
     contract = Contract(
         data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
+        sampling=sampling_for(args, data, tokenizer),
         base_model=args.model_path, precision=args.precision, data_hashes=data.data_hashes, seed=args.seed,
         prompt=Contract.load(checkpoint).prompt if checkpoint else None,
     )  # fmt: skip
-    encoder = contract.encoder(load_tokenizer(args.model_path))
+    encoder = contract.encoder(tokenizer)
     contract = contract.frozen(encoder)
     model = load_trainable_model(args, contract)
     check_positions(model, args.max_length, args.model_path)
@@ -562,6 +606,7 @@ def main(args: Args) -> None:
     if base_model_path(args.model_path) is not None:
         raise UserError(f"--model_path {args.model_path}: an adapter; fine-tune its base model or a merged one")
     task = resolve_task(args.task, args.label_path)
+    check_task(args, task)
     args = with_defaults(args, task)
     most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
     data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)

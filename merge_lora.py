@@ -37,7 +37,7 @@ from data.engine.models import (
     with_adapters,
 )
 from data.engine.precision import in_fp32, pick_precision
-from data.engine.predictor import DEMO_TEXTS, Predictor
+from data.engine.predictor import Predictor
 from data.files import ADAPTER_FILE, TASK_FILE, check_free_disk, file_hash, read_json, sample_hash, write_json
 from data.loading import load_examples
 from data.replacing import alone_beside, check_place, file_sizes, settle, staging_folder, take_place
@@ -185,12 +185,12 @@ def load_stack(args: Args, contract: Contract, precision: str, pad_token_id: int
     return with_adapters(model.dequantize(), base, adapters)
 
 
-def sample_texts(args: Args, contract: Contract) -> list[str]:
+def sample_texts(args: Args, contract: Contract) -> list[Any]:
     """The texts on which the model is compared before and after."""
     if args.test_data_path is None:
-        return list(DEMO_TEXTS)
+        return list(contract.task.demo)
     examples = load_examples(args.test_data_path, contract.task, "--test_data_path", labels_required=False)
-    return [example.text for example in examples[:SAMPLES]]
+    return [example.asked for example in examples[:SAMPLES]]
 
 
 def read_samples(

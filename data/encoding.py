@@ -68,6 +68,7 @@ class PromptEncoder:
         prompt: the words around a text, in either case.
         head_ids, tail_ids: token ids before and behind a text.
         end_id: the token that ends an answer; None where none is written.
+        room_in_words: what the room for an answer is for.
 
     Raises:
         UserError: `max_length` leaves no room for a text, `prompt` is of another tokenizer, or the chat template does
@@ -105,6 +106,8 @@ class PromptEncoder:
     def answer_tokens(self) -> int:
         """Room kept for the answer, end included."""
         raise NotImplementedError
+
+    room_in_words: str
 
     def target_ids(self, gold: Sequence[str], rationale: str | None = None) -> list[int]:
         """Token ids of an answer to train on, end token included."""
@@ -147,6 +150,8 @@ class Encoder(PromptEncoder):
 
     Args, attributes, raises: see `PromptEncoder`; a label that cannot be written and read back is a `UserError`, too.
     """
+
+    room_in_words = f"at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of reasoning"
 
     def _check_answers(self) -> None:
         """Raise a `UserError` naming a label that this tokenizer cannot write so that it is read back as it was."""

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from data.arguments import one_line
 from data.prompts import Prompted
 
 if TYPE_CHECKING:
@@ -34,6 +33,14 @@ COT_FORM = "Reason first, between <think> and </think>. Then, between <answer> a
 # Instruction and labels first, text last: the prompts of a data set share all of their beginning.
 CUSTOM_TEMPLATE = "Labels: {labels}\nWhich fits the text? {answer_form}\n\nText:\n{text}"
 TEXT_ONLY = "{text}"  # the template of heads that read nothing but the text
+DEMO_TEXTS = (
+    "You made my day, thank you so much!",
+    "I can't believe they cancelled it again. This is infuriating.",
+    "Does anyone know when the shop opens tomorrow?",
+    "I miss my grandmother more every winter.",
+    "这家酒店的服务太好了，下次还来。",
+    "房间又小又吵，一晚上没睡好。",
+)
 _GAPS = re.compile(r"\{(text|labels|answer_form)\}")
 
 
@@ -92,6 +99,7 @@ class LabelTask(Prompted):
     """
 
     sampling: ClassVar[None] = None  # nothing is drawn: an answer is one of a list
+    demo: ClassVar[tuple[str, ...]] = DEMO_TEXTS
     objectives: ClassVar[tuple[str, ...]] = ("generate", "classify", "score")
     what_is_lost: ClassVar[str] = "their end"
 
@@ -245,9 +253,9 @@ class LabelTask(Prompted):
         half = not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text)
         return "holds half a character (a lone surrogate)" if half else None
 
-    def shown(self, text: str) -> str:
-        """A text in an error line."""
-        return repr(one_line(text, 60))
+    def spelt(self, text: str) -> str:
+        """A text for people."""
+        return text
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Literal
 from data.arguments import UserError, check_at_least, flag, run
 from data.contract import Precision
 from data.engine.models import check_model_path
-from data.engine.predictor import DEMO_TEXTS, Predictor
+from data.engine.predictor import Predictor
 from data.files import exclusive
-from data.labels import Prediction
+from data.labels import DEMO_TEXTS, Prediction
 from data.loading import read_examples
 from data.tasks import Task
 

@@ -26,6 +26,7 @@ from data.engine.backends import TransformersBackend
 from data.engine.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.engine.models import check_model_path, load_model, pick_device
 from data.files import exclusive, file_hash
+from data.labels import DEMO_TEXTS
 from data.loading import Example, load_examples
 from data.prediction_files import PredictionFile
 from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, Task
@@ -510,7 +511,7 @@ def test_what_fails_at_the_end_takes_no_earlier_scores(model, encoder, tmp_path,
     def failing(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data.engine.evaluation.measure", failing)
+    monkeypatch.setattr("data.prediction_rows.measure", failing)
     with pytest.raises(OSError, match="No space"):
         evaluate(predictor, [Example("2", "bye", ("love",))], tmp_path)
     assert before.items() <= contents(tmp_path).items()
@@ -642,7 +643,7 @@ def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
     assert set(rows[0]["probabilities"]) == {"ambiguous", "negative", "neutral", "positive"}
     main(dataclasses.replace(file_args, test_data_path=None, demo=True))
     shown = capsys.readouterr().out
-    assert all(text in shown for text in predictor_module.DEMO_TEXTS)
+    assert all(text in shown for text in DEMO_TEXTS)
 
 
 def test_a_pipe_with_a_broken_line(file_args, monkeypatch, capsys):

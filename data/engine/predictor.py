@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from data.arguments import UserError
+from data.arguments import UserError, one_line
 from data.calibration import decide, probabilities, set_probability, weigh_answers
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
@@ -28,14 +28,6 @@ from data.summaries.cases import case_of
 from data.tasks import Task
 
 ROWS_AT_ONCE = 512  # read, sorted by length, predicted and written together; more is lost by a kill
-DEMO_TEXTS = (
-    "You made my day, thank you so much!",
-    "I can't believe they cancelled it again. This is infuriating.",
-    "Does anyone know when the shop opens tomorrow?",
-    "I miss my grandmother more every winter.",
-    "这家酒店的服务太好了，下次还来。",
-    "房间又小又吵，一晚上没睡好。",
-)
 T = TypeVar("T")
 
 
@@ -226,9 +218,10 @@ class Predictor:
                 computed = compute([prompts[i] for i in rows])
             for row, value in zip(rows, computed, strict=True):
                 if not isfinite(number_in(value)):
+                    text = one_line(self.task.spelt(texts[row]), 60)
                     raise UserError(
-                        f"{self._name}: its score of text {first + row + 1} ({self.task.shown(texts[row])}) is not a "
-                        "finite number: its weights are damaged, or too large for --precision"
+                        f"{self._name}: its score of text {first + row + 1} ({text!r}) is not a finite number: its "
+                        "weights are damaged, or too large for --precision"
                     )
                 values[row] = value
             bar.update(len(rows))

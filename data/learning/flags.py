@@ -18,6 +18,7 @@ BOUNDS = {  # flag -> smallest and largest value
     "gradient_accumulation_steps": (1, 65_536),
     "predict_batch_size": (1, 65_536),
     "max_length": (1, 10_000_000),
+    "max_new_tokens": (1, 10_000_000),
     "max_steps": (1, MANY),
     "num_epochs": (0.001, 10_000),
     "val_ratio": (0.001, 0.9),

@@ -17,13 +17,13 @@ from torch.nn import functional
 from torch.utils.data import Sampler
 
 from data.arguments import UserError, is_first_process, one_line
-from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
+from data.encoding import Encoder, PromptEncoder
 from data.engine.packing import pack
 from data.engine.padding import LikeLengths, padded, padded_rows
 from data.engine.scoring import BatchForm, candidate_batch, candidate_scores, text_batch, text_logits
 from data.engine.tree_attention import target_log_probs
 from data.learning.trainers import LabelEvaluationMixin
-from data.loading import Example
+from data.loading import Example, TaskRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,7 +131,9 @@ def yes_or_no_losses(logits: Tensor, gold: Tensor, settings: LossSettings) -> Te
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
-def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None) -> "Dataset":
+def answer_rows(
+    examples: Sequence[TaskRow], encoder: PromptEncoder, weights: Sequence[float] | None = None
+) -> "Dataset":
     """Examples -> a data set of `input_ids` (prompt + answer + end), `labels` (-100 on the prompt), `weight` and
     `id` (the row's).
 
@@ -144,20 +146,19 @@ def answer_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence
 
     if encoder.objective == "score":
         examples = [replace(example, labels=(label,)) for example in examples for label in example.labels]
-    targets = [encoder.target_ids(e.labels, e.rationale if encoder.cot else None) for e in examples]
+    targets = [encoder.target_ids(e.gold, e.rationale if encoder.cot else None) for e in examples]
     for example, target in zip(examples, targets, strict=True):
         if len(target) > encoder.answer_tokens:
             raise UserError(
                 f"row {one_line(example.id, 40)}: its answer takes {len(target)} tokens, while inference gives an "
-                f"answer {encoder.answer_tokens} (at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of "
-                f"reasoning); its text is {one_line(example.text, 60)!r}"
+                f"answer {encoder.answer_tokens} ({encoder.room_in_words}); its text is {one_line(example.text, 60)!r}"
             )
     prompts = prompt_ids(examples, encoder)
     return Dataset.from_dict(
         {
             "input_ids": [p + t for p, t in zip(prompts, targets, strict=True)],
             "labels": [[-100] * len(p) + t for p, t in zip(prompts, targets, strict=True)],
-            "weight": [row_weight(e.labels, encoder.task.labels, weights) for e in examples],
+            "weight": [row_weight(e.gold, encoder.task.labels, weights) for e in examples],
             "id": [e.id for e in examples],
         }
     )
@@ -180,12 +181,12 @@ def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[f
     )
 
 
-def prompt_ids(examples: Sequence[Example], encoder: Encoder) -> list[list[int]]:
+def prompt_ids(examples: Sequence[TaskRow], encoder: PromptEncoder) -> list[list[int]]:
     """Prompts of examples; says on the console how many texts do not fit."""
-    prompts, cuts = encoder.prompts_and_cuts([example.text for example in examples])
+    prompts, cuts = encoder.prompts_and_cuts([example.asked for example in examples])
     if any(cuts) and is_first_process():
         print(f"{sum(cuts)} of {len(examples)} texts are longer than --max_length {encoder.max_length} allows and lose "
-              "their end")  # fmt: skip
+              f"{encoder.task.what_is_lost}")  # fmt: skip
     return prompts
 
 
@@ -327,10 +328,11 @@ class LabelTraining(LabelEvaluationMixin):
         return answer_losses(log_probs, inputs["weight"][rows], self.loss_settings), rows
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """The loss and the label metrics of the validation rows, logged and named `eval_…`."""
+        """The loss and the metrics of the validation rows, logged and named `eval_…`."""
         metrics = super().evaluate(*args, **kwargs)  # the loss on the validation rows
-        scores = self.label_scores()
-        self.log(dict(scores))
+        scores = self.label_scores() if self.scores_answers else {}
+        if scores:
+            self.log(dict(scores))
         return metrics | scores
 
 

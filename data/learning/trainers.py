@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.arguments import UserError, is_first_process, process_count
 from data.contract import HASHES, Contract
-from data.encoding import Encoder
+from data.encoding import PromptEncoder
 from data.engine.memory import peak_memory
 from data.engine.models import pick_device
 from data.engine.precision import Choice, pick_precision
@@ -30,8 +30,7 @@ from data.files import (
     write_json_lines,
 )
 from data.learning.checkpoints import start_hashes
-from data.loading import Example, data_report, load_examples, split_validation
-from data.metrics import label_metrics
+from data.loading import TaskRow, data_report, load_examples, split_validation
 from data.tasks import BUILT_IN_TASKS, Task
 
 if TYPE_CHECKING:
@@ -54,9 +53,9 @@ class Data:
     """
 
     task: Task
-    train: list[Example]
-    dev: list[Example]
-    test: list[Example]
+    train: list[TaskRow]
+    dev: list[TaskRow]
+    test: list[TaskRow]
     rejected: list[dict[str, Any]]
     hashes: dict[str, str | None]
 
@@ -81,7 +80,7 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
     """
     rejected: list[dict[str, Any]] = []
 
-    def load(flag_name: str) -> list[Example]:
+    def load(flag_name: str) -> list[TaskRow]:
         path = getattr(args, flag_name)
         if path is None:
             return []
@@ -93,6 +92,7 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
         )
 
     train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
+    task = task.in_language_of(train)
     kind_known = kind_known or task in BUILT_IN_TASKS.values()
     if not kind_known and all(len(e.labels) == 1 for e in train + dev + test):
         print(f"task {task.name}: every row has one label, so it is learnt as single_label")
@@ -106,7 +106,7 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
     return Data(task, train, dev, test, rejected, hashes)
 
 
-def subsample(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
+def subsample(examples: Sequence[TaskRow], size: int, seed: int) -> Sequence[TaskRow]:
     """`size` rows drawn once at random (0 = all), in the file's order."""
     if size == 0 or len(examples) <= size:
         return examples
@@ -247,8 +247,9 @@ def share_prefixes(args, model, longest: int, not_worth: Callable[[str], str | N
 class LabelEvaluationMixin:
     """Mixin over a Transformers `Trainer`: label metrics of the validation rows, and the best checkpoint kept by them.
 
-    Written answers are greedy and free here, while inference lets a model write valid ones only: so `invalid_rate` says
-    whether the form of an answer has been learnt, too.
+    Written labels are greedy and free here, while inference lets a model write valid ones only: so `invalid_rate` says
+    whether the form of an answer has been learnt, too. Summaries are written and scored where the best checkpoint is
+    chosen by their scores, and only there: it takes minutes.
 
     A mixin, since importing a trainer takes seconds that a mistyped flag should not cost.
 
@@ -261,14 +262,20 @@ class LabelEvaluationMixin:
     """
 
     def __init__(
-        self, *, contract: Contract, encoder: Encoder, dev: Sequence[Example], predict_batch_size: int,
+        self, *, contract: Contract, encoder: PromptEncoder, dev: Sequence[TaskRow], predict_batch_size: int,
         **trainer_arguments: Any,
     ):  # fmt: skip
         self.contract, self.encoder, self.dev, self.predict_batch_size = contract, encoder, dev, predict_batch_size
         super().__init__(**trainer_arguments)
 
+    @property
+    def scores_answers(self) -> bool:
+        """Whether answers to the validation rows are written, or their labels told apart, at each evaluation."""
+        chosen_by = self.args.metric_for_best_model
+        return self.contract.task.sampling is None or chosen_by in self.contract.task.metrics
+
     def label_scores(self) -> dict[str, float]:
-        """Label metrics of the validation rows, named `eval_…`; each process answers its share of them."""
+        """Metrics of the validation rows, named `eval_…`; each process answers its share of them."""
         import torch
         from accelerate.utils import gather_object
 
@@ -282,10 +289,10 @@ class LabelEvaluationMixin:
         attention = ordinary_attention(model) if self.contract.objective == "generate" else nullcontext()
         # compiled layers would be compiled anew without gradients, which takes longer than it saves
         with self.accelerator.autocast(), attention, torch.compiler.set_stance("force_eager"):
-            predictions = predictor.predict_batch([e.text for e in mine], progress=self.is_world_process_zero())
+            predictions = predictor.predict_batch([e.asked for e in mine], progress=self.is_world_process_zero())
         model.train(training)
-        pairs = gather_object([(e.labels, p) for e, p in zip(mine, predictions, strict=True)])
-        scores = label_metrics(*zip(*pairs, strict=True), self.contract.task)
+        pairs = gather_object(list(zip(mine, predictions, strict=True)))
+        scores = self.contract.task.score(*zip(*pairs, strict=True))
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
     def _determine_best_metric(self, metrics, trial) -> bool:
@@ -308,7 +315,7 @@ class LabelEvaluationMixin:
 def write_run_facts(args, data: Data) -> None:
     """What the run was started with, and what is to be known about its data."""
     output_dir = Path(args.output_dir)
-    report = data_report(data.train, data.dev, data.test)
+    report = data_report(data.task, data.train, data.dev, data.test)
     write_json(output_dir / ARGS_FILE, asdict(args) | {HASHES: data.hashes})
     write_json(output_dir / DATA_REPORT_FILE, report)
     if data.rejected:

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 from data.encoding import PromptEncoder
 from data.rendering import PromptIds
+from data.spelling import Spelling
+from data.summaries.cases import Case
 from data.summaries.task import SummaryTask
+
+
+def longest_answer(task: SummaryTask, tokenizer, cases: Sequence[Case]) -> int:
+    """Tokens of the longest of the cases' summaries, with its end, and one that may stand before it."""
+    spelling = Spelling(tokenizer)
+    return max(map(len, spelling.plain_ids([task.target(case.gold) for case in cases]))) + 2
 
 
 class SummaryEncoder(PromptEncoder):
@@ -17,6 +25,8 @@ class SummaryEncoder(PromptEncoder):
     Raises:
         UserError: see `PromptEncoder`.
     """
+
+    room_in_words = "--max_new_tokens"
 
     def __init__(
         self, task: SummaryTask, tokenizer, max_length: int, max_new_tokens: int, prompt: PromptIds | None = None

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from data.arguments import UserError, one_line
+from data.arguments import UserError
 from data.labels import Prediction
 from data.perturbing.perturbations import main_language
 from data.prompts import Prompted
@@ -23,6 +23,7 @@ from data.summaries.cases import (
     read_cases,
     written_in,
 )
+from data.summaries.demo import DEMO_CASES
 from data.summaries.metrics import format_scores, summary_metrics
 
 FINISHED = "finished"  # in rows: whether a summary came to its end within its tokens
@@ -59,6 +60,7 @@ class SummaryTask(Prompted):
     sampling: ClassVar[Sampling] = Sampling()  # where nothing else is asked for
     default_metric: ClassVar[str] = "loss"  # hundreds of summaries take longer to write than to learn from
     metrics: ClassVar[tuple[str, ...]] = ("rouge1_f1", "rouge2_f1", "rougeL_f1", "bleu")
+    demo: ClassVar[tuple[Case, ...]] = DEMO_CASES
     objectives: ClassVar[tuple[str, ...]] = ("generate",)
     what_is_lost: ClassVar[str] = "turns from the middle of their consultation"
 
@@ -167,9 +169,9 @@ class SummaryTask(Prompted):
             None if isinstance(case, Case) else f"is of type {type(case).__name__}, expected data.summaries.cases.Case"
         )
 
-    def shown(self, case: Case) -> str:
-        """A case in an error line."""
-        return repr(one_line(case.text, 60))
+    def spelt(self, case: Case) -> str:
+        """A case for people."""
+        return case.text
 
     def given(self, case: Case) -> dict[str, Any]:
         """What a row of predictions.jsonl has of the case itself."""
