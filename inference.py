@@ -203,6 +203,8 @@ def main(args: Args) -> None:
         raise UserError("--probabilities: not of answers with reasoning (--cot)")
     if args.probabilities and contract.sampling is not None:
         raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+    if args.compile and contract.sampling is not None:
+        raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
     free = contract.sampling is not None or (contract.objective == "generate" and not args.constrained)
     if args.probabilities and free:
         raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
