@@ -154,10 +154,10 @@ class _Draw:
         self.log_probs: list[Tensor] = []  # of each step, (B,)
         self._repetition = None
         if sampling.repetition_penalty != 1:
-            self._repetition = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+            self._repetition = RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))
         self._warpers = LogitsProcessorList()
         if not self._greedy and sampling.temperature != 1:
-            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if not self._greedy and sampling.top_k:
             self._warpers.append(TopKLogitsWarper(sampling.top_k))
         if not self._greedy and sampling.top_p < 1:
