@@ -1,7 +1,6 @@
 """The task of summaries: what is asked, what of a long case is left out, and what is drawn."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from data.sampling import Sampling, seed_of
 from data.summaries.cases import Case, case_of
 from data.summaries.encoding import SummaryEncoder, longest_answer
 from data.summaries.task import GAP, SUMMARY_TASKS
-from tests.conftest import make_tokenizer
 
 ENGLISH, CHINESE = SUMMARY_TASKS["emotion-summary-en"], SUMMARY_TASKS["emotion-summary-zh"]
 SUMMARY = SUMMARY_TASKS["emotion-summary"]
