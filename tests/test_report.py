@@ -791,7 +791,7 @@ def test_each_message_is_said_in_both_languages_and_used():
     for name, message in messages().items():
         assert message.keys() == {"en", "zh"}, name
         assert gaps(message["en"]) == gaps(message["zh"]), name
-        parts = name.removesuffix("_method").removeprefix("about_")
+        parts = name.removesuffix("_method").removeprefix("about_").removeprefix("wrote_")
         assert re.search(rf"""["']{re.escape(parts)}["']""", code), f"{name} is not used"
 
 

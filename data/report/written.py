@@ -15,11 +15,10 @@ from data.summaries.cases import written_in
 from data.summaries.task import FINISHED
 
 SECTIONS = ("summary", "scores", "training", "cases", "data", "commands")
-# column -> whether more of it is better; None = neither
-COLUMNS: dict[str, bool | None] = {
-    "rouge1_f1": True, "rouge2_f1": True, "rougeL_f1": True, "bleu": True, "words_mean": None, "distinct_2": None,
-    "source_overlap_4": None, "truncation_rate": False, "unfinished_rate": False, "empty_rate": False,
-}  # fmt: skip
+COLUMNS = (
+    "rouge1_f1", "rouge2_f1", "rougeL_f1", "bleu", "words_mean", "distinct_2", "source_overlap_4", "truncation_rate",
+    "unfinished_rate", "empty_rate",
+)  # fmt: skip
 LONGEST_SUMMARY, LONGEST_CASE = 6000, 3000  # characters that are shown
 
 
@@ -100,23 +99,16 @@ def compared(sources: Sequence[Source], runs: Sequence[dict[str, Any]]) -> dict[
     """The runs' scores beside each other.
 
     Returns:
-        `columns` (those that any run has); `same_rows` (whether all are of the same cases, so that a best one can be
-        named); `best` (column -> indices of the runs with the best value); `reference`: what is said of the
-        counsellors' own summaries, None where they are not known or the cases differ; `differences`: None of each run,
-        as nothing is tested.
+        `columns` (those that any run has); `same_rows`: whether all are of the same cases; `reference`: what is said of
+        the counsellors' own summaries, None where they are not known or the cases differ; `differences`: None of each
+        run, as nothing is tested.
     """
     scored = [run["scores"] for run in runs]
     columns = [column for column in COLUMNS if any(scores.get(column) is not None for scores in scored)]
     asked = [[written_in(row).case for row in source.run.rows] for source in sources]
     same = all(each == asked[0] for each in asked)
-    best: dict[str, list[int]] = {}
-    for column in columns if same and len(runs) > 1 else ():
-        values = {i: scores[column] for i, scores in enumerate(scored) if scores.get(column) is not None}
-        if COLUMNS[column] is not None and len(set(values.values())) > 1:
-            top = (max if COLUMNS[column] else min)(values.values())
-            best[column] = [i for i, value in values.items() if value == top]
     reference = scored[0].get("reference") if same else None
-    return {"columns": columns, "same_rows": same, "best": best, "reference": reference,
+    return {"columns": columns, "same_rows": same, "reference": reference,
             "differences": [None] * len(runs)}  # fmt: skip
 
 
