@@ -203,6 +203,8 @@ def main(args: Args) -> None:
         raise UserError("--probabilities: not of answers with reasoning (--cot)")
     if args.probabilities and contract.sampling is not None:
         raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+    if args.compile and contract.sampling is not None:
+        raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
     free = contract.sampling is not None or (contract.objective == "generate" and not args.constrained)
     if args.probabilities and free:
         raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
@@ -234,7 +236,7 @@ def predict_file(args: Args, contract: Contract) -> None:
     name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
-    if (task := contract.task.in_language_of(examples)) != contract.task:
+    if (task := contract.task.in_language_of(examples.whole())) != contract.task:
         args = replace(args, task=task.name)
     with exclusive(output_dir, name):
         begun = begun_with(output_dir / name, "precision") if args.precision == "auto" else None

@@ -1,6 +1,5 @@
 """Writing freely: greedy or sampled continuations of prompts; what the prompts share is computed once."""
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -22,7 +21,7 @@ from transformers import (
 
 from data.engine.packing import common_prefix_length
 from data.engine.padding import padded
-from data.sampling import Sampling
+from data.sampling import Sampling, seed_of
 
 
 def stop_token_ids(model, end_id: int) -> list[int]:
@@ -123,8 +122,8 @@ def draw_texts(
 ) -> list[tuple[list[int], float, bool]]:
     """Continue each prompt with free text.
 
-    What is drawn behind a prompt depends on the seed and the prompt, and on nothing else: not on the other prompts, nor
-    on where a run was stopped and went on.
+    What is drawn behind a prompt depends on the seed and the prompt, and (but for rounding) on nothing else: not on the
+    other prompts, nor on where a run was stopped and went on.
 
     Args:
         model, prompts, stop_ids, pad_id: see `generate_greedy`.
@@ -151,14 +150,14 @@ class _Draw:
     def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], pad_id: int, seed: int):
         self._greedy, self._pad_id = sampling.temperature == 0, pad_id
         self._lengths = [len(prompt) for prompt in prompts]
-        self._generators = [random.Random(_digest(seed, prompt)) for prompt in prompts]
+        self._generators = [random.Random(seed_of(prompt, seed)) for prompt in prompts]
         self.log_probs: list[Tensor] = []  # of each step, (B,)
         self._repetition = None
         if sampling.repetition_penalty != 1:
-            self._repetition = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+            self._repetition = RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))
         self._warpers = LogitsProcessorList()
         if not self._greedy and sampling.temperature != 1:
-            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if not self._greedy and sampling.top_k:
             self._warpers.append(TopKLogitsWarper(sampling.top_k))
         if not self._greedy and sampling.top_p < 1:
@@ -187,10 +186,6 @@ class _Draw:
         return torch.where(index < self._padding, input_ids.gather(1, self._padding), input_ids)
 
     _padding: Tensor | None = None  # (B, 1), tokens of it on the left of each row
-
-
-def _digest(seed: int, prompt: Sequence[int]) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {list(prompt)}".encode()).digest()[:8], "big")
 
 
 # --- generation over a shared beginning -----------------------------------------------------------------------------

@@ -63,6 +63,13 @@ class SummaryTask(Prompted):
     demo: ClassVar[tuple[Case, ...]] = DEMO_CASES
     objectives: ClassVar[tuple[str, ...]] = ("generate",)
     what_is_lost: ClassVar[str] = "turns from the middle of their consultation"
+    unit: ClassVar[str] = "case"
+    written: ClassVar[str] = "a summary"
+    kind_in_words: ClassVar[str] = "a summary of each counselling case: the counsellor's experience and reflection"
+    pipeline_tag: ClassVar[str] = "summarization"
+    limits: ClassVar[tuple[str, ...]] = (
+        "A summary may say what its case does not: the scores count shared words, and no counsellor has checked it.",
+    )
 
     name: str
     kind: Literal["emotion-summary"]
@@ -112,8 +119,9 @@ class SummaryTask(Prompted):
             return [(i, sizes[i]) for i in range(len(sizes) - 1)], False
         first, last = 2, len(sizes) - 2
         ends = sorted({first, last})
-        limits = _shares([known, *(sizes[i] for i in ends)], room - heading - gap)
-        spare = room - heading - gap - sum(limits)
+        room_in_parts = room - heading - (gap if len(turns) > 2 else 0)  # of fewer, none can be missing
+        limits = _shares([known, *(sizes[i] for i in ends)], room_in_parts)
+        spare = room_in_parts - sum(limits)
         front, back = [(first, limits[1])], [(last, limits[-1])] if last > first else []
         before, behind = first + 1, last - 1
         open_before = open_behind = True
