@@ -184,9 +184,9 @@ def test_cases_from_the_command_line_and_a_pipe(trained, args, monkeypatch, caps
     assert len(both) == 2
     assert both[0]["completion"] == alone["completion"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(one.encode() + b"\nhello\n")))
-    with pytest.raises(UserError, match="^standard input:2: not JSON"):
+    with pytest.raises(UserError, match=r"^standard input:2: not JSON"):
         main(dataclasses.replace(run, text="-"))
-    with pytest.raises(UserError, match="^--text: no consultation_process among 'case_description'"):
+    with pytest.raises(UserError, match=r"^--text: no consultation_process among 'case_description'"):
         main(dataclasses.replace(run, text='{"case_description": ["x"]}'))
 
 
@@ -214,9 +214,9 @@ def test_a_demonstration_and_a_conversation(trained, args, monkeypatch, capsys):
 
 
 def test_what_free_text_has_not(args, trained):
-    with pytest.raises(UserError, match="^--compile: not for free text"):
+    with pytest.raises(UserError, match=r"^--compile: not for free text"):
         main(dataclasses.replace(args, compile=True))
-    with pytest.raises(UserError, match="^--probabilities: task emotion-summary has no labels"):
+    with pytest.raises(UserError, match=r"^--probabilities: task emotion-summary has no labels"):
         main(dataclasses.replace(args, probabilities=True))
     for flags in ({"compile": True}, {"probabilities": True}):
         with pytest.raises(UserError, match=f"^--{next(iter(flags))}: "):
