@@ -96,6 +96,11 @@ class DataSet:
     questions: str | None = None
 
     @property
+    def test_only(self) -> bool:
+        """Whether its source has no rows to train on."""
+        return bool(self.cases) and not any(name.startswith("train") for name in self.cases)
+
+    @property
     def patterns(self) -> tuple[str, ...]:
         """Of the files to fetch from a hub."""
         files = (*self.splits.values(), *self.cases.values())

@@ -2,6 +2,7 @@
 
     python -m scripts.find_data --name sst2                    # models/Qwen2.5-7B-Instruct, data/sst2, outputs/sst2
     python -m scripts.find_data --name goemotions/group --model models/minilm-l6
+    python -m scripts.find_data --name psyqa                   # counselling cases, a folder for each split
     python -m scripts.find_data --name mine --own --model models/minilm-l6 --folder data/mine --output_dir outputs/mine
 
 scripts/train_task.sh and train.sh call it; the names, and what is not given, come from the table in data/published.py.
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.arguments import UserError, flag, run
-from data.published import DATA_SETS
+from data.published import DATA_SETS, DataSet
+from data.summaries.psyqa import FILE_NAME
 from data.tasks import BUILT_IN_TASKS
 from download import KNOWN
 
@@ -20,7 +22,8 @@ ENDINGS = ("tsv", "txt", "csv", "json", "jsonl", "parquet")
 # folder in models/ -> what download.py calls it
 MODELS = {each.model.rpartition("/")[2]: each.model for each in DATA_SETS.values()}
 MODELS |= {name: name for name, item in KNOWN.items() if item.kind == "model"}
-FOLDERS = {f"{each.name}/{folder}".rstrip("/"): each for each in DATA_SETS.values() for folder in each.tasks}
+TO_TRAIN_ON = [each for each in DATA_SETS.values() if not each.test_only]
+FOLDERS = {f"{each.name}/{folder}".rstrip("/"): each for each in TO_TRAIN_ON for folder in each.tasks}
 
 
 @dataclass
@@ -33,8 +36,11 @@ class Args:
 
     def __post_init__(self):
         data_set = DATA_SETS.get(self.name.partition("/")[0])
-        if data_set and not data_set.tasks:
-            raise UserError(f"{self.name}: holds counselling cases, which have no labels to train with")
+        if data_set and data_set.test_only:
+            files = ", ".join(data_set.cases)
+            raise UserError(
+                f"{self.name}: has only {files}, nothing to train on; psyqa has counselling cases to train on"
+            )
         if self.name in FOLDERS:
             self.model = self.model or f"models/{FOLDERS[self.name].model.rpartition('/')[2]}"
             self.folder = self.folder or f"data/{self.name}"
@@ -69,8 +75,18 @@ def check_model(model: str) -> None:
 
 def split_file(folder: Path, *splits: str) -> Path | None:
     """The first file there is of a split, in whatever format: (data/emotion, "dev", "val") -> data/emotion/val.txt."""
-    paths = (folder / f"{split}.{ending}" for split in splits for ending in ENDINGS)
-    return next((path for path in paths if path.is_file()), None)
+    names = (name for split in splits for name in (*(f"{split}.{e}" for e in ENDINGS), f"{split}/{FILE_NAME}"))
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def task_flags(name: str, data_set: DataSet | None, folder: str) -> list[str] | None:
+    """The flags that name a data set's task; None where the name is no task, and there is no labels.txt."""
+    task = data_set.tasks.get(name.partition("/")[2]) if data_set else None
+    if task and not task.labels:
+        return ["--task", task.kind]  # asks in the language of the files
+    if name in BUILT_IN_TASKS:
+        return ["--task", name]
+    return ["--label_path", f"{folder}/labels.txt"] if Path(folder, "labels.txt").is_file() else None
 
 
 def data_flags(name: str, folder: str) -> list[str]:
@@ -86,16 +102,15 @@ def data_flags(name: str, folder: str) -> list[str]:
     train, test = split_file(path, "train"), split_file(path, "test")
     dev = split_file(path, "dev", "val", "validation")
     if train is None:
-        raise UserError(f"{folder}: no train file (train.tsv, .txt, .csv, .json, .jsonl or .parquet) there{hint}")
+        expected = "train.tsv, .txt, .csv, .json, .jsonl or .parquet"
+        expected = f"train/{FILE_NAME}" if data_set and data_set.questions else expected
+        raise UserError(f"{folder}: no train file ({expected}) there{hint}")
     if test is None:  # scored on dev, which then must not choose the checkpoint: main_SFT.py splits train
         test, dev = dev, None
     if test is None:
         raise UserError(f"{folder}: neither a test nor a dev file there, so nothing to score{hint}")
-    if name in BUILT_IN_TASKS:
-        task = ["--task", name]
-    elif (path / "labels.txt").is_file():
-        task = ["--label_path", f"{folder}/labels.txt"]
-    else:
+    task = task_flags(name, data_set, folder)
+    if task is None:
         raise UserError(f"{folder}: no labels.txt there{hint}")
     flags = [*task, "--train_data_path", str(train), "--test_data_path", str(test)]
     return [*flags, "--dev_data_path", str(dev)] if dev else flags

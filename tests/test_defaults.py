@@ -14,6 +14,14 @@ NAMES = (
     "objective", "head", "prompt", "learning_rate", "lora_r", "lora_alpha", "lora_dropout", "num_epochs", "batch_size",
     "warmup_steps", "weight_decay", "eval_steps", "save_steps", "save_total_limit",
 )  # fmt: skip
+LONG_CASES = {  # --task emotion-summary
+    "tuning": "qlora", "lora_r": 64, "lora_alpha": 16, "lora_dropout": 0.05, "learning_rate": 2e-4, "batch_size": 2,
+    "gradient_accumulation_steps": 8, "num_epochs": 3.0, "max_length": 8192, "gradient_checkpointing": True,
+    "objective": "generate", "head": None, "prompt": "task",
+}  # fmt: skip
+OF_LABEL_TASKS = {
+    "tuning": "lora", "gradient_accumulation_steps": 1, "max_length": 512, "gradient_checkpointing": False,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -67,13 +75,50 @@ def test_nothing_else_is_filled_in(filled):
     args = filled("sst2")
     given = Args(model_path=args.model_path, task="sst2", train_data_path="x")
     changed = {name for name, value in vars(args).items() if value != getattr(given, name)}
-    assert changed <= {*NAMES, "warmup_ratio"}
+    assert changed <= {*NAMES, "warmup_ratio", *OF_LABEL_TASKS}
+
+
+def values(args: Args, names) -> dict:
+    return {name: getattr(args, name) for name in names}
+
+
+@pytest.mark.parametrize("task", ["sst2", "emotion", "chnsenticorp", "goemotions-original", "multi_label"])
+def test_tasks_of_labels_have_short_texts(filled, task):
+    assert values(filled(task), OF_LABEL_TASKS) == OF_LABEL_TASKS
+
+
+@pytest.mark.parametrize("task", ["emotion-summary", "emotion-summary-en", "emotion-summary-zh"])
+def test_summaries_of_long_cases(filled, task):
+    assert values(filled(task), LONG_CASES) == LONG_CASES
+    adapter_on_the_whole = values(filled(task, tuning="lora"), LONG_CASES)
+    assert adapter_on_the_whole == LONG_CASES | {"tuning": "lora"}
+    whole = filled(task, tuning="full")
+    assert (whole.max_length, whole.gradient_checkpointing, whole.batch_size, whole.learning_rate) == (
+        8192, True, 8, 2e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tuning", "lora"), ("lora_r", 8), ("lora_alpha", 32), ("lora_dropout", 0.0), ("learning_rate", 1e-5),
+        ("batch_size", 1), ("gradient_accumulation_steps", 1), ("num_epochs", 1.0), ("max_length", 4096),
+        ("gradient_checkpointing", False),
+    ],
+)  # fmt: skip
+def test_each_value_of_summaries_gives_way_to_its_flag(filled, name, value):
+    assert values(filled("emotion-summary", **{name: value}), LONG_CASES) == LONG_CASES | {name: value}
 
 
 @pytest.mark.parametrize("objective", ["generate", "score"])
 def test_an_encoder_has_to_classify(filled, objective):
     with pytest.raises(UserError, match=f"--objective {objective}: .* is an encoder, which has to use classify"):
         filled("chnsenticorp", "bert", objective=objective)
+
+
+def test_an_encoder_writes_no_summaries(filled):
+    with pytest.raises(UserError, match=r"^--task emotion-summary: .* is an encoder, which writes nothing$"):
+        filled("emotion-summary", "bert")
 
 
 def test_flags_are_checked_against_what_was_filled_in(filled):

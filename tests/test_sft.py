@@ -235,8 +235,9 @@ def evaluated_loss(way: str, model_dir: str, folder: str, batch_size: int, shari
     task = flags.pop("task")
     examples = of_many_lengths(task)
     args = Args(
-        model_path=model_dir, task=task.name, train_data_path="x", output_dir=folder, precision="fp32", lora_r=4,
-        lora_alpha=8, lora_dropout=0.0, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_ratio=0.0,
+        model_path=model_dir, task=task.name, train_data_path="x", output_dir=folder, precision="fp32",
+        tuning="lora", lora_r=4, lora_alpha=8, lora_dropout=0.0, max_length=512, gradient_checkpointing=False,
+        gradient_accumulation_steps=1, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_ratio=0.0,
         warmup_steps=0, weight_decay=0.0, save_total_limit=1, prefix_sharing=sharing, **{"objective": "generate"} | flags,
     )  # fmt: skip
     data = Data(task, examples, examples, [], [], {})

@@ -10,6 +10,7 @@ import pytest
 from data.arguments import UserError
 from data.conversion import write_labels
 from data.published import DATA_SETS
+from data.summaries.psyqa import FILE_NAME
 from data.tasks import BUILT_IN_TASKS
 from scripts import find_data
 from tests.conftest import ROOT
@@ -275,16 +276,47 @@ def test_an_unknown_task_names_the_known_ones(environment, name):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"find_data.py: error: {name or 'no data set'}: unknown; known data sets are goemotions/original, "
-        "goemotions/ekman, goemotions/group, sst2, r8, chnsenticorp, emotion, chn-reviews\n"
+        "goemotions/ekman, goemotions/group, sst2, r8, chnsenticorp, emotion, chn-reviews, psyqa\n"
     )
 
 
 @pytest.mark.parametrize("script", ["train_task.sh", "train.sh"])
-def test_cases_have_no_labels_to_train_with(tmp_path, environment, tiny_model_dir, script):
-    settings = {"DATASETS": "psyqa", "MODEL": str(tiny_model_dir), "OUTPUT_DIR": str(tmp_path / "out")}
-    done = launch(script, environment | settings, "psyqa")
+def test_cases_to_test_on_are_not_trained_on(tmp_path, environment, tiny_model_dir, script):
+    settings = {"DATASETS": "longemotion-summary", "MODEL": str(tiny_model_dir), "OUTPUT_DIR": str(tmp_path / "out")}
+    done = launch(script, environment | settings, "longemotion-summary")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "find_data.py: error: psyqa: holds counselling cases, which have no labels to train with\n"
+    assert done.stderr == (
+        "find_data.py: error: longemotion-summary: has only test.jsonl, nothing to train on; psyqa has counselling "
+        "cases to train on\n"
+    )
+
+
+def write_splits_of_cases(folder: Path, splits=("train", "validation", "test")) -> Path:
+    for split in splits:
+        (folder / split).mkdir(parents=True)
+        (folder / split / FILE_NAME).write_text("{}")
+    return folder
+
+
+def test_cases_are_found_in_a_folder_for_each_split(find, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def error() -> str:
+        with pytest.raises(UserError) as caught:
+            find("psyqa")
+        return str(caught.value)
+
+    get = "get it with: python download.py"
+    assert error() == f"MODEL=models/Qwen2-7B-Instruct: no such folder; {get} --model Qwen/Qwen2-7B-Instruct"
+    (tmp_path / "models" / "Qwen2-7B-Instruct").mkdir(parents=True)
+    assert error() == f"data/psyqa: no train file (train/Emotion_Summary.jsonl) there; {get} --dataset psyqa"
+    write_splits_of_cases(tmp_path / "data/psyqa")
+    assert find("psyqa") == [
+        "--model_path", "models/Qwen2-7B-Instruct", "--task", "emotion-summary",
+        "--train_data_path", "data/psyqa/train/Emotion_Summary.jsonl",
+        "--test_data_path", "data/psyqa/test/Emotion_Summary.jsonl",
+        "--dev_data_path", "data/psyqa/validation/Emotion_Summary.jsonl", "--output_dir", "outputs/psyqa",
+    ]  # fmt: skip
 
 
 def test_a_task_is_started_with_what_was_found(tmp_path, environment, tiny_model_dir):
