@@ -142,7 +142,9 @@ class Args:
         False, "compile the model's layers: a minute at the start, then faster; for long files (hf, bert; written "
         "answers on a CPU only)",
     )  # fmt: skip
-    max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
+    max_length: int | None = flag(
+        None, "tokens of prompt and answer together (default: task.json's, else 512, for summaries 8192)"
+    )
     precision: Precision = flag(
         "auto", "number format of the weights; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
         "bf16, or fp16 where it has no bf16",
@@ -230,7 +232,10 @@ def main(args: Args) -> None:
 def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Args:
     """`args` with the task in the language of what is asked about, where it has several and none was set."""
     task = contract.task.in_language_of(asked)
-    return args if task == contract.task else replace(args, task=task.name)
+    if task == contract.task:
+        return args
+    print(f"asked as task {task.name}, for the language of the cases", file=sys.stderr)
+    return replace(args, task=task.name)
 
 
 def open_predictor(args: Args, probabilities: bool) -> Predictor:

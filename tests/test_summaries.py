@@ -193,7 +193,7 @@ def test_room_for_the_longest_answer(tokenizer):
 
 def test_no_room(tokenizer):
     with pytest.raises(UserError, match=r"^--max_length 300: the prompt of task emotion-summary-en takes \d+ tokens "
-                       r"without its text and the answer up to 1000; must be over"):  # fmt: skip
+                       r"without its text and the answer up to 1000 \(--max_new_tokens\); must be over"):  # fmt: skip
         SummaryEncoder(ENGLISH, tokenizer, 300, 1000)
     foreign = PromptIds((99_999,), (1,), "", 2)
     with pytest.raises(UserError, match="was spelt by another tokenizer"):
