@@ -97,7 +97,7 @@ from data.learning.trainers import (
 from data.loading import Example
 from data.metrics import LABEL_METRICS
 from data.report.model_card import write_model_card, write_run_report
-from data.tasks import Task
+from data.tasks import Task, check_has_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -517,6 +517,7 @@ def main(args: Args) -> None:
     if base_model_path(args.model_path) is not None:
         check_adapter_flags(args)
     started = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)
+    check_has_labels(started.task, args.task, args.model_path, "a reward")
     if started.objective != "generate":
         raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()

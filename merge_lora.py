@@ -9,7 +9,8 @@
 
 Also for adapters of --tuning qlora (folded into the full weights, not into their 4-bit copy), with a classifier head,
 and over other adapters. Before the result takes its place it is loaded again and compared with base and adapter on a
-few texts; the figures are in merge_report.json. It keeps the task.json that inference.py obeys.
+few texts, by the scores of their labels, or of the tokens that a summary may begin with; the figures are in
+merge_report.json. It keeps the task.json that inference.py obeys.
 
 Hu et al., 2021, "LoRA: Low-Rank Adaptation of Large Language Models": W + alpha / r * B A.
 """
@@ -26,7 +27,7 @@ import numpy
 
 from data.arguments import UserError, check_output_dir, flag, one_line, run
 from data.contract import Contract, contract_for
-from data.encoding import Encoder
+from data.encoding import PromptEncoder
 from data.engine.fingerprints import check_fingerprint
 from data.engine.model_files import loading
 from data.engine.models import (
@@ -48,7 +49,8 @@ if TYPE_CHECKING:
 REPORT = "merge_report.json"
 REPORT_FIELDS = {"base_model": str, "adapters": list, "dtype": str, "samples": int}
 SAMPLES = 32  # rows of --test_data_path that are compared
-# how far the scores of labels may move in the mean: what rounding W + B A to this format does to them, and room
+MOST_PROBABLE = 100  # tokens whose log-probabilities are compared where answers are free text
+# how far scores may move in the mean: what rounding W + B A to this format does to them, and room
 TOLERANCE = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.5}
 
 
@@ -194,22 +196,49 @@ def sample_texts(args: Args, contract: Contract) -> list[Any]:
 
 
 def read_samples(
-    model, encoder: Encoder, contract: Contract, texts: Sequence[str], wide: bool
-) -> tuple[numpy.ndarray, list[tuple[str, ...]]]:
-    """Scores of every label (texts, labels), and the labels predicted; `wide`: computed in fp32."""
+    model, encoder: PromptEncoder, contract: Contract, texts: Sequence[Any], wide: bool
+) -> tuple[numpy.ndarray, list[tuple]]:
+    """Scores and what is predicted from them; `wide`: computed in fp32.
+
+    Returns:
+        Scores of every label (texts, labels), and the labels predicted. Where answers are free text, log-probabilities
+        of an answer's first token (texts, vocabulary), and the most probable one.
+    """
     from data.engine.tree_attention import enable_packing
 
+    if contract.sampling is not None:
+        with in_fp32(model) if wide else nullcontext():
+            scores = first_tokens(model, encoder.prompt_ids(texts))
+        return scores, [(token,) for token in scores.argmax(axis=1).tolist()]
     enable_packing(model, contract.max_length)
     predictor = Predictor.from_model(model, encoder, contract, constrained=True)
     with in_fp32(model) if wide else nullcontext():
         return predictor.label_scores(texts), [prediction.labels for prediction in predictor.predict_batch(texts)]
 
 
+def first_tokens(model, prompts: Sequence[Sequence[int]]) -> numpy.ndarray:
+    """Log-probabilities (B, vocabulary) of the token behind each of B prompts, which are computed one by one."""
+    import torch
+
+    rows = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=model.device)
+            rows.append(model(input_ids=ids, logits_to_keep=1).logits[0, -1].float().log_softmax(dim=-1).cpu())
+    return torch.stack(rows).numpy()
+
+
+def most_probable(before, after) -> list[tuple[numpy.ndarray, list[tuple]]]:
+    """Both with the scores of those tokens alone that were the most probable before: the others are never written."""
+    tokens = numpy.argsort(-before[0], axis=1)[:, :MOST_PROBABLE]
+    return [(numpy.take_along_axis(scores, tokens, axis=1), predicted) for scores, predicted in (before, after)]
+
+
 def compare(before, after, precision: str) -> dict[str, Any]:
     """What merging changed.
 
     Args:
-        before, after: scores (texts, labels) and labels, see `read_samples`.
+        before, after: scores (texts, labels or tokens) and predictions, see `read_samples`.
         precision: number format of the merged weights.
 
     Raises:
@@ -227,7 +256,7 @@ def compare(before, after, precision: str) -> dict[str, Any]:
     }
     if not report["mean_score_difference"] <= TOLERANCE[precision]:  # "not <=" also catches nan
         raise UserError(
-            f"the merged model is another than base and adapter: scores of labels differ by "
+            f"the merged model is another than base and adapter: its scores differ by "
             f"{report['mean_score_difference']:.3g} in the mean, rounding to {precision} explains "
             f"{TOLERANCE[precision]}; nothing was written"
         )
@@ -280,7 +309,10 @@ def merge(args: Args, folder: Path) -> dict[str, Any]:
     del model
     gc.collect()  # two models may not fit
     merged = load_model(str(folder), precision, args.device, contract=plain)
-    report |= compare(before, read_samples(merged, encoder, plain, texts, wide), precision)
+    after = read_samples(merged, encoder, plain, texts, wide)
+    if contract.sampling is not None:
+        before, after = most_probable(before, after)
+    report |= compare(before, after, precision)
     report |= {"seconds": round(time.perf_counter() - begin, 1), "files": file_sizes(folder)}
     write_json(folder / REPORT, report)
     return report

@@ -29,6 +29,7 @@ ANSWER_FORM = {
     "single_label": "Answer with one of them.",
     "multi_label": "Answer with all that apply, separated by commas.",
 }
+KINDS = {"single_label": "one label a text", "multi_label": "one or more labels a text"}
 COT_FORM = "Reason first, between <think> and </think>. Then, between <answer> and </answer>: {form}"
 # Instruction and labels first, text last: the prompts of a data set share all of their beginning.
 CUSTOM_TEMPLATE = "Labels: {labels}\nWhich fits the text? {answer_form}\n\nText:\n{text}"
@@ -102,6 +103,10 @@ class LabelTask(Prompted):
     demo: ClassVar[tuple[str, ...]] = DEMO_TEXTS
     objectives: ClassVar[tuple[str, ...]] = ("generate", "classify", "score")
     what_is_lost: ClassVar[str] = "their end"
+    unit: ClassVar[str] = "text"  # what the model is asked about
+    written: ClassVar[str] = "the labels"  # what it answers
+    pipeline_tag: ClassVar[str] = "text-classification"  # of the hub
+    limits: ClassVar[tuple[str, ...]] = ()  # of every model of such a task
 
     name: str
     kind: Literal["multi_label", "single_label"]
@@ -153,6 +158,11 @@ class LabelTask(Prompted):
     def default_metric(self) -> str:
         """The label metric that says best how good a model is at this task."""
         return "f1_macro" if self.kind == "multi_label" else "accuracy"
+
+    @property
+    def kind_in_words(self) -> str:
+        """The kind as a person says it."""
+        return KINDS[self.kind]
 
     def prompt(self, text: str, cot: bool = False) -> str:
         """The question about one text, without any chat markup."""

@@ -1,5 +1,6 @@
 """What finished runs predicted, whole in memory, and the task they did: what analyses are made of. (no torch)"""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,8 @@ from data.contract import Contract
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, TASK_FILE, file_hash, read_json
 from data.labels import CUSTOM_TEMPLATE, LabelTask, Prediction, label_problem
 from data.prediction_rows import check_row, rows_of
+from data.summaries.cases import PROCESS
+from data.summaries.task import KIND, SUMMARY_TASKS, SummaryTask
 from data.tasks import Task
 
 TEST_FOLDER = "test"  # in a run's directory: where inference.py puts what it predicts, unless it is told otherwise
@@ -80,24 +83,52 @@ class PredictedRun:
         return task
 
 
-def read_run(folder: str | Path) -> PredictedRun:
+def read_run(folder: str | Path, written: bool = False) -> PredictedRun:
     """A run's predictions and its task.json.
 
     Args:
         folder: one with a predictions.jsonl, or one with such a folder `test` in it.
+        written: whether its rows are to be written summaries; else they are to have labels.
 
     Raises:
-        UserError: no predictions there, or a line that is none.
+        UserError: no predictions there, a line that is none, or rows of the other kind.
     """
     folder = evaluated(folder, PREDICTIONS_FILE)
     path = folder / PREDICTIONS_FILE
-    rows = list(rows_of(path))
+    task = written_task(folder)
+    if task is not None and not written:
+        raise UserError(f"{path}: its answers are summaries (task {task.name}), where labels are needed")
+    rows = list(rows_of(path, task))
     if not rows:
         raise UserError(f"{path}: no predictions in it")
     place = trained_directory(folder)
     if place is None:
         return PredictedRun(str(folder), rows, None, None)
     return PredictedRun(str(folder), rows, Contract.load(place), place / TASK_FILE)
+
+
+def written_task(folder: str | Path) -> SummaryTask | None:
+    """The task of a run whose answers are written summaries, by its task.json, else by its first row; None = labels.
+
+    Args:
+        folder: see `read_run`.
+
+    Raises:
+        UserError: a broken task.json.
+    """
+    folder = evaluated(folder, PREDICTIONS_FILE)
+    place = trained_directory(folder)
+    task = Contract.load(place).task if place else _task_of_first_row(folder / PREDICTIONS_FILE)
+    return task if isinstance(task, SummaryTask) else None
+
+
+def _task_of_first_row(path: Path) -> SummaryTask | None:
+    try:
+        with path.open("rb") as file:
+            row = json.loads(file.readline().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # whoever reads the rows says what is wrong with them
+        return None
+    return SUMMARY_TASKS[KIND] if isinstance(row, dict) and PROCESS in row else None
 
 
 def named_folder(spec: str) -> tuple[str, str]:

@@ -129,6 +129,19 @@ def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_o
     return replace(task, template=task.instruction_first, use_chat_template=True)
 
 
+def check_has_labels(task: Task, task_name: str | None, model_path: str | None, needed_by: str) -> None:
+    """Raise a `UserError` naming the flag that gave a task without labels.
+
+    Args:
+        task: the task.
+        task_name, model_path: `--task` and `--model_path`, whichever were given.
+        needed_by: what it is that needs labels.
+    """
+    if not task.labels:
+        named = f"--model_path {model_path}" if task_name is None else f"--task {task_name}"
+        raise UserError(f"{named}: task {task.name} has no labels, and {needed_by} needs some")
+
+
 def check_same_labels(one: str, labels: Sequence[str], other: str, expected: Sequence[str]) -> None:
     """Raise a `UserError` naming the first id at which the label lists of `one` and `other` differ."""
     labels, expected = [[composed(label) for label in each] for each in (labels, expected)]

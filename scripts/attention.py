@@ -35,6 +35,7 @@ from data.loading import Example, ExampleFile
 from data.predicted_runs import TEST_FOLDER, output_directory
 from data.report.analyses import ATTENTION_FILE
 from data.report.heat_map import HEAT_MAP_FILE, NOTE, TITLES, heat_map_page
+from data.tasks import check_has_labels
 
 ONE_TEXT_FOLDER = "one_text"  # in the folder of a file's analysis, which one text must not replace
 LIMIT = 100
@@ -254,7 +255,8 @@ def analysis(args: Args, examples: Sequence[Example]) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     check_model_path(args.model_path)
-    contract_for(args.model_path, args.task, args.label_path, None, args.max_length, args.objective)
+    task = contract_for(args.model_path, args.task, args.label_path, None, args.max_length, args.objective).task
+    check_has_labels(task, args.task, args.model_path, "this analysis")
     output_dir = output_folder(args)
     examples = texts_of(args)
     with exclusive(output_dir, ATTENTION_FILE):

@@ -43,7 +43,15 @@ from typing import Any, Literal
 from data.arguments import UserError, check_output_dir, flag, run
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, exclusive, write_json, write_text
 from data.labels import Prediction
-from data.predicted_runs import PredictedRun, check_same_rows, evaluated, named_folder, read_run, trained_directory
+from data.predicted_runs import (
+    PredictedRun,
+    check_same_rows,
+    evaluated,
+    named_folder,
+    read_run,
+    trained_directory,
+    written_task,
+)
 from data.report.comparison import COLUMNS, NUMBERS_OF_TRAINING, TRAINING_COLUMNS, pages, table
 from data.report.run_files import read_run_file
 from data.report.tables import is_number
@@ -196,12 +204,16 @@ class Answers:
 
 
 def read_answers(name: str, runs: Sequence[Run]) -> Answers | None:
-    """The answers of a system's runs; None where a run has no predictions.jsonl, or, with a warning, other rows.
+    """The answers of a system's runs; None where a run has no predictions.jsonl, or, with a warning, other rows, or
+    summaries in the place of labels.
 
     Raises:
         UserError: predictions that are broken, or not those that were scored.
     """
     if not all((run.place / PREDICTIONS_FILE).is_file() for run in runs):
+        return None
+    if any(written_task(run.place) for run in runs):
+        print(f"warning: {name} has no intervals: they are those of labels, and its answers are summaries")
         return None
     read = [read_run(run.place) for run in runs]
     for scored, predicted in zip(runs, read, strict=True):
@@ -343,6 +355,10 @@ def main(args: Args) -> None:
     systems = read_runs(args.runs, args.group_seeds)
     summaries = {name: summary(runs) for name, runs in systems.items()}
     table(summaries, args.columns)  # a column that there is not is known before the rows are read
+    if args.baseline in systems:
+        for other in systems[args.baseline]:
+            if written_task(other.place):
+                raise UserError(f"--baseline {args.baseline}: tests compare labels, and its answers are summaries")
     answers = {name: read_answers(name, runs) if args.rounds else None for name, runs in systems.items()}
     for name, answered in answers.items():
         if answered is not None:

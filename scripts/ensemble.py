@@ -32,7 +32,7 @@ from data.metrics import label_metrics
 from data.predicted_runs import PredictedRun, check_same_rows, read_run
 from data.prediction_files import new_predictions, remove_results, write_results
 from data.prediction_rows import check_row
-from data.tasks import Task, check_same_labels, resolve_task
+from data.tasks import Task, check_has_labels, check_same_labels, resolve_task
 
 TABLE = {
     "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard", "auc": "AUC",
@@ -83,6 +83,8 @@ def common_task(args: Args, members: Sequence[PredictedRun]) -> Task:
         UserError: two of these contradict each other, or there is none of them.
     """
     asked = resolve_task(args.task, args.label_path)
+    if asked is not None:
+        check_has_labels(asked, args.task, None, "an ensemble")
     known = [(str(member.contract_path), member.contract.task) for member in members if member.contract is not None]
     if not known:
         if asked is None:

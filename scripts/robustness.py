@@ -56,7 +56,7 @@ from data.prediction_files import PredictionFile, begun_with
 from data.prediction_rows import rows_of
 from data.report.tables import markdown_table
 from data.robustness import LEVEL, ROBUSTNESS_FILE, Copy, distinct_texts, measure, perturbed_copies
-from data.tasks import Task, resolve_task
+from data.tasks import Task, check_has_labels, resolve_task
 from inference import prediction_settings
 
 PREDICTED_FILE = "robustness_predictions.jsonl"  # each distinct text, as predictions.jsonl has them, without gold
@@ -128,16 +128,18 @@ def task_of(args: Args) -> Task:
     """The task that the model was trained on, or that the flags name.
 
     Raises:
-        UserError: there is none, or flags contradict what the model was trained on.
+        UserError: there is none, it has no labels, or flags contradict what the model was trained on.
     """
     if args.model_path is not None:
         check_model_path(args.model_path)
-        return contract_for(
+        task = contract_for(
             args.model_path, args.task, args.label_path, None, args.max_length, args.objective
         ).task  # fmt: skip
-    task = resolve_task(args.task, args.label_path)
+    else:
+        task = resolve_task(args.task, args.label_path)
     if task is None:
         raise UserError("--task, --label_path or --model_path is needed: what the labels of the file are")
+    check_has_labels(task, args.task, args.model_path, "this analysis")
     return task
 
 

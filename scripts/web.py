@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from data.arguments import UserError, check_at_least, flag, run
-from data.contract import Precision
+from data.contract import Precision, contract_for
 from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
 from data.files import exclusive
 from data.labels import DEMO_TEXTS, Prediction
 from data.loading import read_examples
-from data.tasks import Task
+from data.tasks import Task, check_has_labels
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -260,6 +260,8 @@ def build(predictor: Predictor, title: str) -> "Blocks":
 
 def main(args: Args) -> None:
     check_model_path(args.model_path)
+    task = contract_for(args.model_path, args.task, args.label_path, objective=args.objective).task
+    check_has_labels(task, args.task, args.model_path, "the page")
     port = free_port(args.port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # an exit that leaves nothing behind

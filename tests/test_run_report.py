@@ -20,6 +20,7 @@ from data.report.model_card import (
     write_run_report,
 )
 from data.report.tables import is_number, markdown_table
+from data.sampling import Sampling
 from data.tasks import BUILT_IN_TASKS
 
 GROUPS = BUILT_IN_TASKS["goemotions-group"]
@@ -315,6 +316,7 @@ def test_the_example_finds_the_checkout(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("data.report.model_card.CHECKOUT", tmp_path.resolve())
     inside = tmp_path / "outputs" / "sft"
     inside.mkdir(parents=True)
+    shutil.copy(run_dir / "task.json", inside)
     write_inference_example(inside)
     moved = tmp_path / "moved"
     shutil.copytree(inside, moved / "outputs" / "sft")
@@ -323,3 +325,57 @@ def test_the_example_finds_the_checkout(run_dir, tmp_path, monkeypatch):
     (moved / "data" / "arguments.py").write_text("class UserError(Exception): pass\n")
     done = run_example(moved / "outputs" / "sft", cwd="/")
     assert done.stderr.strip() == str((moved / "outputs" / "sft").resolve())
+
+
+WRITTEN = {
+    "n": 20, "empty_rate": 0.0, "words_mean": 210.5, "rouge1_f1": 0.3125, "rouge2_f1": 0.0625, "rougeL_f1": 0.15625,
+    "bleu": 0.03125, "truncation_rate": 0.25, "unfinished_rate": 0.125, "distinct_1": None,
+    "reference": {"words_mean": 300.0}, "per_case": [{"id": "1", "rougeL_f1": 0.15625}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def summary_run(run_dir):
+    """A finished run of summaries, not scored."""
+    task = BUILT_IN_TASKS["emotion-summary-en"]
+    drawn = Sampling(max_new_tokens=700, temperature=0.6)
+    Contract(task, base_model="Qwen/Qwen2-7B-Instruct", max_length=8192, sampling=drawn).save(run_dir)
+    write_json(run_dir / "data_report.json", {"rows": {"train": 85, "dev": 15}, "train_cases": 80})
+    write_json(run_dir / "train_results.json", TRAINED | {"metric_for_best": "loss"})
+    return run_dir
+
+
+def test_the_card_of_a_run_of_summaries(summary_run):
+    write_run_report(summary_run)
+    card, rows = read_card(summary_run)
+    assert (card.data.pipeline_tag, card.data.tags[1]) == ("summarization", "emotion-summary-en")
+    assert rows["objective"] == ["generate: the model writes a summary"]
+    assert rows["answer"] == ["at most 700 tokens; temperature 0.6, top-p 0.8, top-k 20; repetition penalty 1.05"]
+    assert rows["length"][0].endswith("longer cases lose turns from the middle of their consultation")
+    assert (rows["batch on each device"], rows["train cases"]) == (["8 cases"], ["80"])
+    assert "generate_summary(case_description=" in card.text
+    assert "python inference_example.py cases.jsonl" in card.text
+    assert "label" not in card.text.replace("text-classification", "")
+    write_json(summary_run / "test_results.json", WRITTEN)
+    write_model_card(summary_run)
+    card, rows = read_card(summary_run)
+    assert (rows["cases"], rows["ROUGE-L"], rows["BLEU"]) == (["20"], ["0.1562"], ["0.0312"])
+    assert (rows["cases not seen whole"], rows["unfinished summaries"]) == (["0.2500"], ["0.1250"])
+    assert "no counsellor has checked it" in card.text
+
+
+def test_the_example_of_a_run_of_summaries(tiny_model_dir, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_model_dir, run_dir)
+    drawn = Sampling(max_new_tokens=3)
+    Contract(BUILT_IN_TASKS["emotion-summary-en"], base_model="x", max_length=1024, sampling=drawn).save(run_dir)
+    write_inference_example(run_dir)
+    done = run_example(run_dir, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("case ")] == ["case demo-en", "case demo-zh"]
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text('{"id": "mine", "case_description": ["Sleeps badly."], "consultation_process": ["Talked."]}\n')
+    done = run_example(run_dir, "cases.jsonl", cwd=tmp_path)
+    assert done.stdout.startswith("case mine\n"), done.stderr
+    done = run_example(run_dir, "missing.jsonl", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: cases {tmp_path}/missing.jsonl: no such file\n")

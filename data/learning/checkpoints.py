@@ -160,9 +160,8 @@ def check_same_task(directory: str | None, task: Task, data_hashes: Mapping[str,
         return
     contract = Contract.load(directory)
     if contract.task != task:
-        raise UserError(
-            f"{directory}: learns task {contract.task.name} {list(contract.task.labels)[:3]}…, not {task.name}"
-        )
+        labels = f" {list(contract.task.labels)[:3]}…" if contract.task.labels else ""
+        raise UserError(f"{directory}: learns task {contract.task.name}{labels}, not {task.name}")
     for flag, content in (data_hashes or {}).items():
         if (contract.data_hashes or {}).get(flag, content) != content:
             raise UserError(f"--{flag}: has other content than what {directory} learnt from; give the same file again")

@@ -13,7 +13,8 @@ from data.report.tables import in_chinese, markdown_table
 from data.significance import FEW, METRICS
 
 COLUMNS = (
-    "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "examples_per_second",
+    "n", "runs", "accuracy", "f1_macro", "f1_micro", "jaccard", "auc", "ece", "invalid_rate", "rouge1_f1",
+    "rouge2_f1", "rougeL_f1", "bleu", "truncation_rate", "unfinished_rate", "examples_per_second",
 )  # fmt: skip
 NUMBERS_OF_TRAINING: dict[str, Callable[[float], str]] = {
     "all_parameters": lambda count: f"{count / 1e6:,.1f}M",

@@ -28,12 +28,12 @@ from data.files import (
 from data.report.charts import TRAINING_CURVES, draw_training_curves, logged
 from data.report.run_files import is_grpo, read_run_file
 from data.report.tables import SCORES, is_number, markdown_table
+from data.sampling import Sampling
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CARD, EXAMPLE = "README.md", "inference_example.py"
-KINDS = {"single_label": "one label a text", "multi_label": "one or more labels a text"}
 OBJECTIVES = {
-    "generate": "the model writes the labels",
+    "generate": "the model writes {}",
     "classify": "a head on the model tells the labels apart",
     "score": "the labels are compared as answers",
 }
@@ -51,9 +51,7 @@ CARD_TEMPLATE = """\
 {% endfor %}"""
 
 EXAMPLE_TEMPLATE = """\
-# Read the labels of texts with the model in this directory:
-#
-#     python inference_example.py "a text" "another text"
+<use>
 #
 # Set EMOTUNE_HOME to the EmoTune checkout if it is not where it was when this file was written.
 import os
@@ -62,15 +60,24 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = Path(os.environ.get("EMOTUNE_HOME") or HERE / <checkout>).resolve()
-EXAMPLES = ["The parcel came on Tuesday, a day later than announced.", "We took the train home after the concert."]
 
 if not (CHECKOUT / "inference.py").is_file():
     sys.exit(f"error: {CHECKOUT} holds no inference.py; set EMOTUNE_HOME to the EmoTune checkout")
+STARTED_IN = Path.cwd()
 os.chdir(CHECKOUT)  # an adapter may name its base model by a path that counts from there
 sys.path.insert(0, str(CHECKOUT))
 
 from data.arguments import UserError  # noqa: E402
+<code>"""
+
+USE_OF_LABELS = """\
+# Read the labels of texts with the model in this directory:
+#
+#     python inference_example.py "a text" "another text\""""
+CODE_OF_LABELS = """\
 from inference import Predictor  # noqa: E402
+
+EXAMPLES = ["The parcel came on Tuesday, a day later than announced.", "We took the train home after the concert."]
 
 texts = sys.argv[1:] or EXAMPLES
 try:
@@ -84,6 +91,30 @@ for text, prediction in zip(texts, predictions, strict=True):
         print(f"  confidence: {prediction.confidence:.3f}")
     for label, probability in (prediction.probabilities or {}).items():
         print(f"  probability of {label}: {probability:.3f}")
+"""
+
+USE_OF_FREE_TEXT = """\
+# Write a summary of each case of a file, or of cases of ours, with the model in this directory:
+#
+#     python inference_example.py cases.jsonl"""
+CODE_OF_FREE_TEXT = """\
+from data.summaries.cases import read_cases  # noqa: E402
+from inference import Predictor  # noqa: E402
+
+try:
+    files = [STARTED_IN / path for path in sys.argv[1:]]
+    cases = [case for path in files for case in read_cases(path, "cases", summaries_required=False)]
+    predictor = Predictor(str(HERE))
+    cases = cases or predictor.task.demo
+    for case, prediction in zip(cases, predictor.predictions(cases), strict=True):
+        print(f"case {case.id}")
+        print(prediction.completion or "(nothing was written)")
+        if prediction.truncated:
+            print("(turns from the middle of the consultation were left out)")
+        if not prediction.valid:
+            print("(it did not come to its end)")
+except UserError as error:
+    sys.exit(f"error: {error}")
 """
 
 
@@ -117,7 +148,7 @@ def write_model_card(output_dir: str | Path) -> None:
     header = ModelCardData(
         base_model=hub_id(contract.base_model),
         library_name="peft" if run.adapter_config else "transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=contract.task.pipeline_tag,
         tags=["emotune", contract.task.name, contract.objective],
     )
     picture = f"![Training curves]({TRAINING_CURVES})"
@@ -128,7 +159,7 @@ def write_model_card(output_dir: str | Path) -> None:
         ("Data", _data(run.data_report)),
         ("Results", _results(run)),
         ("Labels", _labels(run)),
-        ("How to use it", _usage(directory)),
+        ("How to use it", _usage(directory, contract)),
         ("Limits", "\n".join(f"- {limit}" for limit in _limits(run))),
     ]
     title = _escaped(f"{Path(contract.base_model).name} for {contract.task.name}")
@@ -178,12 +209,29 @@ def _reading(contract: Contract) -> str:
     task = contract.task
     rows = [
         ("task", task.name),
-        ("kind", KINDS[task.kind]),
+        ("kind", task.kind_in_words),
         (f"{len(task.labels)} labels", ", ".join(task.labels)),
-        ("length", f"{contract.max_length:,} tokens of prompt and answer; longer texts lose their end"),
+        (
+            "length",
+            f"{contract.max_length:,} tokens of prompt and answer; longer {task.unit}s lose {task.what_is_lost}",
+        ),
+        ("answer", _drawing(contract.sampling)),
         ("reasoning", "before the answer" if contract.cot else None),
     ]
     return _table(["", ""], rows) + "\n\nThe prompt, and all else that inference keeps to, is in `task.json`."
+
+
+def _drawing(sampling: Sampling | None) -> str | None:
+    """How free text is drawn."""
+    if sampling is None:
+        return None
+    how = (
+        f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {sampling.top_k}"
+        if sampling.temperature
+        else "the most probable token, always"
+    )
+    penalty = f"repetition penalty {sampling.repetition_penalty:g}"
+    return f"at most {sampling.max_new_tokens:,} tokens; {how}; {penalty}"
 
 
 def _training(run: SimpleNamespace) -> str:
@@ -197,11 +245,14 @@ def _training(run: SimpleNamespace) -> str:
         ("revision", contract.base_revision),
         ("started from", args("model_path") if args("model_path") != contract.base_model else None),
         ("method", "reinforcement learning (GRPO)" if run.is_grpo else "supervised fine-tuning (SFT)"),
-        ("objective", f"{contract.objective}: {OBJECTIVES[contract.objective]}"),
+        ("objective", f"{contract.objective}: {OBJECTIVES[contract.objective].format(contract.task.written)}"),
         ("head", contract.head),
         ("tuning", _filled("{}" + adapter, args("tuning"))),
         ("learning rate", _filled("{:g}", args("learning_rate"))),
-        ("batch on each device", _filled("{} answers" if run.is_grpo else "{} texts", args("batch_size"))),
+        (
+            "batch on each device",
+            _filled(f"{{}} {'answer' if run.is_grpo else contract.task.unit}s", args("batch_size")),
+        ),
         ("batches a step", args("gradient_accumulation_steps")),
         ("steps", _filled("{:,}", train("steps"))),
         ("epochs", _filled("{:.4g}", train("epochs"))),
@@ -229,7 +280,8 @@ def _data(report: dict[str, Any]) -> str:
 def _results(run: SimpleNamespace) -> str:
     """Scores on the test file; without one, on the validation rows before the first step (if any) and at the best."""
     if run.test_results:
-        rows = [(shown, _figure(run.test_results.get(name))) for name, shown in SCORES.items()]
+        titles = SCORES | {"n": f"{run.contract.task.unit}s"}
+        rows = [(shown, _figure(run.test_results.get(name))) for name, shown in titles.items()]
         return _table(["test file", ""], rows)
     scores = {shown: logged(run.trainer_state, f"eval_{name}") for name, shown in SCORES.items()}
     asked = dict.fromkeys((0, run.trainer_state.get("best_global_step")))
@@ -252,19 +304,23 @@ def _labels(run: SimpleNamespace) -> str:
     return _table(["label", *columns, "training rows"], rows)
 
 
-def _usage(directory: Path) -> str:
+def _usage(directory: Path, contract: Contract) -> str:
     path = directory.resolve()
     path = str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
-    example = f'\npython {EXAMPLE} "a text"  # in this directory' if (directory / EXAMPLE).is_file() else ""
+    given, from_file, call = '"a text"', '--text "a text"', 'predict("a text").labels'
+    if contract.sampling is not None:
+        given, from_file = "cases.jsonl", "--test_data_path cases.jsonl --output_dir summaries"
+        call = 'generate_summary(case_description=["…"], consultation_process=["…", "…"])'
+    example = f"\npython {EXAMPLE} {given}  # in this directory" if (directory / EXAMPLE).is_file() else ""
     return f"""```bash
-python inference.py --model_path {shlex.quote(path)} --text "a text"  # in the EmoTune checkout{example}
+python inference.py --model_path {shlex.quote(path)} {from_file}  # in the EmoTune checkout{example}
 ```
 
 ```python
 from inference import Predictor  # in the EmoTune checkout
 
 predictor = Predictor({json.dumps(path, ensure_ascii=False)})
-predictor.predict("a text").labels
+predictor.{call}
 ```"""
 
 
@@ -278,8 +334,9 @@ def _limits(run: SimpleNamespace) -> Iterator[str]:
         yield "Whether rows of the test file also stand in the training file was not checked."
     if not is_number(run.test_results.get("ece")):
         yield "How far its confidence can be trusted was not measured."
+    yield from run.contract.task.limits
     yield f"This is one run, with seed {run.contract.seed}: how much the seed matters was not measured."
-    yield "How it reads texts of another language, source or time than its data was not measured."
+    yield f"How it reads {run.contract.task.unit}s of another language, source or time than its data was not measured."
 
 
 # --- example --------------------------------------------------------------------------------------------------------
@@ -290,7 +347,13 @@ def write_inference_example(output_dir: str | Path) -> None:
 
     It knows the way from the run to the checkout around it, so both may move together; a run elsewhere knows where the
     checkout was.
+
+    Raises:
+        UserError: no task.json in `output_dir`, or a broken one.
     """
     directory = Path(output_dir).resolve()
+    free_text = Contract.load(directory).sampling is not None
     checkout = Path(os.path.relpath(CHECKOUT, directory)) if directory.is_relative_to(CHECKOUT) else CHECKOUT
-    write_text(directory / EXAMPLE, EXAMPLE_TEMPLATE.replace("<checkout>", json.dumps(checkout.as_posix())))
+    use, code = (USE_OF_FREE_TEXT, CODE_OF_FREE_TEXT) if free_text else (USE_OF_LABELS, CODE_OF_LABELS)
+    script = EXAMPLE_TEMPLATE.replace("<use>", use).replace("<code>", code)
+    write_text(directory / EXAMPLE, script.replace("<checkout>", json.dumps(checkout.as_posix())))

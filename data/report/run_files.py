@@ -23,6 +23,7 @@ from data.files import (
     type_name,
 )
 from data.metrics import LABEL_METRICS, PROBABILITY_METRICS
+from data.summaries.task import SummaryTask
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,7 +42,7 @@ FIELDS: dict[str, dict[str, type | UnionType]] = {
     DATA_REPORT_FILE: {"rows": dict, "train_label_counts": dict},
     RESULTS_FILE: {
         "n": COUNT, "examples_per_second": NUMBER, "invalid_rate": NUMBER, "per_label": dict,
-        **dict.fromkeys((*LABEL_METRICS, *PROBABILITY_METRICS), NUMBER),
+        **dict.fromkeys((*LABEL_METRICS, *PROBABILITY_METRICS, *SummaryTask.metrics), NUMBER),
     },
     INFERENCE_FILE: {"flags": dict, "predictions": NAME},
     STATE_FILE: {"log_history": list, "best_global_step": COUNT},

@@ -63,6 +63,13 @@ class SummaryTask(Prompted):
     demo: ClassVar[tuple[Case, ...]] = DEMO_CASES
     objectives: ClassVar[tuple[str, ...]] = ("generate",)
     what_is_lost: ClassVar[str] = "turns from the middle of their consultation"
+    unit: ClassVar[str] = "case"
+    written: ClassVar[str] = "a summary"
+    kind_in_words: ClassVar[str] = "a summary of each counselling case: the counsellor's experience and reflection"
+    pipeline_tag: ClassVar[str] = "summarization"
+    limits: ClassVar[tuple[str, ...]] = (
+        "A summary may say what its case does not: the scores count shared words, and no counsellor has checked it.",
+    )
 
     name: str
     kind: Literal["emotion-summary"]
