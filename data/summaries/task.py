@@ -144,7 +144,8 @@ class SummaryTask(Prompted):
 
     def parse(self, completion: str, cot: bool = False) -> Prediction:
         """What a model wrote; valid where there is something."""
-        return Prediction((), bool(completion.strip()), completion=completion.strip())
+        text = completion.replace("\0", "").strip()  # no text file may hold it
+        return Prediction((), bool(text), completion=text)
 
     def score(self, gold: Sequence[Case], predictions: Sequence[Prediction]) -> dict[str, Any]:
         """See `data.summaries.metrics`."""
