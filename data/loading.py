@@ -39,6 +39,11 @@ class Example:
         return self.labels
 
     @property
+    def beginning(self) -> str:
+        """What is common to inputs that begin alike."""
+        return self.text
+
+    @property
     def strata(self) -> tuple[str, ...]:
         """By what a split is stratified."""
         return self.labels

@@ -174,6 +174,16 @@ CASES = {
     "compare: a seed below zero": ("scripts/compare.py --runs {dir}/odd --seed -1", "--seed -1: must be from 0 to 4294967295"),
     "compare: rows that are none": ("scripts/compare.py --runs {dir}/scored", "{dir}/scored/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
     "compare: an odd log of training": ("scripts/compare.py --runs {dir}/logged", "{dir}/logged/train_results.json: peak_memory_mib is 'much', expected a whole number or null"),
+    "grpo: summaries": ("main_grpo.py --model_path {model} --task emotion-summary --train_data_path {dir}/cases.jsonl --output_dir {dir}/out", "--task emotion-summary: task emotion-summary has no labels, and a reward needs some"),
+    "grpo: a run of summaries": ("main_grpo.py --model_path {dir}/writes --train_data_path {dir}/cases.jsonl --output_dir {dir}/out", "--model_path {dir}/writes: task emotion-summary-zh has no labels, and a reward needs some"),
+    "web: summaries": ("scripts/web.py --model_path {dir}/writes", "--model_path {dir}/writes: task emotion-summary-zh has no labels, and the page needs some"),
+    "robustness: summaries": ("scripts/robustness.py --task emotion-summary --test_data_path {dir}/cases.jsonl --show 3", "--task emotion-summary: task emotion-summary has no labels, and this analysis needs some"),
+    "attention: summaries": ("scripts/attention.py --model_path {dir}/writes --text hi --output_dir {dir}/out", "--model_path {dir}/writes: task emotion-summary-zh has no labels, and this analysis needs some"),
+    "confidence: summaries": ("scripts/confidence.py {dir}/writes", "{dir}/writes/test/predictions.jsonl: its answers are summaries (task emotion-summary-zh), where labels are needed"),
+    "ensemble: summaries": ("scripts/ensemble.py {dir}/summaries {dir}/unsure --output_dir {dir}/out", "{dir}/summaries/predictions.jsonl: its answers are summaries (task emotion-summary), where labels are needed"),
+    "ensemble: a task of summaries": ("scripts/ensemble.py {dir}/unsure {dir}/tested --task emotion-summary --output_dir {dir}/out", "--task emotion-summary: task emotion-summary has no labels, and an ensemble needs some"),
+    "compare: summaries tested": ("scripts/compare.py a={dir}/summaries b={dir}/scored --baseline a", "--baseline a: tests compare labels, and its answers are summaries"),
+    "report: labels and summaries": ("scripts/report.py {dir}/unsure {dir}/summaries --output_dir {dir}/out", "--runs: {dir}/summaries has summaries and {dir}/unsure has labels; a report is of one of the two"),
     "report: nothing given": ("scripts/report.py", "--runs is needed: folders with a predictions.jsonl"),
     "report: no such run": ("scripts/report.py {dir}/nowhere", "{dir}/nowhere/predictions.jsonl: cannot be read (No such file"),
     "report: several and no place": ("scripts/report.py a={dir}/odd b={dir}/deep", "--output_dir is needed: where the report.html of 2 runs goes"),
@@ -337,6 +347,10 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "scored/predictions.jsonl": '{"id": "1", "text": "hi", "gold": "joy", "labels": ["joy"], "valid": true}\n',
         "logged/test_results.json": '{"n": 1}',
         "logged/train_results.json": '{"peak_memory_mib": "much"}',
+        "summaries/test_results.json": '{"n": 1, "rougeL_f1": 0.5}',
+        "summaries/predictions.jsonl": '{"id": "1", "case_description": ["a"], "consultation_process": ["b"], "summary": "c", "truncated": false, "finished": true}\n',
+        "writes/config.json": "{}",
+        "writes/test/predictions.jsonl": '{"id": "1", "case_description": ["a"], "consultation_process": ["b"], "summary": "c", "truncated": false, "finished": true}\n',
         "deep/test_results.json": "[" * 100_000,
         "data.xlsx": b"PK\x03\x04",
         "written.jsonl": '{"case_description": ["a"], "consultation_process": ["b"], "summary": "c", "causes": "d"}',
@@ -357,6 +371,7 @@ def write_files(directory: Path, model_dir: Path) -> None:
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
     Contract(BUILT_IN_TASKS["emotion-summary-en"], max_length=4096, sampling=Sampling()).save(directory / "counsellor")
+    Contract(BUILT_IN_TASKS["emotion-summary-zh"], max_length=8192, sampling=Sampling()).save(directory / "writes")
     os.mkfifo(directory / "pipe")
     (directory / "circle").symlink_to(directory / "circle")
 

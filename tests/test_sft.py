@@ -22,7 +22,7 @@ from data.contract import Contract
 from data.encoding import Encoder
 from data.engine.models import compile_layers, load_model, load_tokenizer
 from data.engine.packing import pack
-from data.engine.tree_attention import SPAN_ATTENTION
+from data.engine.span_attention import SPAN_ATTENTION
 from data.learning.checkpoints import find_checkpoint
 from data.learning.objectives import AnswerCollator, LabelTraining, LossSettings, PackingCollator, answer_rows
 from data.learning.trainers import Data, load_data
@@ -329,11 +329,29 @@ SHARED = [[*range(19), i + 10] for i in range(40)]
 def test_whether_prefixes_are_shared(args, capsys, sharing, rows, packed, message):
     model = load_model(args.model_path, "fp32", "cpu")
     capsys.readouterr()
-    assert share_batches(dataclasses.replace(args, prefix_sharing=sharing), model, {"input_ids": rows}) is packed
+    args = dataclasses.replace(args, prefix_sharing=sharing, max_length=512)
+    assert share_batches(args, model, {"input_ids": rows}) is packed
     assert (model.config._attn_implementation == SPAN_ATTENTION) is packed
     out = capsys.readouterr().out
     assert out.startswith(message)
     assert bool(out) == bool(message)
+
+
+def test_spans_are_the_way_to_compute_long_rows(args, capsys):
+    model = load_model(args.model_path, "fp32", "cpu")
+    assert share_batches(dataclasses.replace(args, max_length=8192), model, {"input_ids": UNRELATED}) is True
+    assert model.config._attn_implementation == SPAN_ATTENTION
+
+
+@pytest.mark.parametrize(("attention", "packed"), [("sdpa", False), ("flex_attention", True)])
+def test_no_mask_of_all_pairs_for_long_rows(args, capsys, monkeypatch, attention, packed):
+    """As on a GPU, with FlexAttention and without."""
+    monkeypatch.setattr("data.engine.tree_attention.sharing_attention", lambda *_: attention)
+    model = load_model(args.model_path, "fp32", "cpu")
+    rows = {"input_ids": [[*range(4090), i] for i in range(20)] + [[1] * 5000]}
+    long = dataclasses.replace(args, max_length=8192)
+    assert share_batches(long, model, rows) is packed
+    assert ("tokens would take too much memory" in capsys.readouterr().out) is not packed
 
 
 def test_a_dense_mask_may_cost_more_than_it_saves(args, capsys):
