@@ -134,7 +134,7 @@ def draw_texts(
         Of each prompt the token ids (up to the stop token, without it), their log-probability under the model in nats
         (stop token included; before temperature and penalty), and whether a stop token came.
     """
-    draw = _Draw(sampling, prompts, pad_id, seed)
+    draw = _Draw(sampling, prompts, seed)
     rows = generate(model, prompts, 1, stop_ids, sampling.max_new_tokens, pad_id, draw).tolist()
     steps = torch.stack(draw.log_probs, dim=1).tolist()  # (B, new)
     texts = []
@@ -147,9 +147,10 @@ def draw_texts(
 class _Draw:
     """A logits processor that leaves the drawn token the greatest score; see `draw_texts`."""
 
-    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], pad_id: int, seed: int):
-        self._greedy, self._pad_id = sampling.temperature == 0, pad_id
-        self._lengths = [len(prompt) for prompt in prompts]
+    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int):
+        self._greedy = sampling.temperature == 0
+        longest = max(map(len, prompts))
+        self._prompts = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
         self._generators = [random.Random(seed_of(prompt, seed)) for prompt in prompts]
         self.log_probs: list[Tensor] = []  # of each step, (B,)
         self._repetition = None
@@ -179,13 +180,8 @@ class _Draw:
 
     def _without_padding(self, input_ids: Tensor) -> Tensor:
         """The same with a token of the prompt in the place of padding, which is no repetition (it may be the end)."""
-        if self._padding is None:
-            begins = torch.tensor([input_ids.shape[1] - length for length in self._lengths], device=input_ids.device)
-            self._padding = begins[:, None]
-        index = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return torch.where(index < self._padding, input_ids.gather(1, self._padding), input_ids)
-
-    _padding: Tensor | None = None  # (B, 1), tokens of it on the left of each row
+        self._prompts = self._prompts.to(input_ids.device)
+        return torch.cat([self._prompts, input_ids[:, self._prompts.shape[1] :]], dim=1)
 
 
 # --- generation over a shared beginning -----------------------------------------------------------------------------

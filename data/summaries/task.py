@@ -144,8 +144,9 @@ class SummaryTask(Prompted):
         return summary
 
     def parse(self, completion: str, cot: bool = False) -> Prediction:
-        """What a model wrote; valid where there is something."""
-        return Prediction((), bool(completion.strip()), completion=completion.strip())
+        """What a model wrote, without the zero bytes that no file may hold; valid where there is something."""
+        written = completion.replace("\0", "").strip()
+        return Prediction((), bool(written), completion=written)
 
     def score(self, gold: Sequence[Case], predictions: Sequence[Prediction]) -> dict[str, Any]:
         """See `data.summaries.metrics`."""
