@@ -18,7 +18,6 @@ BELOW = {  # room -> rooms it may import from, itself aside
     "report": {"ground"},
     "ground": set(),
 }
-LONG_FOR_A_REASON = {"packing.py", "tree_attention.py"}  # a picture and its masks; one attention in three spellings
 CODE = [
     *(ROOT / f"{stage}.py" for stage in STAGES),
     *sorted((ROOT / "data").glob("*.py")),
@@ -83,7 +82,7 @@ def test_the_ground_floor_loads_no_torch():
 
 @pytest.mark.parametrize("path", [path for path in CODE if path.is_relative_to(ROOT / "data")], ids=lambda p: p.name)
 def test_a_file_of_more_than_400_lines_has_a_second_room_inside(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400 or path.name in LONG_FOR_A_REASON
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_names_that_earlier_runs_import():
