@@ -26,9 +26,12 @@ set "CUDA_VISIBLE_DEVICES=-1"
 
 rem an environment of the project's own, made once and reused while requirements.txt stays as it is
 set "VENV_PYTHON=%VENV%\Scripts\python.exe"
-fc /b requirements.txt "%VENV%\requirements.copy" >nul 2>nul
+if not exist "%VENV_PYTHON%" goto :make_environment
+if not exist "%VENV%\requirements.copy" goto :install
+fc /b requirements.txt "%VENV%\requirements.copy" >nul
 if %ERRORLEVEL%==0 goto :environment_ready
-if exist "%VENV_PYTHON%" goto :install
+goto :install
+:make_environment
 if defined PYTHON goto :check_python
 set "PYTHON=py"
 py -3 -c "import sys; sys.exit(sys.version_info < (3, 11))" >nul 2>nul
@@ -67,5 +70,5 @@ exit /b 0
 
 :stop
 setlocal EnableDelayedExpansion
-echo !NAME!: error: !WHY! 1>&2
+>&2 echo !NAME!: error: !WHY!
 exit /b 2
