@@ -64,8 +64,8 @@ if not %ERRORLEVEL%==0 exit /b 2
 "%VENV_PYTHON%" main_SFT.py --model_path "%MODEL%" --task emotion-summary --train_data_path "%DATA%/train/Emotion_Summary.jsonl" --dev_data_path "%DATA%/validation/Emotion_Summary.jsonl" --output_dir "%OUTPUT%" %*
 if not %ERRORLEVEL%==0 exit /b %ERRORLEVEL%
 
-echo The adapter is in "%OUTPUT%". To write summaries, and to score those of the test cases:
-echo   "%VENV_PYTHON%" inference.py --model_path "%OUTPUT%" --load_in_4bit --test_data_path "%DATA%/test/Emotion_Summary.jsonl"
+echo The adapter is in "%OUTPUT%". To write summaries, and to score those of the test cases (--load_in_4bit saves memory):
+echo   "%VENV_PYTHON%" inference.py --model_path "%OUTPUT%" --test_data_path "%DATA%/test/Emotion_Summary.jsonl"
 exit /b 0
 
 :stop
