@@ -40,7 +40,7 @@ From Python:
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class Args:
     model_path: str | None = flag(None, "hub id, or a directory: an untuned model, a run, or a merged model")
     task: str | None = flag(
         None, "task to ask an untuned model for: a built-in task, single_label or multi_label; emotion-summary asks in "
-        "the language of the file, emotion-summary-en and -zh in theirs",
+        "the language of the cases, emotion-summary-en and -zh in theirs",
     )  # fmt: skip
     label_path: str | None = flag(None, "labels.txt of your own task: one label a line, line number = id")
     backend: BackendName | None = flag(
@@ -142,7 +142,9 @@ class Args:
         False, "compile the model's layers: a minute at the start, then faster; for long files (hf, bert; written "
         "answers on a CPU only)",
     )  # fmt: skip
-    max_length: int | None = flag(None, "tokens of prompt and answer together (default: task.json's, else 512)")
+    max_length: int | None = flag(
+        None, "tokens of prompt and answer together (default: task.json's, else 512, for summaries 8192)"
+    )
     precision: Precision = flag(
         "auto", "number format of the weights; auto = bf16 or fp32, whichever is faster by measure; on a GPU "
         "bf16, or fp16 where it has no bf16",
@@ -203,12 +205,17 @@ def main(args: Args) -> None:
         raise UserError("--probabilities: not of answers with reasoning (--cot)")
     if args.probabilities and contract.sampling is not None:
         raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+    if args.compile and contract.sampling is not None:
+        raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
     free = contract.sampling is not None or (contract.objective == "generate" and not args.constrained)
     if args.probabilities and free:
         raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
     if args.test_data_path is not None:
         predict_file(args, contract)
         return
+    if args.text not in (None, "-"):
+        asked = contract.task.asked_in(args.text, "--text")
+        args = in_its_language(args, contract, [asked])
     with open_predictor(args, probabilities=args.backend != "vllm" and not free) as predictor:
         task = predictor.task
         if args.demo:
@@ -220,6 +227,15 @@ def main(args: Args) -> None:
             for where, text in [("--text", args.text)] if args.text != "-" else texts_from_stdin():
                 asked = task.asked_in(text, where)
                 print(json.dumps(asdict(predictor.predict(asked)), ensure_ascii=False), flush=True)
+
+
+def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Args:
+    """`args` with the task in the language of what is asked about, where it has several and none was set."""
+    task = contract.task.in_language_of(asked)
+    if task == contract.task:
+        return args
+    print(f"asked as task {task.name}, for the language of the cases", file=sys.stderr)
+    return replace(args, task=task.name)
 
 
 def open_predictor(args: Args, probabilities: bool) -> Predictor:
@@ -234,8 +250,7 @@ def predict_file(args: Args, contract: Contract) -> None:
     name = PREDICTIONS_FILE if args.part == (1, 1) else PART_NAME.format(i=f"{args.part[0]:05}", n=f"{args.part[1]:05}")
     rejected: list[dict[str, Any]] | None = [] if args.skip_bad_rows else None
     examples = ExampleFile(args.test_data_path, contract.task, "--test_data_path", rejected, args.limit, args.part)
-    if (task := contract.task.in_language_of(examples)) != contract.task:
-        args = replace(args, task=task.name)
+    args = in_its_language(args, contract, examples.whole())
     with exclusive(output_dir, name):
         begun = begun_with(output_dir / name, "precision") if args.precision == "auto" else None
         precision = pick_precision(begun or args.precision, args.model_path, pick_device(args.device))

@@ -86,11 +86,13 @@ from data.tasks import Task, resolve_task, with_prompt
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch.utils.data import Sampler
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
     from data.learning.objectives import LossSettings
 
-LONG = 1024  # tokens
+LONG = 512  # tokens, from which on fused attention is faster than plain products on a CPU, and spans than both
+LONGEST_DENSE = 4096  # tokens of a packed row for which --prefix_sharing auto would have a mask of all their pairs
 WORTH_PACKING = 0.9  # --prefix_sharing auto packs if a batch then has at most this share of the padded tokens
 
 # What a flag that is not given is, in layers: what every encoder needs, what data/published.py recommends for the data
@@ -340,7 +342,7 @@ def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
     from data.engine.classifier import head_names
 
     # the CPU's fused attention takes ten times as long backwards as plain matrix products on short texts; on long ones
-    # these would keep scores of all pairs of tokens
+    # these take three times as long as it (1,024 tokens) and keep the scores of all pairs
     attention = "eager" if pick_device() == "cpu" and args.max_length <= LONG else None
     # an encoder's head is computed in the format of its weights, and a head has to learn in fp32
     precision = "fp32" if args.tuning == "full" or is_encoder(args.model_path) else args.precision
@@ -357,30 +359,44 @@ def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
     return model
 
 
-def share_batches(args: Args, model, dataset) -> bool:
+def share_batches(args: Args, model, dataset, order: "Sampler | None" = None) -> bool:
     """Whether to train on packed rows, as `--prefix_sharing` says; if so, the model is set up for them.
+
+    Args:
+        args: the flags.
+        model: the model, no adapter on it yet.
+        dataset: the training rows.
+        order: in which they would be drawn; None = at random.
 
     Raises:
         UserError: `--prefix_sharing on` with a decoder that cannot.
     """
     from data.engine.packing import packed_share
+    from data.engine.span_attention import SPAN_ATTENTION
 
     if args.score_loss == "contrastive":  # all labels of a text share it
         return share_prefixes(args, model, args.max_length)
-    tokens, scores = packed_share(dataset["input_ids"], args.batch_size, args.seed)
+    rows = dataset["input_ids"]
+    saving = packed_share(rows, args.batch_size, args.seed, list(order) if order else None)
+    longest = max(saving.longest, *map(len, rows))
 
     def not_worth(attention: str) -> str | None:
-        if tokens > WORTH_PACKING:
-            return f"it would leave {tokens:.0%} of a padded batch's tokens to compute"
-        if attention in ("eager", "sdpa") and scores > 1:
-            return f"a dense mask would have attention compute {scores:.1f} times as much"
+        if attention == SPAN_ATTENTION and args.max_length > LONG:
+            return None  # faster than what there is for long rows, whatever they share
+        if saving.tokens > WORTH_PACKING:
+            return f"it would leave {saving.tokens:.0%} of a padded batch's tokens to compute"
+        if attention in ("eager", "sdpa"):
+            if saving.scores > 1:
+                return f"a dense mask would have attention compute {saving.scores:.1f} times as much"
+            if longest > LONGEST_DENSE:
+                return f"a dense mask of rows of {longest} tokens would take too much memory"
         return None
 
     encoder = is_encoder(args.model_path)
     shares = unpad(args, model, not_worth) if encoder else share_prefixes(args, model, args.max_length, not_worth)
     if shares and is_first_process():
         what = "no padding" if encoder else "prefix sharing on"
-        print(f"{what}: {tokens:.0%} of a padded batch's tokens are left to compute")
+        print(f"{what}: {saving.tokens:.0%} of a padded batch's tokens are left to compute")
     return shares
 
 
@@ -390,6 +406,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     from trl import SFTTrainer
 
     from data.engine.classifier import init_bias_from_priors
+    from data.engine.padding import KeptTogether, LikeLengths
     from data.engine.scoring import batch_form
     from data.learning import objectives
     from data.learning.faults import StopAtFaults
@@ -410,7 +427,12 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     dev = subsample(data.dev, args.eval_samples, args.seed)
     train_dataset = make_rows(data.train, encoder, settings.label_weights)
     pad_id = encoder.tokenizer.pad_token_id
-    packed = share_batches(args, model, train_dataset)
+    order = None
+    if (
+        contract.sampling is not None and args.prefix_sharing != "off"
+    ):  # long prompts, of which several may be of a case
+        order = KeptTogether(args.batch_size, [example.beginning for example in data.train], args.seed)
+    packed = share_batches(args, model, train_dataset, order)
     if classify or compare:
         collator = objectives.TextCollator(batch_form(model), pad_id, encoder.candidate_ids() if compare else None)
     else:
@@ -418,9 +440,11 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     if args.compile:
         compile_layers(model)
     adapter = lora_config(args, model)
-    # an encoder's batches that have to be padded are of like length
-    like_length = not packed and args.prefix_sharing != "off" and is_encoder(args.model_path)
-    special = {"like_length": like_length} if classify else {"peft_config": adapter}
+    if not packed:
+        order = None
+        if is_encoder(args.model_path) and args.prefix_sharing != "off":  # its batches have to be padded
+            rows_a_step = args.batch_size * args.gradient_accumulation_steps
+            order = LikeLengths(rows_a_step, list(map(len, train_dataset["input_ids"])), args.seed)
     trainer = LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
         args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
@@ -433,7 +457,8 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         dev=dev,
         predict_batch_size=args.predict_batch_size,
         loss_settings=settings,
-        **special,
+        order=order,
+        **({} if classify else {"peft_config": adapter}),
     )
     if args.precision != "bf16":  # TRL has adapters over 4 bits learn in bf16, which fp16's loss scaling does not know
         for weight in trainer.model.parameters():

@@ -95,8 +95,8 @@ class PromptEncoder:
         if max_length <= needed:
             raise UserError(
                 f"--max_length {max_length}: the prompt of task {task.name} takes "
-                f"{needed - self.answer_tokens} tokens without its text and the answer up to {self.answer_tokens}; "
-                f"must be over {needed}"
+                f"{needed - self.answer_tokens} tokens without its text and the answer up to {self.answer_tokens} "
+                f"({self.room_in_words}); must be over {needed}"
             )
 
     def _check_answers(self) -> None:

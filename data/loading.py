@@ -39,6 +39,11 @@ class Example:
         return self.labels
 
     @property
+    def beginning(self) -> str:
+        """What is common to inputs that begin alike."""
+        return self.text
+
+    @property
     def strata(self) -> tuple[str, ...]:
         """By what a split is stratified."""
         return self.labels
@@ -145,7 +150,11 @@ class ExampleFile:
         return {"first_row": self._begin + 1, "last_row": self._end, "rows": self.total}
 
     def __iter__(self) -> Iterator[TaskRow]:
-        return islice(self._read([] if self._skips else None), self._begin, self._end)
+        return islice(self.whole(), self._begin, self._end)
+
+    def whole(self) -> Iterator[TaskRow]:
+        """The rows of all parts."""
+        return islice(self._read([] if self._skips else None), self.total)
 
 
 def _example(row: Row, gold: GoldReader, labels_required: bool, cot: bool, most_labels: int | None) -> Example:

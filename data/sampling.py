@@ -1,5 +1,7 @@
 """How an answer that is not one of a list is drawn. (no torch)"""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,11 +32,16 @@ class Sampling:
     def __post_init__(self):
         if not 1 <= self.max_new_tokens < 2**31:
             raise ValueError(f"max_new_tokens {self.max_new_tokens}: must be at least 1 and below 2**31")
-        if not 0 <= self.temperature <= 100:
-            raise ValueError(f"temperature {self.temperature}: must be from 0 to 100")
+        if self.temperature != 0 and not 0.01 <= self.temperature <= 100:  # vLLM draws with no less than 0.01
+            raise ValueError(f"temperature {self.temperature}: must be 0 (the most probable token) or from 0.01 to 100")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p}: must be above 0 and at most 1")
         if not 0 <= self.top_k < 2**31:
             raise ValueError(f"top_k {self.top_k}: must be 0 (all tokens) or more")
         if not 0.1 <= self.repetition_penalty <= 10:
             raise ValueError(f"repetition_penalty {self.repetition_penalty}: must be from 0.1 to 10")
+
+
+def seed_of(prompt: Sequence[int], seed: int) -> int:
+    """The seed of what is drawn behind a prompt, from 0 to 2**63 - 1: it depends on these two alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {list(prompt)}".encode()).digest()[:8], "big") >> 1

@@ -11,8 +11,9 @@
 
 The page has a summary in plain words, metrics with intervals, confusion matrix or label co-occurrence, labels,
 confidence, training and reward curves, robustness, attention, wrong answers to browse, data warnings, commands and
-versions. What was not measured is left out, and the page names the command that measures it. Scores are computed anew
-from predictions.jsonl.
+versions. That of runs which write summaries has their scores, training curves, and the summaries to read beside those
+of the counsellors. What was not measured is left out, and the page names the command that measures it. Scores are
+computed anew from predictions.jsonl.
 """
 
 import shlex
@@ -39,7 +40,10 @@ class Args:
     )
     title: str | None = flag(None, "title of the page (default: one that names the runs)")
     language: Language = flag("en", "language of the page; texts and labels stay as they are")
-    worst: int = flag(200, "wrong answers of each run to browse, at most: the surest ones")
+    worst: int = flag(
+        200,
+        "wrong answers of each run to browse, at most: the surest ones; of summaries, those with the lowest ROUGE-L",
+    )
     seed: int = flag(42, "of the draws behind the intervals")
 
     def __post_init__(self):

@@ -41,6 +41,7 @@ from data.loading import Example
 from data.predicted_runs import read_run
 from data.prediction_files import PredictionFile
 from data.prediction_rows import measure, rows_of
+from data.rendering import PromptIds
 from data.report.analyses import read_attention
 from data.report.charts import training_figure
 from data.report.heat_map import heat_map_page
@@ -50,6 +51,7 @@ from data.report.run_files import read_run_file
 from data.report.sections import report_data
 from data.report.sources import read_sources
 from data.report.words import Words
+from data.sampling import Sampling
 from data.tasks import BUILT_IN_TASKS, resolve_task
 from scripts import compare
 from tests.conftest import make_tokenizer
@@ -120,6 +122,16 @@ def _task_json() -> dict[str, Any]:
         Contract(
             task, objective="classify", head="linear", thresholds=dict.fromkeys(task.labels, 0.4), temperature=1.5,
             base_model="models/base", base_fingerprint="0123456789abcdef",
+        ).save(folder)  # fmt: skip
+        return json.loads((Path(folder) / "task.json").read_text(encoding="utf-8"))
+
+
+@cache
+def _task_json_of_summaries() -> dict[str, Any]:
+    prompt = PromptIds((1, 2), (3,), "", 4)
+    with tempfile.TemporaryDirectory() as folder:
+        Contract(
+            BUILT_IN_TASKS["emotion-summary-zh"], max_length=4096, sampling=Sampling(top_k=0), prompt=prompt,
         ).save(folder)  # fmt: skip
         return json.loads((Path(folder) / "task.json").read_text(encoding="utf-8"))
 
@@ -391,6 +403,7 @@ def check_file(case: tuple[str, bytes], folder: Path) -> None:
 KINDS: dict[str, tuple[SearchStrategy, Check]] = {
     "data files": (hostile_files(), check_file),
     "task.json": (hostile_json(_task_json()), check_task_json),
+    "task.json of summaries": (hostile_json(_task_json_of_summaries()), check_task_json),
     "run files": (hostile_run_files(), check_run_file),
     "labels": (hostile_labels(), check_labels),
     "flags": (hostile_flags(), check_flags),

@@ -26,7 +26,8 @@ from data.engine.attention import (
 from data.engine.models import load_model
 from data.engine.predictor import Predictor
 from data.engine.scoring import answer_batch, answer_scores
-from data.engine.tree_attention import SPAN_ATTENTION, enable_packing
+from data.engine.span_attention import SPAN_ATTENTION
+from data.engine.tree_attention import enable_packing
 from data.engine.unpadded import UNPADDED_ATTENTION, enable_unpadding
 from data.labels import LabelTask, Prediction
 from data.report.analyses import read_attention

@@ -9,6 +9,8 @@ from scripts.benchmark.encoder import EncoderArgs
 from scripts.benchmark.encoder import table as encoder_table
 from scripts.benchmark.grpo import GrpoArgs
 from scripts.benchmark.grpo import table as grpo_table
+from scripts.benchmark.memory import MemoryArgs
+from scripts.benchmark.memory import table as memory_table
 from scripts.benchmark.predict import InferenceArgs
 from scripts.benchmark.predict import table as inference_table
 from scripts.benchmark.race import CASES, Contestant, train_file
@@ -68,6 +70,11 @@ def test_wrong_flags(args_class, flags, message):
         (EncoderArgs, {"predictors": ["ours", "trainer"]}, "--predictors trainer: must be of pipeline, padded, ours"),
         (EncoderArgs, {"max_length": 7}, "--max_length 7: must be at least 8"),
         (InferenceArgs, {"rows": 3, "rounds": 4}, "--rows 3: must be at least 4"),
+        (MemoryArgs, {"model_path": None}, "--model_path is needed"),
+        (MemoryArgs, {"contestants": ["ours", "me"]}, "--contestants me: must be of whole, eager, padded, ours"),
+        (MemoryArgs, {"tunings": ["head"]}, "--tunings head: must be of lora, qlora, full"),
+        (MemoryArgs, {"rounds": 0}, "--rounds 0: must be at least 1"),
+        (MemoryArgs, {"tokens": 2000, "answer_tokens": 1001}, "--answer_tokens 1001: must be at most half of --tokens"),
     ],
 )
 def test_wrong_flags_of_one(args_class, flags, message):
@@ -131,6 +138,29 @@ def test_the_table_of_encoders():
         "| predicting | padded | 90.0 | – | – | 100.0% | 0.5 GiB |",
         "| predicting | ours | 90.0 | – | – | 100.0% | 0.5 GiB |",
     ]
+
+
+def test_the_table_of_memory():
+    whole = {"seconds": 90.0, "tokens_a_step": 8192, "peak_mib": 6000}
+    results = {"tunings": {"qlora": {"whole": whole, "ours": whole | {"seconds": 61.25, "peak_mib": 1500}}}}
+    assert memory_table(results).splitlines()[2:] == [
+        "| qlora | whole | 8192 | 90.0 | 6000 MiB | 1.00 |",
+        "| qlora | ours | 8192 | 61.2 | 1500 MiB | 0.25 |",
+    ]
+
+
+@pytest.mark.real
+def test_memory_of_a_tiny_model(tiny_model_dir, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "scripts.benchmark", "memory", "--model_path", str(tiny_model_dir), "--output_dir",
+         str(tmp_path), "--tokens", "1024", "--answer_tokens", "40", "--tunings", "lora", "--precision", "fp32"],
+        cwd=ROOT, check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    figures = json.loads((tmp_path / "benchmark_memory.json").read_text())["tunings"]["lora"]
+    assert list(figures) == ["whole", "ours"]
+    for each in figures.values():
+        assert 900 < each["tokens_a_step"] <= 1024
+        assert each["seconds"] > 0
 
 
 def run_on_the_sample(benchmark: str, model_dir, folder, *flags: str, first: str = "trl") -> dict:

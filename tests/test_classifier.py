@@ -19,7 +19,7 @@ from data.contract import Contract
 from data.engine.classifier import MLPHead, classifier_class, init_bias_from_priors
 from data.engine.models import load_model
 from data.engine.scoring import text_batch, text_logits
-from data.engine.tree_attention import SPAN_ATTENTION
+from data.engine.span_attention import SPAN_ATTENTION
 from data.learning.trainers import lora_config
 from data.tasks import BUILT_IN_TASKS
 from main_SFT import Args

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data.contract import Contract
+from data.sampling import Sampling
 from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 
@@ -30,6 +31,9 @@ LABELS = (SAMPLE / "labels.txt").read_text(encoding="utf-8")
 SFT = "main_SFT.py --model_path {model} --train_data_path {dir}/good.tsv --label_path {dir}/labels.txt --output_dir {dir}/out"
 INFER = "inference.py --model_path {model} --label_path {dir}/labels.txt --output_dir {dir}/out"
 ROBUST = "scripts/robustness.py --model_path {model} --label_path {dir}/labels.txt --test_data_path {dir}/good.tsv --output_dir {dir}/out"
+SUMMARISE = (
+    "inference.py --model_path {model} --task emotion-summary --test_data_path {dir}/cases.jsonl --output_dir {dir}/out"
+)
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 ATTEND = INFER.replace("inference.py", "scripts/attention.py")
 JUDGE = "scripts/judge_summaries.py {dir}/written.jsonl --judge_url http://127.0.0.1:9/v1 --judge_model m --output_dir {dir}/out"
@@ -192,6 +196,16 @@ CASES = {
     "compare: a seed below zero": ("scripts/compare.py --runs {dir}/odd --seed -1", "--seed -1: must be from 0 to 4294967295"),
     "compare: rows that are none": ("scripts/compare.py --runs {dir}/scored", "{dir}/scored/predictions.jsonl:1: gold is 'joy', so this is no line of predictions"),
     "compare: an odd log of training": ("scripts/compare.py --runs {dir}/logged", "{dir}/logged/train_results.json: peak_memory_mib is 'much', expected a whole number or null"),
+    "grpo: summaries": ("main_grpo.py --model_path {model} --task emotion-summary --train_data_path {dir}/cases.jsonl --output_dir {dir}/out", "--task emotion-summary: task emotion-summary has no labels, and a reward needs some"),
+    "grpo: a run of summaries": ("main_grpo.py --model_path {dir}/writes --train_data_path {dir}/cases.jsonl --output_dir {dir}/out", "--model_path {dir}/writes: task emotion-summary-zh has no labels, and a reward needs some"),
+    "web: summaries": ("scripts/web.py --model_path {dir}/writes", "--model_path {dir}/writes: task emotion-summary-zh has no labels, and the page needs some"),
+    "robustness: summaries": ("scripts/robustness.py --task emotion-summary --test_data_path {dir}/cases.jsonl --show 3", "--task emotion-summary: task emotion-summary has no labels, and this analysis needs some"),
+    "attention: summaries": ("scripts/attention.py --model_path {dir}/writes --text hi --output_dir {dir}/out", "--model_path {dir}/writes: task emotion-summary-zh has no labels, and this analysis needs some"),
+    "confidence: summaries": ("scripts/confidence.py {dir}/writes", "{dir}/writes/test/predictions.jsonl: its answers are summaries (task emotion-summary-zh), where labels are needed"),
+    "ensemble: summaries": ("scripts/ensemble.py {dir}/summaries {dir}/unsure --output_dir {dir}/out", "{dir}/summaries/predictions.jsonl: its answers are summaries (task emotion-summary), where labels are needed"),
+    "ensemble: a task of summaries": ("scripts/ensemble.py {dir}/unsure {dir}/tested --task emotion-summary --output_dir {dir}/out", "--task emotion-summary: task emotion-summary has no labels, and an ensemble needs some"),
+    "compare: summaries tested": ("scripts/compare.py a={dir}/summaries b={dir}/scored --baseline a", "--baseline a: tests compare labels, and its answers are summaries"),
+    "report: labels and summaries": ("scripts/report.py {dir}/unsure {dir}/summaries --output_dir {dir}/out", "--runs: {dir}/summaries has summaries and {dir}/unsure has labels; a report is of one of the two"),
     "report: nothing given": ("scripts/report.py", "--runs is needed: folders with a predictions.jsonl"),
     "report: no such run": ("scripts/report.py {dir}/nowhere", "{dir}/nowhere/predictions.jsonl: cannot be read (No such file"),
     "report: several and no place": ("scripts/report.py a={dir}/odd b={dir}/deep", "--output_dir is needed: where the report.html of 2 runs goes"),
@@ -277,6 +291,33 @@ CASES = {
     "grpo: unknown sharing": (f"{GRPO} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
     "grpo: adapter without task.json": (f"{GRPO} --model_path {{dir}}/run", "{dir}/run/adapter_config.json: names no base model"),
     "a format that there is not": (f"{SFT} --precision half", "--precision: invalid choice: 'half' (choose from 'auto', 'bf16', 'fp16', 'fp32')"),
+    "summaries of no tokens": (f"{SUMMARISE} --max_new_tokens 0", "--max_new_tokens 0: must be at least 1"),
+    "summaries drawn coldly": (f"{SUMMARISE} --temperature -1", "--temperature -1.0: must be 0 (the most probable token) or from 0.01"),
+    "summaries drawn all but coldly": (f"{SUMMARISE} --temperature 0.001", "--temperature 0.001: must be 0 (the most probable token) or from 0.01"),
+    "summaries drawn hotly": (f"{SUMMARISE} --temperature inf", "--temperature: must be finite, found 'inf'"),
+    "summaries drawn from nothing": (f"{SUMMARISE} --top_p 0", "--top_p 0.0: must be above 0 and at most 1"),
+    "summaries drawn from more than all": (f"{SUMMARISE} --top_p 1.5", "--top_p 1.5: must be above 0 and at most 1"),
+    "summaries drawn from less than nothing": (f"{SUMMARISE} --top_k -1", "--top_k -1: must be 0 (all tokens) or more"),
+    "summaries drawn from half a token": (f"{SUMMARISE} --top_k 1.5", "--top_k: expected a whole number, found '1.5'"),
+    "summaries under no penalty that there is": (f"{SUMMARISE} --repetition_penalty nan", "--repetition_penalty: must be finite, found 'nan'"),
+    "summaries under too weak a penalty": (f"{SUMMARISE} --repetition_penalty 0", "--repetition_penalty 0.0: must be from 0.1 to 10"),
+    "labels are not drawn": (f"{INFER} --text hi --temperature 1", "--temperature: is for tasks whose answer is free text"),
+    "labels have no length": (f"{INFER} --text hi --max_new_tokens 5", "--max_new_tokens: is for tasks whose answer is free text"),
+    "probabilities of summaries": (f"{SUMMARISE} --probabilities", "--probabilities: task emotion-summary has no labels"),
+    "compiled summaries": (f"{SUMMARISE} --compile", "--compile: not for free text (task emotion-summary), which keeps a cache"),
+    "summaries with reasoning": (f"{SUMMARISE} --cot", "--cot: task emotion-summary has no reasoning"),
+    "summaries that are compared": (f"{SUMMARISE} --objective score", "--objective score: task emotion-summary is written (generate)"),
+    "summaries with labels": (f"{SUMMARISE} --label_path {{dir}}/labels.txt", "--label_path {dir}/labels.txt: task emotion-summary has no labels"),
+    "a case that is a text": (f"{SUMMARISE.replace('--test_data_path {dir}/cases.jsonl', '--text hello')}", "--text: not JSON"),
+    "a case that lacks a part": ("inference.py --model_path {model} --task emotion-summary --text '{{\"case_description\": [\"a\"]}}'", "--text: no consultation_process among 'case_description'"),
+    "cases of labels": (f"{SUMMARISE} --test_data_path {{dir}}/ids.jsonl", "{dir}/ids.jsonl:1: no case_description among 'text', 'label'"),
+    "cases that are a table": (f"{SUMMARISE} --test_data_path {{dir}}/good.tsv", "{dir}/good.tsv: is no JSON; expected an object a line"),
+    "all cases bad": (f"{SUMMARISE} --test_data_path {{dir}}/ids.jsonl --skip_bad_rows", "--test_data_path {dir}/ids.jsonl: no cases in it (1 rejected)"),
+    "a run of another language": ("inference.py --model_path {dir}/counsellor --task emotion-summary-zh --text hi", "--task emotion-summary-zh contradicts {dir}/counsellor/task.json: trained as emotion-summary-en"),
+    "labels for a run of summaries": (f"{INFER} --model_path {{dir}}/counsellor --text hi", "contradicts {dir}/counsellor/task.json: id 0 is"),
+    "a run of summaries that compares": ("inference.py --model_path {dir}/counsellor --objective score --text hi", "--objective score contradicts {dir}/counsellor/task.json: trained with generate"),
+    "a run of summaries that reasons": ("inference.py --model_path {dir}/counsellor --cot --text hi", "--cot on contradicts {dir}/counsellor/task.json: trained with off"),
+    "summaries of a run of labels": ("inference.py --model_path {dir}/trained --task emotion-summary --text hi", "contradicts {dir}/trained/task.json: id 0 is"),
     "predicting in a format that there is not": ("inference.py --model_path {model} --task emotion --text x --precision fp8", "--precision: invalid choice: 'fp8'"),
 }  # fmt: skip
 SLOW_CASES = {  # known only once the tokenizer is there
@@ -320,6 +361,7 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "run/adapter_config.json": "{}",
         "moved/adapter_config.json": '{"base_model_name_or_path": "models/gone"}',
         "trained/config.json": "{}",
+        "counsellor/config.json": "{}",
         "odd/test_results.json": '{"accuracy": "high"}',
         "odd/predictions.jsonl": '{"id": "1", "text": "hi", "gold": "joy", "labels": ["joy"], "valid": true}\n',
         "unsure/test_results.json": '{"per_label": {"joy": {}, "fear": {}}}',
@@ -337,6 +379,10 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "scored/predictions.jsonl": '{"id": "1", "text": "hi", "gold": "joy", "labels": ["joy"], "valid": true}\n',
         "logged/test_results.json": '{"n": 1}',
         "logged/train_results.json": '{"peak_memory_mib": "much"}',
+        "summaries/test_results.json": '{"n": 1, "rougeL_f1": 0.5}',
+        "summaries/predictions.jsonl": '{"id": "1", "case_description": ["a"], "consultation_process": ["b"], "summary": "c", "truncated": false, "finished": true}\n',
+        "writes/config.json": "{}",
+        "writes/test/predictions.jsonl": '{"id": "1", "case_description": ["a"], "consultation_process": ["b"], "summary": "c", "truncated": false, "finished": true}\n',
         "deep/test_results.json": "[" * 100_000,
         "data.xlsx": b"PK\x03\x04",
         "written.jsonl": '{"case_description": ["a"], "consultation_process": ["b"], "summary": "c", "causes": "d"}',
@@ -363,6 +409,8 @@ def write_files(directory: Path, model_dir: Path) -> None:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
+    Contract(BUILT_IN_TASKS["emotion-summary-en"], max_length=4096, sampling=Sampling()).save(directory / "counsellor")
+    Contract(BUILT_IN_TASKS["emotion-summary-zh"], max_length=8192, sampling=Sampling()).save(directory / "writes")
     os.mkfifo(directory / "pipe")
     (directory / "circle").symlink_to(directory / "circle")
 

@@ -475,3 +475,16 @@ def test_runs_that_are_not_alike_are_named_so(tmp_path, capsys):
     assert cells(lines[0]) == ["name", "what", "size_mb"], "what one of two runs lacks has no mean"
     what = "classify, mlp head, lora, base-100m / classify, mlp head, qlora, base-100m"
     assert cells(lines[2]) == ["x", what, "1.5 (adapter)"]
+
+
+def test_summaries_have_scores_and_no_intervals(tmp_path, capsys):
+    row = {"id": "1", "case_description": ["a"], "consultation_process": ["b"], "summary": "c", "finished": True}
+    for name, score in (("a", 0.25), ("b", 0.5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "test_results.json").write_text(json.dumps({"n": 1, "rougeL_f1": score, "bleu": 0.125}))
+        (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    main(Args(runs=[f"a={tmp_path}/a", f"b={tmp_path}/b"]))
+    said = capsys.readouterr().out
+    assert "| a    | 1 | 1    | 0.2500    | 0.1250 |" in said
+    assert "a has no intervals: they are those of labels, and its answers are summaries" in said

@@ -8,6 +8,8 @@ from data.contract import Contract, check_run_settings, contract_for
 from data.encoding import Encoder
 from data.learning.checkpoints import check_same_task
 from data.loading import load_examples
+from data.sampling import Sampling
+from data.summaries.encoding import SummaryEncoder
 from data.tasks import BUILT_IN_TASKS, resolve_task, with_prompt
 from tests.conftest import make_tokenizer
 
@@ -365,3 +367,105 @@ def test_a_task_that_is_not_whole_is_not_filled_in(tmp_path, missing):
     (tmp_path / "task.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"not a task.json that EmoTune wrote .*{missing}"):
         Contract.load(tmp_path)
+
+
+# --- runs that write summaries --------------------------------------------------------------------------------------
+
+ENGLISH = BUILT_IN_TASKS["emotion-summary-en"]
+DRAWN = Sampling(max_new_tokens=300, temperature=0.5, top_p=0.9, top_k=0, repetition_penalty=1.2)
+
+
+@pytest.fixture
+def counsellor(tmp_path):
+    Contract(ENGLISH, max_length=4096, sampling=DRAWN, base_model="models/base", seed=7).save(tmp_path)
+    return tmp_path
+
+
+def test_what_is_saved_of_summaries_is_loaded(counsellor, tokenizer):
+    contract = Contract.load(counsellor)
+    assert contract == Contract(ENGLISH, max_length=4096, sampling=DRAWN, base_model="models/base", seed=7)
+    content = json.loads((counsellor / "task.json").read_text())
+    assert content["task"] | {"template": ""} == {
+        "name": "emotion-summary-en", "kind": "emotion-summary", "language": "en", "template": "",
+        "use_chat_template": True, "template_hash": ENGLISH.template_hash,
+    }  # fmt: skip
+    encoder = contract.encoder(tokenizer)
+    assert isinstance(encoder, SummaryEncoder)
+    assert encoder.answer_tokens == 300
+    contract.frozen(encoder).save(counsellor)
+    assert Contract.load(counsellor).prompt == encoder.prompt
+
+
+@pytest.mark.parametrize("flags", [{}, {"task_name": "emotion-summary"}, {"task_name": "emotion-summary-en"},
+                                   {"max_length": 4096}, {"sampling": {"top_k": None}}, {"objective": "generate"}])  # fmt: skip
+def test_flags_that_agree_with_a_run_of_summaries(counsellor, flags):
+    assert contract_for(str(counsellor), **flags) == Contract.load(counsellor)
+
+
+def test_flags_draw_in_another_way(counsellor):
+    contract = contract_for(str(counsellor), sampling={"top_k": 5, "temperature": 0, "top_p": None})
+    assert contract.sampling == dataclasses.replace(DRAWN, top_k=5, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"task_name": "emotion-summary-zh"}, "--task emotion-summary-zh contradicts .*trained as emotion-summary-en"),
+        ({"task_name": "sst2"}, "--task sst2 contradicts .*: id 0 is 'Negative' in the first, 'nothing' in the second"),
+        ({"label_path": "other.txt"}, "--label_path .*other.txt contradicts .*: id 0 is 'ambiguous'"),
+        ({"max_length": 512}, "--max_length 512 contradicts .*trained with 4096"),
+        ({"cot": True}, "--cot on contradicts .*trained with off"),
+        ({"objective": "score"}, "--objective score contradicts .*trained with generate"),
+        ({"sampling": {"top_p": 2.0}}, "--top_p 2.0: must be above 0 and at most 1"),
+    ],
+)
+def test_flags_that_contradict_a_run_of_summaries(counsellor, flags, message):
+    (counsellor / "other.txt").write_text(LABELS)
+    if "label_path" in flags:
+        flags = {"label_path": str(counsellor / flags["label_path"])}
+    with pytest.raises(UserError, match=f"^{message}"):
+        contract_for(str(counsellor), **flags)
+
+
+def test_how_labels_are_drawn_is_no_question(run_dir):
+    with pytest.raises(UserError, match=r"^--top_k: is for tasks whose answer is free text \(emotion-summary\)$"):
+        contract_for(str(run_dir), sampling={"temperature": None, "top_k": 5})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("sampling",), None, "sampling: missing with this task"),
+        (("sampling",), [], "sampling is []: "),
+        (("sampling", "temperature"), "0.7", "sampling.temperature is '0.7': "),
+        (("sampling", "temperature"), -1, "temperature -1.0: must be 0 "),
+        (("sampling", "top_k"), 2.5, "sampling.top_k is 2.5: "),
+        (("sampling", "top_p"), float("nan"), "sampling.top_p is "),
+        (("sampling", "max_new_tokens"), 10**30, "max_new_tokens"),
+        (("sampling", "beams"), 4, "sampling.beams is 4: "),
+        (("task", "language"), "fr", "task.language is 'fr': "),
+        (("task", "kind"), "multi_label", "task.labels"),
+        (("task", "template"), "no place for a case", "the prompt template has {text} 0 times"),
+        (("task", "labels"), ["a", "b"], "task.labels is ['a', 'b']: "),
+        (("cot",), True, "cot: a summary has no reasoning before it"),
+        (("objective",), "score", "objective score: task emotion-summary-en has generate alone"),
+        (("thresholds",), {"joy": 0.5}, "thresholds: are of ['joy']"),
+    ],
+)
+def test_every_field_of_a_task_json_of_summaries_is_checked(counsellor, place, value, message):
+    test_every_field_of_a_task_json_is_checked(counsellor, place, value, message)
+
+
+def test_labels_that_are_drawn(run_dir):
+    test_every_field_of_a_task_json_is_checked(
+        run_dir, ("sampling",), dataclasses.asdict(DRAWN), "sampling: nothing is drawn with this task"
+    )
+
+
+@pytest.mark.parametrize("missing", ["kind", "template", "name", "language"])
+def test_a_task_of_summaries_that_is_not_whole(counsellor, missing):
+    content = json.loads((counsellor / "task.json").read_text())
+    del content["task"][missing]
+    (counsellor / "task.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"not a task.json that EmoTune wrote"):
+        Contract.load(counsellor)

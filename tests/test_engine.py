@@ -134,3 +134,60 @@ def test_the_engine_refuses_to_score(model):  # noqa: F811
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "--backend vllm: runs models that write their answers" in output.splitlines()[-1]
+
+
+# --- summaries ------------------------------------------------------------------------------------------------------
+
+
+def written(model_dir, output_dir, cases, *flags) -> list[dict]:
+    """The rows of predictions.jsonl for a file of cases."""
+    cases_path = output_dir.with_suffix(".jsonl")
+    cases_path.write_text("".join(json.dumps(case) + "\n" for case in cases))
+    finish(
+        "inference.py", "--model_path", str(model_dir), "--task", "emotion-summary", "--test_data_path",
+        str(cases_path), "--output_dir", str(output_dir), "--max_length", "1024", "--max_new_tokens", "32",
+        "--precision", "fp32", *flags,
+    )  # fmt: skip
+    return [json.loads(line) for line in (output_dir / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+CASES = [
+    {
+        "case_description": [f"A {who}, aged {30 + i}, sleeps badly since {why}."],
+        "consultation_process": [f"Session {n}: we spoke of {why}, and of the nights." for n in range(1, 4 + i)],
+        "experience_and_reflection": f"The nights became better when the {who} could speak of {why}.",
+    }
+    for i, (who, why) in enumerate(
+        [("teacher", "a divorce"), ("nurse", "an accident"), ("student", "a failed exam"), ("baker", "a move")]
+    )
+]
+
+
+def test_greedy_summaries_of_the_engine_are_those_of_transformers(model, tmp_path):  # noqa: F811
+    """In fp32, up to where two tokens are equally probable but for rounding; with a penalty, and without one."""
+    for name, penalty in (("plain", "1"), ("penalty", "1.2")):
+        flags = ["--temperature", "0", "--repetition_penalty", penalty]
+        ours = written(model, tmp_path / f"{name}-hf", CASES, *flags)
+        theirs = written(model, tmp_path / f"{name}-vllm", CASES, *flags, "--backend", "vllm")
+        assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+        equal = [a["summary"] == b["summary"] for a, b in zip(ours, theirs, strict=True)]
+        assert sum(equal) >= len(CASES) - 1, [(a["summary"], b["summary"]) for a, b in zip(ours, theirs, strict=True)]
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["summary"][:20] == b["summary"][:20]
+            if a["summary"] == b["summary"]:
+                assert a["finished"] == b["finished"]
+                assert a["confidence"] == pytest.approx(b["confidence"], abs=1e-3)
+        for backend, folder in (("hf", f"{name}-hf"), ("vllm", f"{name}-vllm")):
+            results = json.loads((tmp_path / folder / "test_results.json").read_text())
+            assert results["backend"] == backend
+            assert 0 <= results["rouge1_f1"] <= 1
+
+
+def test_the_engine_draws_by_seed_and_prompt(model, tmp_path):  # noqa: F811
+    """What is drawn of a case does not depend on the others; another seed draws something else."""
+    flags = ["--backend", "vllm", "--temperature", "1", "--top_k", "0", "--top_p", "1"]
+    first = written(model, tmp_path / "first", CASES, *flags)
+    others = written(model, tmp_path / "others", CASES[::-1][:3], *flags)
+    assert [row["summary"] for row in others] == [row["summary"] for row in first[::-1][:3]]
+    another = written(model, tmp_path / "another", CASES, *flags, "--seed", "7")
+    assert all(a["summary"] != b["summary"] for a, b in zip(first, another, strict=True))

@@ -148,7 +148,7 @@ def test_weights_that_are_not_finite_are_not_saved(args, monkeypatch):
 
 
 def test_scores_that_are_not_finite(args, monkeypatch):
-    monkeypatch.setattr("data.learning.trainers.label_metrics", lambda *_: {"f1_macro": math.nan})
+    monkeypatch.setattr("data.labels.LabelTask.score", lambda *_: {"f1_macro": math.nan})
     with pytest.raises(UserError, match=r"^step 1: eval_f1_macro is nan; .*no checkpoint was"):
         main_SFT.main(args)
     assert not list(Path(args.output_dir).glob("checkpoint-*"))

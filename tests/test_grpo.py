@@ -18,7 +18,8 @@ from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
 from data.engine.generation import generate_greedy, sample_answers
 from data.engine.models import load_model, load_tokenizer
-from data.engine.tree_attention import SPAN_ATTENTION, computes_packed_rows, ordinary_attention
+from data.engine.span_attention import SPAN_ATTENTION
+from data.engine.tree_attention import computes_packed_rows, ordinary_attention
 from data.labels import Prediction
 from data.learning.rewards import Rewards, format_reward, jaccard_reward, length_reward
 from data.loading import load_examples

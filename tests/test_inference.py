@@ -520,7 +520,8 @@ def test_what_fails_at_the_end_takes_no_earlier_scores(model, encoder, tmp_path,
 def test_rows_that_vanish_while_they_are_predicted(file_args, tmp_path, monkeypatch):
     rows = tmp_path / "rows.tsv"
     monkeypatch.setattr(
-        "inference.prediction_settings", lambda _: rows.write_text("one\t0\tid0\n") and {"flags": {}, "files": {}}
+        "inference.prediction_settings",
+        lambda *_, **__: rows.write_text("one\t0\tid0\n") and {"flags": {}, "files": {}},
     )
     with pytest.raises(UserError, match=r"partial.jsonl: has 1 rows, expected 20: the file of the texts was changed"):
         main(file_args)

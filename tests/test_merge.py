@@ -20,6 +20,8 @@ from data.arguments import UserError
 from data.contract import Contract
 from data.engine.models import load_model
 from data.replacing import alone_beside
+from data.sampling import Sampling
+from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from merge_lora import Args, main
 from tests.test_objective_runs import args as sft_args  # noqa: F401  (a fixture)
@@ -323,3 +325,53 @@ def test_a_merged_model_that_says_something_else_is_thrown_away(sft_args, tmp_pa
         merged(run, output_dir=str(tmp_path / "before"), overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "before").iterdir()} == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+# --- summaries ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def summary_run(tiny_model_dir, tokenizer, tmp_path) -> str:
+    """An adapter with random weights that writes summaries."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    run = tmp_path / "run"
+    get_peft_model(base, config).save_pretrained(run)
+    tokenizer.save_pretrained(run)
+    drawn = Sampling(max_new_tokens=12, temperature=0)
+    task = BUILT_IN_TASKS["emotion-summary-en"]
+    Contract(task, base_model=str(tiny_model_dir), max_length=1024, sampling=drawn).save(run)
+    return str(run)
+
+
+def test_a_merged_model_writes_what_base_and_adapter_wrote(summary_run, tiny_model_dir):
+    target = merged(summary_run, dtype="fp32")
+    report = json.loads((Path(target) / "merge_report.json").read_text())
+    assert report["equal_predictions"] == report["samples"] == 2
+    assert report["max_score_difference"] < 1e-4
+    assert Contract.load(target).sampling == Contract.load(summary_run).sampling == Sampling(12, temperature=0)
+    case = (["She sleeps badly."], ["They spoke of work.", "She slept."])
+    after, before = (Predictor(path, precision="fp32").generate_summary(*case) for path in (target, summary_run))
+    untuned = Predictor(str(tiny_model_dir), "emotion-summary-en", precision="fp32", max_new_tokens=12, temperature=0.0)
+    assert after == before != untuned.generate_summary(*case)
+
+
+def test_a_merge_that_writes_something_else_is_thrown_away(summary_run, tiny_model_dir, monkeypatch):
+    def without_adapter(directory, *args, **kwargs):
+        return load_model(str(tiny_model_dir), *args, **kwargs)
+
+    monkeypatch.setattr(merge_lora, "load_model", without_adapter)
+    with pytest.raises(UserError, match=r"another than base and adapter: .* nothing was written"):
+        merged(summary_run, dtype="bf16")
+    assert not Path(f"{summary_run}-merged").exists()
+
+
+def test_the_tokens_that_are_compared(monkeypatch):
+    monkeypatch.setattr(merge_lora, "MOST_PROBABLE", 2)
+    before, after = numpy.array([[-3.0, -1.0, -2.0]]), numpy.array([[9.0, -1.5, -2.0]])
+    (one, first), (other, second) = merge_lora.most_probable((before, [(1,)]), (after, [(0,)]))
+    assert (one.tolist(), other.tolist()) == ([[-1.0, -2.0]], [[-1.5, -2.0]])
+    assert (first, second) == ([(1,)], [(0,)])

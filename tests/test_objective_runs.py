@@ -1,6 +1,7 @@
 """main_SFT.py with each objective, head and tuning on tiny models, from flags to a scored directory."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,13 +14,14 @@ from safetensors.torch import load_file
 import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
-from data.engine.padding import LikeLengths
+from data.engine.padding import KeptTogether, LikeLengths
 from data.files import CALIBRATION_FILE
 from data.labels import TEXT_ONLY
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from main_SFT import Args, main
 from tests.test_classifier import SIZES
+from tests.test_sft import KillAt, Killed
 
 TEXTS = {
     "joy": ["what a lovely sunny day", "so happy about this", "great news today", "this made me smile a lot"],
@@ -259,3 +261,96 @@ def test_an_encoder_writes_nothing(args, tiny_bert_dir):
             main(dataclasses.replace(args, model_path=str(tiny_bert_dir), objective=objective))
     with pytest.raises(UserError, match=r"--objective score: .* is an encoder"):
         Predictor(str(tiny_bert_dir), "emotion", objective="score")
+
+
+# --- answers of free text -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_answers_to_one_case_are_kept_together(size):
+    """Each row once, those of one beginning side by side; the same order for each process and after a resumption."""
+    beginnings = [n % 40 if n % 3 else n % 17 for n in range(100)]
+    order = KeptTogether(size, beginnings, seed=1)
+    drawn = list(order)
+    assert len(order) == 100
+    assert sorted(drawn) == list(range(100))
+    groups = [beginnings[row] for row in drawn]
+    assert sum(a != b for a, b in itertools.pairwise(groups)) == len(set(beginnings)) - 1
+    assert drawn == list(order) == list(KeptTogether(size, beginnings, seed=1))
+    order.set_epoch(1)
+    assert list(order) != drawn
+    assert list(KeptTogether(size, beginnings, seed=2)) != drawn
+
+
+def test_groups_are_cut_no_more_often_than_they_must():
+    """Three pairs, two threes and two alone: in batches of two, each three stands where it fills up two with one."""
+    beginnings = [*"aabbccdddeeefg"]
+    for seed in range(20):
+        drawn = [beginnings[row] for row in KeptTogether(2, beginnings, seed)]
+        batches = [{*drawn[i : i + 2]} for i in range(0, 14, 2)]
+        assert all({letter} in batches for letter in "abcde")
+
+
+@pytest.fixture
+def summary_args(tiny_model_dir, tmp_path) -> Args:
+    """Five cases, two of which have two summaries each."""
+    rows = [
+        {
+            "case_description": [f"A person of {20 + case} who sleeps badly.", "It began " + "long ago " * case],
+            "consultation_process": [f"Visitor: it is the work, {case} times.", f"Counsellor: since {case}?"],
+            "experience_and_reflection": f"The cause is {what}.",
+        }
+        for case, what in enumerate(("work", "grief", "noise", "haste", "worry"))
+    ]
+    rows += [row | {"experience_and_reflection": "What helped is rest."} for row in rows[:2]]
+    path = tmp_path / "cases.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return Args(
+        model_path=str(tiny_model_dir), task="emotion-summary", train_data_path=str(path), tuning="lora",
+        output_dir=str(tmp_path / "run"), precision="fp32", max_steps=6, batch_size=2, gradient_accumulation_steps=1,
+        learning_rate=1e-2, lora_r=4, lora_dropout=0.1, val_ratio=0.0, save_steps=2, max_length=1024, logging_steps=1,
+    )  # fmt: skip
+
+
+def trained(args: Args) -> dict[str, torch.Tensor]:
+    return load_file(Path(args.output_dir) / "adapter_model.safetensors")
+
+
+def test_a_killed_run_of_summaries_goes_on_to_the_same_result(summary_args, tmp_path, monkeypatch, capsys):
+    main(summary_args)
+    assert "prefix sharing on: " in capsys.readouterr().out
+    killed = dataclasses.replace(summary_args, output_dir=str(tmp_path / "killed"))
+    build, seen = main_SFT.build_trainer, []
+
+    def build_and_kill(*arguments):
+        seen.append(build(*arguments))
+        seen[0].add_callback(KillAt(5))  # in the second epoch of four batches, behind the checkpoint of step 4
+        return seen[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main_SFT, "build_trainer", build_and_kill)
+        with pytest.raises(Killed):
+            main(killed)
+    sampler = seen[0]._get_train_sampler()
+    assert isinstance(sampler, KeptTogether)
+    assert sum(len(group) == 2 for group in sampler.groups) == 2
+    main(killed)
+    facts = json.loads((tmp_path / "killed" / "train_results.json").read_text())
+    assert facts["resumed_from"].endswith("checkpoint-4")
+    expected, found = trained(summary_args), trained(killed)
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_summaries_are_learnt_alike_packed_and_padded(summary_args, tmp_path):
+    """One batch of all rows: its order does not matter."""
+    losses = {}
+    for sharing in ("on", "off"):
+        run = dataclasses.replace(
+            summary_args, prefix_sharing=sharing, batch_size=7, max_steps=3, output_dir=str(tmp_path / sharing),
+            lora_dropout=0.0,
+        )  # fmt: skip
+        main(run)
+        losses[sharing] = [entry["loss"] for entry in trainer_log(run) if "loss" in entry]
+    assert losses["on"] == pytest.approx(losses["off"], abs=1e-5)

@@ -48,10 +48,11 @@ TABLE = {
         "_save_checkpoint _init_training_state _load_optimizer_and_scheduler _load_best_model",
     ),
     "data.learning.objectives:LabelTraining": Over(
-        "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss prediction_step evaluate"
+        "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss prediction_step evaluate _get_train_sampler"
     ),
-    "data.learning.objectives:ClassifierTraining": Over("transformers:Trainer", "__init__ losses _get_train_sampler"),
+    "data.learning.objectives:ClassifierTraining": Over("transformers:Trainer", "losses"),
     "data.engine.padding:LikeLengths": Over("torch.utils.data:Sampler", "__init__ __iter__"),
+    "data.engine.padding:KeptTogether": Over("torch.utils.data:Sampler", "__init__ __iter__"),
     "data.learning.objectives:ContrastiveTraining": Over("trl:SFTTrainer", "losses"),
     "data.learning.group_training:GroupTraining": Over(
         "trl:GRPOTrainer",
@@ -72,7 +73,7 @@ TABLE = {
     "data.engine.classifier:HeadLayer": Over("torch.nn:Linear"),
     "data.engine.classifier:MLPHead": Over("torch.nn:Module", "__init__ forward"),
     "data.engine.constrained:_AllWhole": Over("transformers:StoppingCriteria", "__init__ __call__"),
-    "data.engine.tree_attention:_SpanAttention": Over("torch.autograd:Function", "forward backward"),
+    "data.engine.span_attention:_SpanAttention": Over("torch.autograd:Function", "forward backward"),
     "data.arguments:_Parser": Over("transformers:HfArgumentParser", "error _parse_dataclass_field"),
     "data.arguments:_HelpFormatter": Over(
         "argparse:ArgumentDefaultsHelpFormatter argparse:RawDescriptionHelpFormatter",

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from data.engine.packing import (
     PackedRow,
+    Saving,
     block_mask,
     common_prefix_length,
     dense_mask,
@@ -133,11 +134,32 @@ def test_block_mask_covers_the_dense_mask():
     assert 0 < found.sum() < 21  # fewer than a causal mask has
 
 
+@given(batches(), st.sampled_from([2, 4, 8]))
+def test_block_mask_is_the_one_of_all_pairs(batch, size):
+    """Blocks seen in part and blocks seen whole, as PyTorch finds them from N x N pairs."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    sequences, flags = batch
+    for row in pack(sequences, flags):
+        n = len(row)
+        found = block_mask(row.subtree_end, size)
+        expected = create_block_mask(mask_mod(row.subtree_end), None, None, n, n, device="cpu", BLOCK_SIZE=size)
+        assert torch.equal(found.to_dense(), expected.to_dense())
+        for counts in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+            assert torch.equal(getattr(found, counts), getattr(expected, counts)), counts
+
+
 def test_what_packing_saves():
     shared = [[1] * 9 + [i, 2] for i in range(10, 14)]  # 9 in common, then each its own; the last is only predicted
-    assert packed_share(shared, 4, seed=0) == (13 / 44, 13**2 / (4 * 11**2))
-    tokens, scores = packed_share([[i] * 5 for i in range(8)], 8, seed=0)
-    assert (tokens, scores) == (32 / 40, 32**2 / (8 * 5**2))
+    assert packed_share(shared, 4, seed=0) == Saving(13 / 44, 13**2 / (4 * 11**2), 13)
+    assert packed_share([[i] * 5 for i in range(8)], 8, seed=0) == Saving(32 / 40, 32**2 / (8 * 5**2), 32)
+
+
+def test_what_packing_would_save_in_an_order():
+    rows = [[1, 1, 1, 8], [2, 2, 2, 8], [1, 1, 1, 9], [2, 2, 2, 9], [3, 3, 3, 9]]
+    pairs = packed_share(rows[:4], 2, seed=0, order=[0, 2, 3, 1])
+    assert pairs == Saving(3 / 8, 3**2 / (2 * 4**2), 3)  # all but the last token, once for both
+    assert packed_share(rows, 2, seed=0, order=[0, 1, 2, 3, 4]).longest == 6
 
 
 def test_the_example_of_the_docstring():

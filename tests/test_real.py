@@ -114,7 +114,8 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
     from data.encoding import Encoder
     from data.engine.models import compile_layers, load_model, load_tokenizer
     from data.engine.packing import pack
-    from data.engine.tree_attention import SPAN_ATTENTION, target_log_probs
+    from data.engine.span_attention import SPAN_ATTENTION
+    from data.engine.tree_attention import target_log_probs
     from data.learning.objectives import AnswerCollator, answer_rows, padded_log_probs
     from data.loading import load_examples
     from data.tasks import BUILT_IN_TASKS

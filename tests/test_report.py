@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import datetime
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,16 +25,18 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from data.arguments import UserError
 from data.contract import Contract
 from data.files import file_hash
 from data.labels import CUSTOM_TEMPLATE, LabelTask
-from data.report import charts, summary
+from data.report import charts, summary, written
 from data.report.commands import command_line
 from data.report.inline_svg import inline_panels
 from data.report.page import render, visible
 from data.report.sections import cooccurrence, report_data
 from data.report.sources import Source, read_sources
 from data.report.words import TEMPLATES, Words, figure_words, messages
+from data.sampling import Sampling
 from data.tasks import BUILT_IN_TASKS
 from scripts.report import Args, main
 from tests.conftest import ROOT
@@ -791,7 +794,7 @@ def test_each_message_is_said_in_both_languages_and_used():
     for name, message in messages().items():
         assert message.keys() == {"en", "zh"}, name
         assert gaps(message["en"]) == gaps(message["zh"]), name
-        parts = name.removesuffix("_method").removeprefix("about_")
+        parts = name.removesuffix("_method").removeprefix("about_").removeprefix("wrote_")
         assert re.search(rf"""["']{re.escape(parts)}["']""", code), f"{name} is not used"
 
 
@@ -837,3 +840,94 @@ def test_the_command_line(tmp_path):
     html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<title>标题</title>" in html
     assert f"python -m scripts.report a={one} b={two}" in html
+
+
+# --- runs that write summaries --------------------------------------------------------------------------------------
+
+WRITING = BUILT_IN_TASKS["emotion-summary-en"]
+
+
+def written_rows(words: str) -> list[dict]:
+    """Three written summaries, as inference.py writes them, with markup in all of their texts."""
+    return [
+        {
+            "id": f"c{number} {IMAGE}", "case_description": [f"Case {number} {IMAGE}"],
+            "consultation_process": [f"turn one {IMAGE}", "turn two"],
+            "experience_and_reflection": f"sleep came back slowly {IMAGE}", "summary": f"{words} slowly {IMAGE}" * number,
+            "truncated": number == 1, "finished": number != 2, "confidence": 0.5,
+        }
+        for number in range(3)
+    ]  # fmt: skip
+
+
+def write_written(folder, rows: list[dict], **files) -> str:
+    write_run(folder, GROUP, [], **files)
+    Contract(WRITING, base_model="models/base", max_length=2048, sampling=Sampling(max_new_tokens=77)).save(folder)
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory) -> dict:
+    """The report of a tuned run of summaries, and of an untuned one without a task.json, on the same cases."""
+    place = tmp_path_factory.mktemp("writing")
+    tuned = write_written(
+        place / "tuned", written_rows("sleep came back"), args={"model_path": "models/base"},
+        trainer_state={"log_history": [*HISTORY[:2], {"step": 20, "eval_loss": 1.5}]},
+        data_report={"rows": {"train": 8, "dev": 2, "test": 3}, "train_cases": 7, "train_repeated_rows": 1},
+    )  # fmt: skip
+    untuned = Path(write_written(place / "untuned", written_rows("nobody")))
+    (untuned / "task.json").unlink()
+    return report_of(f"sft={tuned}", f"base={untuned}")
+
+
+def test_numbers_of_summaries(writing):
+    tuned, untuned = writing["runs"]
+    assert writing["written"]
+    assert tuned["scores"] == WRITING.measure(written_rows("sleep came back"), None)
+    assert tuned["scores"]["rougeL_f1"] > untuned["scores"]["rougeL_f1"]
+    assert [case["rougeL_f1"] for case in tuned["cases"]] == sorted(case["rougeL_f1"] for case in tuned["cases"])
+    assert tuned["test_rows"] == {"repeated": 0, "cut_cases": 1, "unfinished": 1, "without_reference": 0}
+    assert writing["comparison"]["same_rows"]
+    assert writing["comparison"]["reference"]["words_mean"] == tuned["scores"]["reference"]["words_mean"]
+    assert (untuned["base_model"], untuned["task"]) == (None, "emotion-summary")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_of_summaries(writing, language):
+    say = Words(language)
+    html = render(writing, say, title="t")
+    assert "<img" not in html
+    assert html.count("&lt;img src=x onerror=alert(1)&gt;") >= 3 * 4
+    html = unescape(html)
+    assert tuple(re.findall(r'<section class="card" id="(\w+)"', html)) == written.SECTIONS
+    for said in ("of_counsellor", "not_whole", "not_finished", "nobody_read", "wrote_unknown"):
+        assert say(said, n=3) in html
+    assert say("train_cases", n=7) in html
+    assert say("repeated_rows", count=1) in html
+    assert say("cut_cases", count=1) in html
+    assert say.number(writing["runs"][0]["scores"]["rougeL_f1"]) in html
+    assert re.search(r"\b77\b", html), "tokens that a summary may have"
+    assert "training-0" in html
+    assert "rewards.csv" not in html
+
+
+def test_summaries_without_references_and_few_of_them(tmp_path):
+    rows = [{k: v for k, v in row.items() if k != "experience_and_reflection"} for row in written_rows("so")]
+    folder = write_written(tmp_path / "run", rows)
+    report = report_of(folder, worst=2)
+    html = unescape(render(report, EN))
+    assert EN("no_reference") in html
+    assert html.count('<details class="case"') == len(report["runs"][0]["cases"]) == 2
+    assert "ROUGE-L" not in re.sub(r"<p class=.note.>.*?</p>", "", html)
+
+
+def test_labels_and_summaries_are_two_reports(tmp_path):
+    labels = write_run(tmp_path / "labels", GROUP, made_rows(GROUP, 3, 1))
+    summaries = write_written(tmp_path / "summaries", written_rows("so"))
+    with pytest.raises(
+        UserError, match=r"--runs: .*summaries has summaries and .*labels has labels; a report is of one"
+    ):
+        read_sources([labels, summaries])
+    with pytest.raises(UserError, match="finished is not true or false"):
+        read_sources([write_written(tmp_path / "odd", [row | {"finished": 3} for row in written_rows("so")])])

@@ -6,7 +6,7 @@ import torch
 from data.encoding import Encoder
 from data.engine.models import load_model
 from data.engine.scoring import candidate_batch, candidate_scores
-from data.engine.tree_attention import SPAN_ATTENTION
+from data.engine.span_attention import SPAN_ATTENTION
 from data.loading import load_examples
 from data.tasks import BUILT_IN_TASKS
 from tests.conftest import SAMPLE

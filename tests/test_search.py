@@ -19,7 +19,7 @@ from tests.test_objective_runs import TEXTS
 def args(tmp_path) -> Args:
     return Args(
         model_path="nowhere", task="emotion", train_data_path="x", output_dir=str(tmp_path / "search"), search=6,
-        learning_rate=1e-3, lora_r=8, num_epochs=3.0, objective="classify",
+        tuning="lora", learning_rate=1e-3, lora_r=8, num_epochs=3.0, objective="classify",
     )  # fmt: skip
 
 

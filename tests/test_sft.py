@@ -22,7 +22,7 @@ from data.contract import Contract
 from data.encoding import Encoder
 from data.engine.models import compile_layers, load_model, load_tokenizer
 from data.engine.packing import pack
-from data.engine.tree_attention import SPAN_ATTENTION
+from data.engine.span_attention import SPAN_ATTENTION
 from data.learning.checkpoints import find_checkpoint
 from data.learning.objectives import AnswerCollator, LabelTraining, LossSettings, PackingCollator, answer_rows
 from data.learning.trainers import Data, load_data
@@ -235,8 +235,9 @@ def evaluated_loss(way: str, model_dir: str, folder: str, batch_size: int, shari
     task = flags.pop("task")
     examples = of_many_lengths(task)
     args = Args(
-        model_path=model_dir, task=task.name, train_data_path="x", output_dir=folder, precision="fp32", lora_r=4,
-        lora_alpha=8, lora_dropout=0.0, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_ratio=0.0,
+        model_path=model_dir, task=task.name, train_data_path="x", output_dir=folder, precision="fp32",
+        tuning="lora", lora_r=4, lora_alpha=8, lora_dropout=0.0, max_length=512, gradient_checkpointing=False,
+        gradient_accumulation_steps=1, num_epochs=1.0, batch_size=batch_size, learning_rate=1e-3, warmup_ratio=0.0,
         warmup_steps=0, weight_decay=0.0, save_total_limit=1, prefix_sharing=sharing, **{"objective": "generate"} | flags,
     )  # fmt: skip
     data = Data(task, examples, examples, [], [], {})
@@ -328,11 +329,29 @@ SHARED = [[*range(19), i + 10] for i in range(40)]
 def test_whether_prefixes_are_shared(args, capsys, sharing, rows, packed, message):
     model = load_model(args.model_path, "fp32", "cpu")
     capsys.readouterr()
-    assert share_batches(dataclasses.replace(args, prefix_sharing=sharing), model, {"input_ids": rows}) is packed
+    args = dataclasses.replace(args, prefix_sharing=sharing, max_length=512)
+    assert share_batches(args, model, {"input_ids": rows}) is packed
     assert (model.config._attn_implementation == SPAN_ATTENTION) is packed
     out = capsys.readouterr().out
     assert out.startswith(message)
     assert bool(out) == bool(message)
+
+
+def test_spans_are_the_way_to_compute_long_rows(args, capsys):
+    model = load_model(args.model_path, "fp32", "cpu")
+    assert share_batches(dataclasses.replace(args, max_length=8192), model, {"input_ids": UNRELATED}) is True
+    assert model.config._attn_implementation == SPAN_ATTENTION
+
+
+@pytest.mark.parametrize(("attention", "packed"), [("sdpa", False), ("flex_attention", True)])
+def test_no_mask_of_all_pairs_for_long_rows(args, capsys, monkeypatch, attention, packed):
+    """As on a GPU, with FlexAttention and without."""
+    monkeypatch.setattr("data.engine.tree_attention.sharing_attention", lambda *_: attention)
+    model = load_model(args.model_path, "fp32", "cpu")
+    rows = {"input_ids": [[*range(4090), i] for i in range(20)] + [[1] * 5000]}
+    long = dataclasses.replace(args, max_length=8192)
+    assert share_batches(long, model, rows) is packed
+    assert ("tokens would take too much memory" in capsys.readouterr().out) is not packed
 
 
 def test_a_dense_mask_may_cost_more_than_it_saves(args, capsys):

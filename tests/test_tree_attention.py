@@ -5,14 +5,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from data.engine.packing import dense_mask, pack, spans
+from data.engine.span_attention import SPAN_ATTENTION, CutRow, span_attention
 from data.engine.tree_attention import (
-    SPAN_ATTENTION,
-    CutRow,
     ordinary_attention,
     row_inputs,
     sharing_attention,
     sharing_obstacle,
-    span_attention,
     target_log_probs,
 )
 
@@ -115,9 +113,11 @@ def test_rows_under_a_budget_give_the_same_together():
         torch.testing.assert_close(torch.cat([found[i] for i in sorted(found)]), row_by_row(model), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kept", [0, 2**27])
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 2), (3, 3), (4, 1)])
-def test_span_attention_and_its_gradient_by_definition(heads, key_heads, size):
+def test_span_attention_and_its_gradient_by_definition(heads, key_heads, size, kept, monkeypatch):
+    monkeypatch.setattr("data.engine.span_attention.KEPT_WEIGHTS", kept)  # else they are computed once more
     (row,) = pack(SEQUENCES, TARGETS)
     n, width, scaling = len(row), 5, 0.3
     torch.manual_seed(0)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data.engine.constrained import ConstrainedWriter
 
 MAX_BATCH_TOKENS = 32_768  # of padded prompts that free text is written behind: keys and values are kept of all
+TEXT_BATCHES_AT_ONCE = 4  # of free text: more sorts better by length, and is lost by a kill
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
 BackendName = Literal["hf", "vllm", "bert"]
 Prompts = Sequence[Sequence[int]]
@@ -149,16 +150,16 @@ def read_answer(
 def read_text(
     encoder: PromptEncoder, contract: Contract, token_ids: Sequence[int], log_prob: float, finished: bool
 ) -> Prediction:
-    """Free text's token ids -> prediction.
+    """Free text's token ids -> prediction, whose `confidence` is the geometric mean of its tokens' probabilities.
 
     Args:
         encoder, contract: what it was asked with.
-        token_ids: the text; what stands behind its end token is not read.
-        log_prob: of all of its tokens, in nats.
+        token_ids: the text without what ended it.
+        log_prob: of all of its tokens, and of its end where it came to it, in nats.
         finished: whether it came to its end, instead of being cut off.
     """
     prediction = contract.task.parse(encoder.decode(token_ids))
-    confidence = exp(log_prob / max(len(token_ids), 1))
+    confidence = exp(log_prob / max(len(token_ids) + finished, 1))
     return replace(prediction, valid=prediction.valid and finished, confidence=confidence)
 
 
@@ -179,6 +180,13 @@ def with_reasoning(
     opened = [[*prompt, *encoder.token_ids(THINK)] for prompt in prompts]
     rationales = [rationale_in(thought) for thought in think(opened)]
     return [encoder.reasoned_ids(p, r) for p, r in zip(prompts, rationales, strict=True)], rationales
+
+
+def prompts_a_batch(contract: Contract, batch_size: int) -> int:
+    """Prompts that are surely computed at once: where free text is written, long ones take more memory than others."""
+    if contract.sampling is None:
+        return batch_size
+    return max(1, min(batch_size, MAX_BATCH_TOKENS // contract.max_length))
 
 
 def batches_of(prompts: Prompts, most_tokens: int) -> Iterator[list[Sequence[int]]]:
@@ -217,7 +225,8 @@ class TransformersBackend:
     ):  # fmt: skip
         self.seed = seed
         self.model, self.encoder, self.contract = model, encoder, contract
-        self.window, self.constrained, self.name = batch_size, constrained, name
+        self.constrained, self.name = constrained, name
+        self.window = min(batch_size, TEXT_BATCHES_AT_ONCE * prompts_a_batch(contract, batch_size))
 
     @classmethod
     def load(
@@ -240,9 +249,7 @@ class TransformersBackend:
             settings.model_path, settings.precision, device, contract=contract, load_in_4bit=settings.load_in_4bit
         )
         writes = contract.objective == "generate"
-        if settings.compile and contract.sampling is not None:
-            raise UserError("--compile: not for free text, whose cache grows")
-        if not writes or settings.constrained or settings.probabilities:
+        if not writes or (settings.constrained and contract.sampling is None) or settings.probabilities:
             enable_packing(model, contract.max_length)
         if model.device.type == "cpu":  # a GPU would compute a dense mask, for texts that are of like length already
             enable_unpadding(model)

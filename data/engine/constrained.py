@@ -37,7 +37,8 @@ from data.answers import AnswerTrie, Node
 from data.engine.generation import generate, keeps_whole_cache, prefix_cache, repeated
 from data.engine.packing import further_spans, last_token_row, paths, spans
 from data.engine.padding import padded
-from data.engine.tree_attention import KeptRow, computes_spans, ordinary_attention, read_on
+from data.engine.span_attention import KeptRow
+from data.engine.tree_attention import computes_spans, ordinary_attention, read_on
 
 LONGEST_ANSWER = 4096  # tokens; a trie ends every answer long before
 LOOK_AHEAD = 64  # tokens a pass over a few texts computes at little more than the cost of reading the weights

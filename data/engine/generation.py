@@ -1,6 +1,5 @@
 """Writing freely: greedy or sampled continuations of prompts; what the prompts share is computed once."""
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -22,7 +21,7 @@ from transformers import (
 
 from data.engine.packing import common_prefix_length
 from data.engine.padding import padded
-from data.sampling import Sampling
+from data.sampling import Sampling, seed_of
 
 
 def stop_token_ids(model, end_id: int) -> list[int]:
@@ -123,8 +122,8 @@ def draw_texts(
 ) -> list[tuple[list[int], float, bool]]:
     """Continue each prompt with free text.
 
-    What is drawn behind a prompt depends on the seed and the prompt, and on nothing else: not on the other prompts, nor
-    on where a run was stopped and went on.
+    What is drawn behind a prompt depends on the seed and the prompt, and (but for rounding) on nothing else: not on the
+    other prompts, nor on where a run was stopped and went on.
 
     Args:
         model, prompts, stop_ids, pad_id: see `generate_greedy`.
@@ -135,7 +134,7 @@ def draw_texts(
         Of each prompt the token ids (up to the stop token, without it), their log-probability under the model in nats
         (stop token included; before temperature and penalty), and whether a stop token came.
     """
-    draw = _Draw(sampling, prompts, pad_id, seed)
+    draw = _Draw(sampling, prompts, seed)
     rows = generate(model, prompts, 1, stop_ids, sampling.max_new_tokens, pad_id, draw).tolist()
     steps = torch.stack(draw.log_probs, dim=1).tolist()  # (B, new)
     texts = []
@@ -148,17 +147,18 @@ def draw_texts(
 class _Draw:
     """A logits processor that leaves the drawn token the greatest score; see `draw_texts`."""
 
-    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], pad_id: int, seed: int):
-        self._greedy, self._pad_id = sampling.temperature == 0, pad_id
-        self._lengths = [len(prompt) for prompt in prompts]
-        self._generators = [random.Random(_digest(seed, prompt)) for prompt in prompts]
+    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], seed: int):
+        self._greedy = sampling.temperature == 0
+        longest = max(map(len, prompts))
+        self._prompts = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        self._generators = [random.Random(seed_of(prompt, seed)) for prompt in prompts]
         self.log_probs: list[Tensor] = []  # of each step, (B,)
         self._repetition = None
         if sampling.repetition_penalty != 1:
-            self._repetition = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+            self._repetition = RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))
         self._warpers = LogitsProcessorList()
         if not self._greedy and sampling.temperature != 1:
-            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if not self._greedy and sampling.top_k:
             self._warpers.append(TopKLogitsWarper(sampling.top_k))
         if not self._greedy and sampling.top_p < 1:
@@ -180,17 +180,8 @@ class _Draw:
 
     def _without_padding(self, input_ids: Tensor) -> Tensor:
         """The same with a token of the prompt in the place of padding, which is no repetition (it may be the end)."""
-        if self._padding is None:
-            begins = torch.tensor([input_ids.shape[1] - length for length in self._lengths], device=input_ids.device)
-            self._padding = begins[:, None]
-        index = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return torch.where(index < self._padding, input_ids.gather(1, self._padding), input_ids)
-
-    _padding: Tensor | None = None  # (B, 1), tokens of it on the left of each row
-
-
-def _digest(seed: int, prompt: Sequence[int]) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {list(prompt)}".encode()).digest()[:8], "big")
+        self._prompts = self._prompts.to(input_ids.device)
+        return torch.cat([self._prompts, input_ids[:, self._prompts.shape[1] :]], dim=1)
 
 
 # --- generation over a shared beginning -----------------------------------------------------------------------------

@@ -203,23 +203,48 @@ def unpack(row: PackedRow) -> list[list[int]]:
     return [row.input_ids[path].tolist() for path in paths(row)]
 
 
+@dataclass(frozen=True)
+class Saving:
+    """What packing saves, from some batches.
+
+    Attributes:
+        tokens: tokens of the packed rows / tokens of the padded batches.
+        scores: the same for the scores of a dense attention, which a row of unrelated sequences has many more of.
+        longest: tokens of the longest packed row.
+    """
+
+    tokens: float
+    scores: float
+    longest: int
+
+
 def packed_share(
-    sequences: Sequence[Sequence[int]], batch_size: int, seed: int, batches: int = 8
-) -> tuple[float, float]:
+    sequences: Sequence[Sequence[int]], batch_size: int, seed: int, order: Sequence[int] | None = None,
+    batches: int = 8,
+) -> Saving:  # fmt: skip
     """What packing would save, from some batches drawn at random.
 
-    Returns:
-        Tokens of the packed rows / tokens of the padded batches, and the same for the scores of a dense attention,
-        which a row of unrelated sequences has many more of.
+    Args:
+        sequences: token ids of all rows.
+        batch_size: rows of a batch.
+        seed: of the drawing.
+        order: in which rows follow each other, batch by batch; None = at random.
+        batches: how many are drawn.
     """
-    packed, padded = [0, 0], [0, 0]
+    packed, padded, longest_row = [0, 0], [0, 0], 0
     draw = random.Random(seed)
     for _ in range(batches):
-        batch = [sequences[i] for i in draw.sample(range(len(sequences)), min(batch_size, len(sequences)))]
+        if order is None:
+            drawn = draw.sample(range(len(sequences)), min(batch_size, len(sequences)))
+        else:
+            begin = draw.randrange(-(-len(order) // batch_size)) * batch_size
+            drawn = order[begin : begin + batch_size]
+        batch = [sequences[i] for i in drawn]
         length, longest = sum(map(len, pack(batch, [[True] * len(ids) for ids in batch]))), max(map(len, batch))
         packed = [packed[0] + length, packed[1] + length**2]
         padded = [padded[0] + len(batch) * longest, padded[1] + len(batch) * longest**2]
-    return packed[0] / padded[0], packed[1] / padded[1]
+        longest_row = max(longest_row, length)
+    return Saving(packed[0] / padded[0], packed[1] / padded[1], longest_row)
 
 
 # --- masks: three spellings of `k <= q < subtree_end[k]` ------------------------------------------------------------
@@ -245,12 +270,28 @@ def mask_mod(subtree_end: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], 
     return lambda batch, head, query, key: (key <= query) & (query < subtree_end[key])
 
 
-def block_mask(subtree_end: Tensor) -> "BlockMask":
-    """The mask as FlexAttention's `BlockMask`: blocks of 128 x 128 without a single pair are skipped on a GPU."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def block_mask(subtree_end: Tensor, size: int = 128) -> "BlockMask":
+    """The mask as FlexAttention's `BlockMask`: blocks of `size` x `size` without a single pair are skipped on a GPU.
+
+    Made from the blocks' own bounds: PyTorch's `create_block_mask` would write out all N x N pairs first.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     n = len(subtree_end)
-    return create_block_mask(mask_mod(subtree_end), None, None, n, n, device=str(subtree_end.device))
+    blocks = -(-n // size)
+    begins = torch.arange(blocks, device=subtree_end.device) * size
+    ends = torch.nn.functional.pad(subtree_end, (0, blocks * size - n), value=n).view(blocks, size)
+    before = begins < begins[:, None]  # (query block, key block)
+    some = before & (ends.amax(dim=1) > begins[:, None])  # a key is seen by the block's first query, if by any
+    every = before & (ends.amin(dim=1) >= begins[:, None] + size)
+    partial = (some & ~every).fill_diagonal_(True)
+    counts_and_order = []
+    for chosen in (partial, every):
+        order = chosen.int().argsort(dim=1, descending=True, stable=True).int()
+        counts_and_order += [chosen.sum(dim=1, dtype=torch.int32)[None, None], order[None, None]]
+    return BlockMask.from_kv_blocks(
+        *counts_and_order, BLOCK_SIZE=size, mask_mod=mask_mod(subtree_end), seq_lengths=(n, n)
+    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from data.arguments import UserError, one_line
 from data.calibration import decide, probabilities, set_probability, weigh_answers
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
-from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend
+from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend, prompts_a_batch
 from data.engine.models import check_model_path, is_encoder, load_tokenizer, pick_device, worker_devices
 from data.engine.precision import pick_precision
 from data.engine.vllm_backend import VllmBackend
@@ -62,6 +62,8 @@ class Predictor:
         encoder = contract.encoder(load_tokenizer(model_path))
         if asked.probabilities and contract.sampling is not None:
             raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+        if asked.compile and contract.sampling is not None:
+            raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
         if asked.probabilities and not asked.constrained and contract.objective == "generate":
             raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
         precision = pick_precision(asked.precision, model_path, pick_device(asked.device))
@@ -284,4 +286,4 @@ def open_backend(settings: PredictionSettings, encoder: Encoder, contract: Contr
     if settings.workers == 1:
         return load(settings.device)
     devices = worker_devices(settings.workers, settings.device)
-    return Workers(load, devices, settings.batch_size, settings.backend)
+    return Workers(load, devices, prompts_a_batch(contract, settings.batch_size), settings.backend)

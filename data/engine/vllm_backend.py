@@ -10,12 +10,15 @@ from data.answers import answer_grammar
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.engine.backends import PredictionSettings, Prompts, read_answer, with_reasoning
+from data.engine.backends import PredictionSettings, Prompts, read_answer, read_text, with_reasoning
 from data.engine.model_files import ADAPTER_WEIGHTS, check_adapter, loading, tensor_shapes, weight_files
 from data.engine.models import DTYPES, base_model_path
 from data.files import ADAPTER_FILE, read_json
 from data.labels import Prediction
+from data.sampling import seed_of
 
+PROMPTS_AT_ONCE = 4096  # vLLM makes batches of them itself
+TEXTS_AT_ONCE = 64  # of free text: what is not written yet is lost by a kill
 SERVED_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # adapters that vLLM is compiled for
 
 
@@ -31,7 +34,6 @@ class VllmBackend:
     """
 
     name = "vllm"
-    window = 4096  # vLLM batches them itself
 
     def __init__(self, settings: PredictionSettings, encoder: Encoder, contract: Contract):
         if contract.objective != "generate":
@@ -39,7 +41,7 @@ class VllmBackend:
                 f"--backend vllm: runs models that write their answers; {settings.model_path} was trained with "
                 f"objective {contract.objective}, which hf runs"
             )
-        # the labels of a task are few, so this process can be the engine, too: it dies with it, and errors come through
+        # this process is the engine, too, which then dies with it, and whose errors come through
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; 40 % of the memory otherwise
@@ -51,7 +53,9 @@ class VllmBackend:
             raise UserError(
                 "--backend vllm: needs vLLM (pip install -r requirements-vllm.txt, on a CPU scripts/setup_vllm_cpu.sh)"
             ) from error
-        self.encoder, self.contract, self.constrained = encoder, contract, settings.constrained
+        self.encoder, self.contract, self.seed = encoder, contract, settings.seed
+        self.window = PROMPTS_AT_ONCE if contract.sampling is None else TEXTS_AT_ONCE
+        self.constrained = settings.constrained and contract.sampling is None
         base = base_model_path(settings.model_path)
         self._engine = _load(settings, base, contract.max_length)
         self._adapter = LoRARequest("adapter", 1, settings.model_path) if base is not None else None
@@ -70,6 +74,8 @@ class VllmBackend:
         Raises:
             UserError: its structured outputs let an answer pass that is none.
         """
+        if self.contract.sampling is not None:
+            return self._texts(prompts)
         rationales: Sequence[str | None] = [None] * len(prompts)
         if self.constrained and self.contract.cot:
             prompts, rationales = with_reasoning(self.encoder, prompts, self._think)
@@ -80,6 +86,28 @@ class VllmBackend:
         if self.constrained and (strays := [p.completion for p in predictions if not p.valid]):
             raise UserError(f"--backend vllm: its structured outputs let {strays[0]!r} pass; use --constrained off")
         return predictions
+
+    def _texts(self, prompts: Prompts) -> list[Prediction]:
+        """Free text behind each prompt. What is drawn depends on the seed and the prompt (and is not what hf draws)."""
+        params = [self._drawing(seed_of(prompt, self.seed)) for prompt in prompts]
+        predictions = []
+        for output in self._generate(prompts, params):
+            finished = output.finish_reason == "stop"
+            ids = output.token_ids[:-1] if finished else output.token_ids
+            # by default vLLM's log-probabilities are, like ours, those before temperature and penalty
+            predictions.append(read_text(self.encoder, self.contract, ids, output.cumulative_logprob, finished))
+        return predictions
+
+    def _drawing(self, seed: int) -> Any:
+        """How free text is drawn, as vLLM's `SamplingParams`."""
+        from vllm import SamplingParams
+
+        sampling = self.contract.sampling
+        return SamplingParams(
+            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty, max_tokens=sampling.max_new_tokens, seed=seed,
+            stop_token_ids=[self.encoder.end_id], logprobs=0, detokenize=False,
+        )  # fmt: skip
 
     def _think(self, prompts: Prompts) -> list[str]:
         return [output.text for output in self._generate(prompts, self._thought)]
@@ -116,7 +144,7 @@ def _load(settings: PredictionSettings, base: str | None, max_length: int) -> An
             model=base or path, tokenizer=path, max_model_len=max_length, dtype=DTYPES[settings.precision],
             tensor_parallel_size=settings.tensor_parallel_size, enable_prefix_caching=True,
             trust_remote_code=False,
-            seed=42,  # greedy decoding draws nothing
+            seed=42,  # of nothing: labels are decoded greedily, and each free text has a seed of its own
             **lora,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from torch.utils.data import Sampler
 from data.arguments import UserError, is_first_process, one_line
 from data.encoding import Encoder, PromptEncoder
 from data.engine.packing import pack
-from data.engine.padding import LikeLengths, padded, padded_rows
+from data.engine.padding import padded, padded_rows
 from data.engine.scoring import BatchForm, candidate_batch, candidate_scores, text_batch, text_logits
 from data.engine.tree_attention import target_log_probs
 from data.learning.trainers import LabelEvaluationMixin
@@ -284,12 +284,16 @@ class LabelTraining(LabelEvaluationMixin):
 
     Args:
         loss_settings: see `LossSettings`.
+        order: of the training rows; None = at random.
         arguments: see `LabelEvaluationMixin`.
     """
 
-    def __init__(self, *, loss_settings: LossSettings, **arguments: Any):
-        self.loss_settings = loss_settings
+    def __init__(self, *, loss_settings: LossSettings, order: Sampler | None = None, **arguments: Any):
+        self.loss_settings, self.order = loss_settings, order
         super().__init__(compute_metrics=mean_loss, **arguments)
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        return self.order or super()._get_train_sampler(train_dataset)
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None
@@ -337,22 +341,7 @@ class LabelTraining(LabelEvaluationMixin):
 
 
 class ClassifierTraining(LabelTraining):
-    """Mixin over a Transformers `Trainer`: the loss of `classify`.
-
-    Args:
-        like_length: draw batches of texts of like length, for a model that has to have them padded.
-        arguments: see `LabelTraining`.
-    """
-
-    def __init__(self, *, like_length: bool = False, **arguments: Any):
-        self.like_length = like_length
-        super().__init__(**arguments)
-
-    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        if not self.like_length:
-            return super()._get_train_sampler(train_dataset)
-        lengths = list(map(len, (train_dataset or self.train_dataset)["input_ids"]))
-        return LikeLengths(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths, self.args.seed)
+    """Mixin over a Transformers `Trainer`: the loss of `classify`."""
 
     def losses(self, model, inputs) -> tuple[Tensor, Tensor]:
         """Losses (B,) of the texts, and their places (B,) in the batch."""

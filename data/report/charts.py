@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Any
 from data.files import STATE_FILE
 from data.report.run_files import read_run_file
 from data.report.tables import SCORES, is_number
+from data.summaries.task import SummaryTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINING_CURVES = "training_curves.png"
-METRICS = ("f1_macro", "f1_micro", "accuracy", "jaccard")  # of the validation rows, among the training curves
+METRICS = (
+    "f1_macro",
+    "f1_micro",
+    "accuracy",
+    "jaccard",
+    *SummaryTask.metrics,
+)  # of the validation rows, among the training curves
 REWARDS = {"reward": "weighted sum", "jaccard": "Jaccard", "format": "format", "length": "length"}
 HEIGHT, DPI = 3.8, 130  # of a figure, in inches; dots an inch
 NARROW = 4.6  # inches: the width of a figure that can be read on a phone

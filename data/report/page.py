@@ -12,7 +12,7 @@ import unicodedata
 from typing import Any
 
 from data.arguments import one_line
-from data.report import charts, summary
+from data.report import charts, summary, written
 from data.report.heat_map import NOTE, NOTE_ZH, TITLES
 from data.report.inline_svg import inline_panels
 from data.report.words import TEMPLATES, Words
@@ -44,7 +44,7 @@ def render(report: dict[str, Any], say: Words, title: str | None = None, command
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, finalize=visible,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["shortened"] = lambda text: shortened(text, say)
+    environment.filters["shortened"] = lambda text, most=LONGEST_TEXT: shortened(text, say, most)
     environment.tests["has"] = lambda labels, label: label in labels
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     names = say.list(run["name"] for run in report["runs"])
@@ -54,8 +54,11 @@ def render(report: dict[str, Any], say: Words, title: str | None = None, command
         say=say,
         title=title or say("named", title=say("title"), names=one_line(names, 200)),
         command=command,
-        sections=SECTIONS,
+        sections=written.SECTIONS if report["written"] else SECTIONS,
         summary=summary,
+        paragraphs=written.paragraphs if report["written"] else summary.paragraphs,
+        longest_summary=written.LONGEST_SUMMARY,
+        longest_case=written.LONGEST_CASE,
         figures=[_figures(run, number, say) for number, run in enumerate(report["runs"])],
         coverage=_coverage(report["runs"], say),
         methods=TITLES,
@@ -82,10 +85,10 @@ def visible(value: Any) -> Any:
     )
 
 
-def shortened(text: str, say: Words) -> str:
+def shortened(text: str, say: Words, most: int = LONGEST_TEXT) -> str:
     """The beginning of a text that is too long to be shown, and how much is left out."""
-    left = len(text) - LONGEST_TEXT
-    return text if left <= 0 else f"{text[:LONGEST_TEXT]} {say('more_characters', n=say.count(left))}"
+    left = len(text) - most
+    return text if left <= 0 else f"{text[:most]} {say('more_characters', n=say.count(left))}"
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def read_run_file(folder: str | Path, name: str, missing_ok: bool = False) -> di
     if name == DATA_REPORT_FILE:
         for table in ("rows", "train_label_counts"):
             _check_values(path, content.get(table, {}), table, int)
+        _check_type(path, "train_cases", content.get("train_cases", 0), int)
     if name == RESULTS_FILE:
         for label, scores in content.get("per_label", {}).items():
             _check_type(path, f"per_label of {one_line(label, 60)}", scores, dict)

@@ -20,6 +20,7 @@ from data.report.commands import commands, remedies
 from data.report.heat_map import static_rows
 from data.report.sources import Source, same_rows
 from data.report.tables import is_number
+from data.report.written import runs_data
 from data.significance import METRICS, bootstrap_intervals, mcnemar, paired_bootstrap
 
 LEVEL = 0.95  # of the intervals
@@ -34,21 +35,25 @@ def report_data(sources: Sequence[Source], worst: int, seed: int = 42, now: date
 
     Args:
         sources: its runs; the first is what the others are compared with.
-        worst: how many wrong rows of each run to show at most.
+        worst: how many wrong rows, or summaries, of each run to show at most.
         seed: of the bootstrap's draws.
         now: when the report was made; None = now.
 
     Returns:
-        `runs` (see `run_data`), `comparison` (see `compared`), `versions` (of this installation), `date`, `seed` and
+        `written`: whether the runs write summaries; `runs` (see `run_data`) and `comparison` (see `compared`), or
+        those of `data.report.written`; `versions` (of this installation), `date`, `seed` and
         `level` of the intervals.
 
     Raises:
         UserError: a broken file.
     """
-    runs = [run_data(source, worst, seed) for source in sources]
-    return {
-        "runs": runs,
-        "comparison": compared(sources, runs, seed),
+    if written := sources[0].task.sampling is not None:
+        numbers = runs_data(sources, worst)
+    else:
+        runs = [run_data(source, worst, seed) for source in sources]
+        numbers = {"runs": runs, "comparison": compared(sources, runs, seed)}
+    return numbers | {
+        "written": written,
         "versions": {"Python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES},
         "date": (now or datetime.now()).strftime("%Y-%m-%d %H:%M"),
         "seed": seed,

@@ -18,7 +18,7 @@ from data.files import (
     STATE_FILE,
     TRAIN_RESULTS_FILE,
 )
-from data.predicted_runs import PredictedRun, check_same_rows, evaluated, named_folder, read_run
+from data.predicted_runs import PredictedRun, check_same_rows, evaluated, named_folder, read_run, written_task
 from data.report.analyses import ATTENTION_FILE, read_attention, read_robustness
 from data.report.run_files import read_rewards, read_run_file
 from data.robustness import ROBUSTNESS_FILE
@@ -61,7 +61,8 @@ def read_sources(specs: Sequence[str]) -> list[Source]:
     """Runs as the command line names them, `name=folder` or a folder, which is its own name; all of their files.
 
     Raises:
-        UserError: a name twice, no predictions in a folder, or a file in it that is broken.
+        UserError: a name twice, labels in one and summaries in another, no predictions in a folder, or a file in it
+            that is broken.
     """
     pairs = [named_folder(spec) for spec in specs]
     names = [name for name, _ in pairs]
@@ -71,19 +72,27 @@ def read_sources(specs: Sequence[str]) -> list[Source]:
                 f"--runs: two are called {one_line(name, 100)}; the report shows each by itself, so name them "
                 "apart, as name=folder (python -m scripts.compare makes one line of several seeds)"
             )
-    return [_read_source(name, folder) for name, folder in pairs]
+    tasks = [written_task(folder) for _, folder in pairs]
+    for (_, folder), task in zip(pairs, tasks, strict=True):
+        if (task is None) != (tasks[0] is None):
+            kinds = ("summaries", "labels") if task else ("labels", "summaries")
+            raise UserError(
+                f"--runs: {folder} has {kinds[0]} and {pairs[0][1]} has {kinds[1]}; a report is of one of the two"
+            )
+    return [_read_source(name, folder, task) for (name, folder), task in zip(pairs, tasks, strict=True)]
 
 
-def _read_source(name: str, folder: str) -> Source:
-    run = read_run(folder)
+def _read_source(name: str, folder: str, written: Task | None) -> Source:
+    run = read_run(folder, written is not None)
     trained = run.contract is not None
     args, state, train_results, data_report = (
         read_run_file(run.directory, file, missing_ok=True) if trained else {}
         for file in (ARGS_FILE, STATE_FILE, TRAIN_RESULTS_FILE, DATA_REPORT_FILE)
     )
-    robustness, attention = (_analysed(run, file) for file in (ROBUSTNESS_FILE, ATTENTION_FILE))
+    analyses = () if written else (ROBUSTNESS_FILE, ATTENTION_FILE)  # of labels
+    robustness, attention = (_analysed(run, file) for file in analyses) if analyses else (None, None)
     return Source(
-        name, run, run.task(), args, state, train_results, data_report,
+        name, run, written or run.task(), args, state, train_results, data_report,
         results=read_run_file(run.folder, RESULTS_FILE, missing_ok=True),
         inference=read_run_file(run.folder, INFERENCE_FILE, missing_ok=True),
         rewards=read_rewards(run.directory) if trained and (run.directory / REWARDS_FILE).is_file() else None,

@@ -148,7 +148,7 @@ def training_warnings(run: dict[str, Any], say: Words) -> list[str]:
         "leakage_test": (data.get("test_rows_also_in_train", 0), rows.get("test")),
         "leakage_dev": (data.get("dev_rows_also_in_train", 0), rows.get("dev")),
         "conflicts": (data.get("train_texts_with_different_labels", 0), None),
-        "repeats": (data.get("train_repeated_rows", 0), None),
+        "repeated_rows" if "train_cases" in data else "repeats": (data.get("train_repeated_rows", 0), None),
     }
     found = [say(name, count=say.count(count), of=say.count(of)) for name, (count, of) in counts.items() if count]
     if uneven and (uneven["ratio"] is None or uneven["ratio"] >= UNEVEN):
@@ -160,8 +160,10 @@ def training_warnings(run: dict[str, Any], say: Words) -> list[str]:
 def row_warnings(run: dict[str, Any], say: Words) -> list[str]:
     """What the predicted rows themselves show."""
     kinds = (("repeated", "test_repeated"), ("conflicting", "test_conflicting"), ("cut", "cut"), ("invalid", "invalid"),
-             ("without_gold", "without_gold"))  # fmt: skip
-    found = [say(name, count=say.count(run["test_rows"][kind])) for kind, name in kinds if run["test_rows"][kind]]
+             ("without_gold", "without_gold"), ("cut_cases", "cut_cases"), ("unfinished", "unfinished"),
+             ("without_reference", "without_reference"))  # fmt: skip
+    counts = run["test_rows"]
+    found = [say(name, count=say.count(counts[kind])) for kind, name in kinds if counts.get(kind)]
     if 0 < run["n_scored"] < FEW_ROWS:
         found.append(say("few_rows", n=say.count(run["n_scored"])))
     return found

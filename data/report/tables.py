@@ -18,7 +18,8 @@ SCORES = {
 CHINESE = {
     "name": "模型", "n": "条数", "runs": "运行次数", "accuracy": "准确率", "precision": "精确率", "recall": "召回率",
     "f1": "F1", "jaccard": "Jaccard", "auc": "AUC", "ece": "校准误差 (ECE)", "brier": "Brier 分数",
-    "invalid_rate": "无效答案", "truncation_rate": "未读全的个案", "unfinished_rate": "未写完的摘要",
+    "invalid_rate": "无效答案", "rouge1_f1": "ROUGE-1", "rouge2_f1": "ROUGE-2", "rougeL_f1": "ROUGE-L",
+    "bleu": "BLEU", "truncation_rate": "未读全的个案", "unfinished_rate": "未写完的摘要",
     "examples_per_second": "条/秒",
     "micro": "微平均", "macro": "宏平均", "weighted": "加权平均", "what": "方法", "all_parameters": "参数",
     "trainable_parameters": "训练的参数", "size_mb": "大小 (MB)", "train_seconds": "训练 (秒)",

@@ -53,6 +53,11 @@ class Case:
         return () if self.summary is None else (self.summary,)
 
     @property
+    def beginning(self) -> tuple[str, ...]:
+        """What is common to inputs that begin alike: several answers to one question are cases of one description."""
+        return self.case_description
+
+    @property
     def strata(self) -> tuple[str, ...]:
         """By what a split is stratified: nothing."""
         return ("",)

@@ -119,8 +119,9 @@ class SummaryTask(Prompted):
             return [(i, sizes[i]) for i in range(len(sizes) - 1)], False
         first, last = 2, len(sizes) - 2
         ends = sorted({first, last})
-        limits = _shares([known, *(sizes[i] for i in ends)], room - heading - gap)
-        spare = room - heading - gap - sum(limits)
+        room_in_parts = room - heading - (gap if len(turns) > 2 else 0)  # of fewer, none can be missing
+        limits = _shares([known, *(sizes[i] for i in ends)], room_in_parts)
+        spare = room_in_parts - sum(limits)
         front, back = [(first, limits[1])], [(last, limits[-1])] if last > first else []
         before, behind = first + 1, last - 1
         open_before = open_behind = True
@@ -143,9 +144,9 @@ class SummaryTask(Prompted):
         return summary
 
     def parse(self, completion: str, cot: bool = False) -> Prediction:
-        """What a model wrote; valid where there is something."""
-        text = completion.replace("\0", "").strip()  # no text file may hold it
-        return Prediction((), bool(text), completion=text)
+        """What a model wrote, without the zero bytes that no file may hold; valid where there is something."""
+        written = completion.replace("\0", "").strip()
+        return Prediction((), bool(written), completion=written)
 
     def score(self, gold: Sequence[Case], predictions: Sequence[Prediction]) -> dict[str, Any]:
         """See `data.summaries.metrics`."""

@@ -23,6 +23,9 @@ inference
 encoder an encoder such as BERT under a head, all weights. `trainer` is Transformers' Trainer as it comes, `ours`
         main_SFT.py, `plain` the same with --prefix_sharing off. Then labels of texts: `pipeline` is Transformers' own,
         `ours` inference.py, `padded` the same on padded batches, which are of like length.
+memory  one training step on a long counselling case. `ours` is main_SFT.py, `padded` the same with --prefix_sharing
+        off, `eager` with plain products as attention, too, `whole` with the loss that Transformers computes by itself:
+        from logits of all positions instead of the answer's. One after the other, since together they might not fit.
 """
 
 import sys
@@ -30,12 +33,14 @@ import sys
 from data.arguments import run
 from scripts.benchmark.encoder import EncoderArgs, encoder
 from scripts.benchmark.grpo import GrpoArgs, grpo
+from scripts.benchmark.memory import MemoryArgs, memory
 from scripts.benchmark.predict import InferenceArgs, inference
 from scripts.benchmark.score import ScoreArgs, score
 from scripts.benchmark.sft import SftArgs, sft
 
 BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs), "score": (score, ScoreArgs),
-              "inference": (inference, InferenceArgs), "encoder": (encoder, EncoderArgs)}  # fmt: skip
+              "inference": (inference, InferenceArgs), "encoder": (encoder, EncoderArgs),
+              "memory": (memory, MemoryArgs)}  # fmt: skip
 
 
 if __name__ == "__main__":
