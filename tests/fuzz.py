@@ -244,7 +244,7 @@ RUN_FILES: dict[str, tuple[Any, tuple[Callable[[Path], Any], ...]]] = {
         {"steps": 4, "epochs": 1.0, "best_metric": 0.5, "metric_for_best": "f1_macro", "best_step": 4,
          "trainable_parameters": 10, "all_parameters": 100, "seconds_since_resumed": 3.5}, (_card, _report, _go_on),
     ),
-    "data_report.json": ({"rows": {"train": 3, "dev": 1, "test": 0}, "train_label_counts": {"negative": 3}}, (_card, _report)),
+    "data_report.json": ({"rows": {"train": 3, "dev": 1, "test": 0}, "train_label_counts": {"negative": 3}, "train_cases": 3}, (_card, _report)),
     "test_results.json": (_SCORES, (_card, _report, lambda folder: compare.summary(compare.read_runs([str(folder)], False)[str(folder)]))),
     "adapter_config.json": (
         {"base_model_name_or_path": "models/base", "r": 8, "lora_alpha": 16, "peft_type": "LORA"},

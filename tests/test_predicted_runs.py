@@ -108,7 +108,13 @@ def test_parts_of_a_file_of_summaries_are_put_together(tiny_model_dir, tmp_path)
         inference.main(inference.Args(**flags, output_dir=str(tmp_path / "parts"), shard=shard))
     gather.main(gather.Args(str(tmp_path / "parts"), str(tiny_model_dir), "emotion-summary-en"))
     whole, parts = (tmp_path / name for name in ("whole", "parts"))
-    assert (parts / "predictions.jsonl").read_text() == (whole / "predictions.jsonl").read_text()
+    rows = [
+        [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        for folder in (whole, parts)
+    ]
+    for a, b in zip(*rows, strict=True):
+        assert a.pop("confidence") == pytest.approx(b.pop("confidence"))
+        assert a == b
     scores = [json.loads((folder / "test_results.json").read_text()) for folder in (whole, parts)]
     assert scores[0]["rougeL_f1"] == scores[1]["rougeL_f1"]
     # what is written can be read by the scripts that score and judge summaries
