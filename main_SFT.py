@@ -256,6 +256,8 @@ def check_task(args: Args, task: Task) -> None:
         raise UserError(f"--metric_for_best {args.metric_for_best}: must be loss or one of {', '.join(task.metrics)}")
     if args.objective not in (None, *task.objectives):
         raise UserError(f"--objective {args.objective}: task {task.name} is written (generate)")
+    if args.tuning == "head" and "classify" not in task.objectives:
+        raise UserError(f"--tuning head: task {task.name} is written (generate), and has no head")
     if task.sampling is None:
         check_needed(args, "max_new_tokens", needs="a task whose answer is free text (emotion-summary)")
     else:

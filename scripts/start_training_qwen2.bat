@@ -26,9 +26,12 @@ set "CUDA_VISIBLE_DEVICES=-1"
 
 rem an environment of the project's own, made once and reused while requirements.txt stays as it is
 set "VENV_PYTHON=%VENV%\Scripts\python.exe"
-fc /b requirements.txt "%VENV%\requirements.copy" >nul 2>nul
+if not exist "%VENV_PYTHON%" goto :make_environment
+if not exist "%VENV%\requirements.copy" goto :install
+fc /b requirements.txt "%VENV%\requirements.copy" >nul
 if %ERRORLEVEL%==0 goto :environment_ready
-if exist "%VENV_PYTHON%" goto :install
+goto :install
+:make_environment
 if defined PYTHON goto :check_python
 set "PYTHON=py"
 py -3 -c "import sys; sys.exit(sys.version_info < (3, 11))" >nul 2>nul
@@ -61,11 +64,11 @@ if not %ERRORLEVEL%==0 exit /b 2
 "%VENV_PYTHON%" main_SFT.py --model_path "%MODEL%" --task emotion-summary --train_data_path "%DATA%/train/Emotion_Summary.jsonl" --dev_data_path "%DATA%/validation/Emotion_Summary.jsonl" --output_dir "%OUTPUT%" %*
 if not %ERRORLEVEL%==0 exit /b %ERRORLEVEL%
 
-echo The adapter is in "%OUTPUT%". To write summaries, and to score those of the test cases:
-echo   "%VENV_PYTHON%" inference.py --model_path "%OUTPUT%" --load_in_4bit --test_data_path "%DATA%/test/Emotion_Summary.jsonl"
+echo The adapter is in "%OUTPUT%". To write summaries, and to score those of the test cases (--load_in_4bit saves memory):
+echo   "%VENV_PYTHON%" inference.py --model_path "%OUTPUT%" --test_data_path "%DATA%/test/Emotion_Summary.jsonl"
 exit /b 0
 
 :stop
 setlocal EnableDelayedExpansion
-echo !NAME!: error: !WHY! 1>&2
+>&2 echo !NAME!: error: !WHY!
 exit /b 2

@@ -21,5 +21,5 @@ find_data --name psyqa --model "$MODEL" --folder "$DATA" --output_dir "$OUTPUT" 
 launch main_SFT.py --model_path "$MODEL" --task emotion-summary --train_data_path "$DATA/train/Emotion_Summary.jsonl" \
   --dev_data_path "$DATA/validation/Emotion_Summary.jsonl" --output_dir "$OUTPUT" "$@"
 
-echo "The adapter is in $OUTPUT. To write summaries, and to score those of the test cases:"
-echo "  python inference.py --model_path $OUTPUT --load_in_4bit --test_data_path $DATA/test/Emotion_Summary.jsonl"
+echo "The adapter is in $OUTPUT. To write summaries, and to score those of the test cases (--load_in_4bit saves memory):"
+echo "  python inference.py --model_path $OUTPUT --test_data_path $DATA/test/Emotion_Summary.jsonl"

@@ -37,6 +37,7 @@ SUMMARISE = (
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 ATTEND = INFER.replace("inference.py", "scripts/attention.py")
 JUDGE = "scripts/judge_summaries.py {dir}/written.jsonl --judge_url http://127.0.0.1:9/v1 --judge_model m --output_dir {dir}/out"
+SUMMARY_SFT = "main_SFT.py --model_path {model} --task emotion-summary --tuning lora --train_data_path {dir}/told.jsonl --output_dir {dir}/out"
 CASES = {
     "missing model": (f"{SFT} --model_path {{dir}}/nowhere", "--model_path {dir}/nowhere: no such directory"),
     "missing data": (f"{SFT} --train_data_path {{dir}}/nowhere.tsv", "--train_data_path {dir}/nowhere.tsv: no such file"),
@@ -123,6 +124,27 @@ CASES = {
     "merge: unknown format": ("merge_lora.py --training_output_dir {dir}/moved --dtype int8", "--dtype: invalid choice: 'int8'"),
     "merge: into the current folder": ("merge_lora.py --training_output_dir {dir}/moved --output_dir . --overwrite", "is the folder this was started in, or one above it"),
     "merge: where models are made": ("merge_lora.py --training_output_dir {dir}/moved --output_dir {dir}/.x.merging/model", ".x.merging is where a merged model is made, and does not last"),
+    "summaries: a key is missing": (f"{SUMMARY_SFT} --train_data_path {{dir}}/keyless.jsonl", "{dir}/keyless.jsonl:2: no consultation_process among 'id', 'case_description', 'experience_and_reflection'"),
+    "summaries: none to learn from": (f"{SUMMARY_SFT} --train_data_path {{dir}}/cases.jsonl", "{dir}/cases.jsonl:1: no experience_and_reflection among 'case_description', 'consultation_process'"),
+    "summaries: a text for a list": (f"{SUMMARY_SFT} --train_data_path {{dir}}/texts.jsonl", "{dir}/texts.jsonl:2: consultation_process is 'b', where a list of texts is expected"),
+    "summaries: a list for a text": (f"{SUMMARY_SFT} --dev_data_path {{dir}}/listed.jsonl", "{dir}/listed.jsonl:2: experience_and_reflection is ['c'], where words are expected"),
+    "summaries: no consultation": (f"{SUMMARY_SFT} --train_data_path {{dir}}/silent.jsonl", "{dir}/silent.jsonl:2: consultation_process is an empty list"),
+    "summaries: an empty turn": (f"{SUMMARY_SFT} --test_data_path {{dir}}/pause.jsonl", "{dir}/pause.jsonl:2: empty consultation_process[1]"),
+    "summaries: rows of texts and labels": (f"{SUMMARY_SFT} --train_data_path {{dir}}/ids.jsonl", "{dir}/ids.jsonl:1: no case_description among 'text', 'label'"),
+    "summaries: a table": (f"{SUMMARY_SFT} --train_data_path {{dir}}/good.tsv", "{dir}/good.tsv: is no JSON; expected an object a line, or a list of objects"),
+    "summaries: labels": (f"{SUMMARY_SFT} --label_path {{dir}}/labels.txt", "--label_path {dir}/labels.txt: task emotion-summary has no labels"),
+    "summaries: a head": (f"{SUMMARY_SFT} --objective classify", "--objective classify: task emotion-summary is written (generate)"),
+    "summaries: the shape of a head": (f"{SUMMARY_SFT} --head mlp", "--head mlp: does nothing without a task of labels"),
+    "summaries: a head alone": (f"{SUMMARY_SFT} --tuning head", "--tuning head: task emotion-summary is written (generate), and has no head"),
+    "summaries: compared": (f"{SUMMARY_SFT} --objective score", "--objective score: task emotion-summary is written (generate)"),
+    "summaries: reasoning": (f"{SUMMARY_SFT} --cot", "--cot on: does nothing without a task of labels"),
+    "summaries: weights of labels": (f"{SUMMARY_SFT} --class_weights balanced", "--class_weights balanced: does nothing without a task of labels"),
+    "summaries: another wording": (f"{SUMMARY_SFT} --prompt text_only", "--prompt text_only: "),
+    "summaries: instruction first": (f"{SUMMARY_SFT} --prompt instruction_first", "--prompt instruction_first: task emotion-summary"),
+    "summaries: a metric of labels": (f"{SUMMARY_SFT} --metric_for_best f1_macro", "--metric_for_best f1_macro: must be loss or one of rouge1_f1, rouge2_f1, rougeL_f1, bleu"),
+    "summaries: an encoder": (f"{SUMMARY_SFT} --model_path {{dir}}/encoder", "--task emotion-summary: {dir}/encoder is an encoder, which writes nothing"),
+    "summaries: no room": (f"{SUMMARY_SFT} --max_new_tokens 0", "--max_new_tokens 0: must be from 1 to 10000000"),
+    "room for a summary where labels are written": (f"{SFT} --max_new_tokens 9", "--max_new_tokens 9: does nothing without a task whose answer is free text (emotion-summary)"),
     "find_data: two lines": ("scripts/find_data.py --name sst2 --model 'a\nb'", "--model 'a\\nb': holds a line break"),
     "download: into a file": ("download.py --model org/tiny --target_dir {dir}/good.tsv", "--target_dir {dir}/good.tsv: is a file"),
     "find_data: cases that are not there": ("scripts/find_data.py --name psyqa --model {model} --folder {dir}/run", "{dir}/run: no train file (train/Emotion_Summary.jsonl) there; get it with: python download.py --dataset psyqa"),
@@ -299,12 +321,22 @@ CASES = {
     "predicting in a format that there is not": ("inference.py --model_path {model} --task emotion --text x --precision fp8", "--precision: invalid choice: 'fp8'"),
 }  # fmt: skip
 SLOW_CASES = {  # known only once the tokenizer is there
+    "summaries: max_length shorter than the prompt": (f"{SUMMARY_SFT} --max_length 64", "--max_length 64: "),
     "max_length shorter than the prompt": (f"{SFT} --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
     "grpo: max_length shorter than the prompt": (f"{GRPO} --batch_size 8 --max_length 32", "--max_length 32: the prompt of task goemotions-original takes"),
     "grpo: budget over the limit": (f"{GRPO} --batch_size 8 --length_budget 999", "--length_budget 999: is over the limit of"),
     "grpo: limit under the gold answers": (f"{GRPO} --batch_size 8 --max_completion_length 1", "--max_completion_length 1: the longest gold answer takes"),
     "a label like a command": (f"{SFT} --label_path {{dir}}/command.txt --train_data_path {{dir}}/command.tsv", "label '<|im_end|>' holds <|im_end|>, which is no word"),
 }  # fmt: skip
+
+
+TOLD = {"id": 1, "case_description": ["a"], "consultation_process": ["b"], "experience_and_reflection": "c"}
+
+
+def cases_with(*, without: str = "", **changes) -> str:
+    """A file of cases, of which the first is right, and the second is not."""
+    second = {name: value for name, value in (TOLD | changes).items() if name != without}
+    return "".join(f"{json.dumps(case)}\n" for case in (TOLD, second, TOLD))
 
 
 def write_files(directory: Path, model_dir: Path) -> None:
@@ -356,6 +388,13 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "written.jsonl": '{"case_description": ["a"], "consultation_process": ["b"], "summary": "c", "causes": "d"}',
         "ids.jsonl": '{"text": "fine", "label": 0}',
         "cases.jsonl": '{"case_description": ["a"], "consultation_process": ["b"]}\n',
+        "told.jsonl": cases_with(),
+        "keyless.jsonl": cases_with(without="consultation_process"),
+        "texts.jsonl": cases_with(consultation_process="b"),
+        "listed.jsonl": cases_with(experience_and_reflection=["c"]),
+        "silent.jsonl": cases_with(consultation_process=[]),
+        "pause.jsonl": cases_with(consultation_process=["b", " "]),
+        "encoder/config.json": '{"model_type": "bert"}',
         "pickled/config.json": '{"model_type": "qwen2"}',
         "pickled/pytorch_model.bin": b"\x80\x02.",
         "typed/config.json": '{"model_type": "qwen2", "num_hidden_layers": "2"}',

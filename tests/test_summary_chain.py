@@ -8,6 +8,7 @@ import pytest
 import download
 import inference
 import main_SFT
+from data.arguments import UserError
 from data.contract import Contract
 from data.summaries.cases import read_cases
 from data.summaries.psyqa import FILE_NAME
@@ -82,3 +83,12 @@ def test_from_python(run):
             case_description=["最近睡不好。"], consultation_process=["记录一周。", "第二周好些了。"]
         )
     assert written == written.strip()
+
+
+def test_less_room_than_the_longest_summary_takes(psyqa, tiny_model_dir, tmp_path):
+    args = main_SFT.Args(
+        model_path=str(tiny_model_dir), task="emotion-summary", train_data_path=str(psyqa / "train" / FILE_NAME),
+        output_dir=str(tmp_path / "out"), tuning="lora", precision="fp32", max_length=1536, max_new_tokens=20,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"^row \S+: its answer takes \d+ tokens, while inference gives an answer 20"):
+        main_SFT.main(args)

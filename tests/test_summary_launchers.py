@@ -1,4 +1,7 @@
-"""start_training_qwen2.sh as it is called; its .bat as it reads, since only Windows can run it."""
+"""start_training_qwen2.sh as it is called; its .bat as it reads, since only Windows can run it.
+
+By hand, its branches were also tried under Wine's cmd.exe, with other programs in Python's place.
+"""
 
 import re
 import shlex
