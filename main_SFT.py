@@ -44,6 +44,7 @@ from data.contract import DEFAULT_MAX_LENGTH, Contract, Precision
 from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
 from data.engine.fingerprints import fingerprint
+from data.engine.memory import use_huge_pages
 from data.engine.models import (
     base_model_path,
     check_model_path,
@@ -635,6 +636,8 @@ def main(args: Args) -> None:
     task = resolve_task(args.task, args.label_path)
     check_task(args, task)
     args = with_defaults(args, task)
+    if args.max_length > LONG:
+        use_huge_pages()
     most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
     data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)
     data = replace(data, task=with_prompt(data.task, args.prompt))

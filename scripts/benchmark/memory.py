@@ -11,6 +11,7 @@ from typing import Any
 import main_SFT
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.contract import Contract, Precision
+from data.engine.memory import use_huge_pages
 from data.engine.models import check_model_path, load_tokenizer, pick_device
 from data.engine.precision import pick_precision
 from data.files import write_json
@@ -112,6 +113,7 @@ WAYS = {
 
 def memory(args: MemoryArgs) -> None:
     """Every contestant by itself: together they might not fit."""
+    use_huge_pages()  # as main_SFT.py does for such rows; the contestants' processes inherit it
     check_model_path(args.model_path)
     choice = pick_precision(args.precision, args.model_path, pick_device(), trains=True)
     choice.say()
