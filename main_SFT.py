@@ -401,13 +401,31 @@ def share_batches(args: Args, model, dataset, order: "Sampler | None" = None) ->
     return shares
 
 
+def answers_together(args: Args, data: Data, contract: Contract) -> "Sampler | None":
+    """An order in which the answers to one case share it; None where answers are labels, and texts are short."""
+    from data.engine.padding import KeptTogether
+
+    if contract.sampling is None or args.prefix_sharing == "off":
+        return None
+    return KeptTogether(args.batch_size, [example.beginning for example in data.train], args.seed)
+
+
+def like_lengths(args: Args, dataset) -> "Sampler | None":
+    """An order for an encoder's batches that have to be padded; None = at random."""
+    from data.engine.padding import LikeLengths
+
+    if args.prefix_sharing == "off" or not is_encoder(args.model_path):
+        return None
+    rows_a_step = args.batch_size * args.gradient_accumulation_steps
+    return LikeLengths(rows_a_step, list(map(len, dataset["input_ids"])), args.seed)
+
+
 def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "Trainer":
     """TRL's SFTTrainer, or Transformers' own for a head, with our loss and label metrics, on tokenised data."""
     from transformers import Trainer
     from trl import SFTTrainer
 
     from data.engine.classifier import init_bias_from_priors
-    from data.engine.padding import KeptTogether, LikeLengths
     from data.engine.scoring import batch_form
     from data.learning import objectives
     from data.learning.faults import StopAtFaults
@@ -428,12 +446,8 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     dev = subsample(data.dev, args.eval_samples, args.seed)
     train_dataset = make_rows(data.train, encoder, settings.label_weights)
     pad_id = encoder.tokenizer.pad_token_id
-    order = None
-    if (
-        contract.sampling is not None and args.prefix_sharing != "off"
-    ):  # long prompts, of which several may be of a case
-        order = KeptTogether(args.batch_size, [example.beginning for example in data.train], args.seed)
-    packed = share_batches(args, model, train_dataset, order)
+    together = answers_together(args, data, contract)
+    packed = share_batches(args, model, train_dataset, together)
     if classify or compare:
         collator = objectives.TextCollator(batch_form(model), pad_id, encoder.candidate_ids() if compare else None)
     else:
@@ -441,11 +455,6 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
     if args.compile:
         compile_layers(model)
     adapter = lora_config(args, model)
-    if not packed:
-        order = None
-        if is_encoder(args.model_path) and args.prefix_sharing != "off":  # its batches have to be padded
-            rows_a_step = args.batch_size * args.gradient_accumulation_steps
-            order = LikeLengths(rows_a_step, list(map(len, train_dataset["input_ids"])), args.seed)
     trainer = LabelTrainer(
         model=with_adapter(args, model, adapter) if classify else model,
         args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
@@ -458,7 +467,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         dev=dev,
         predict_batch_size=args.predict_batch_size,
         loss_settings=settings,
-        order=order,
+        order=together if packed else like_lengths(args, train_dataset),
         **({} if classify else {"peft_config": adapter}),
     )
     if args.precision != "bf16":  # TRL has adapters over 4 bits learn in bf16, which fp16's loss scaling does not know

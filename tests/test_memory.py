@@ -168,3 +168,22 @@ def test_peak_memory_is_what_there_was_at_any_time(way):
         [sys.executable, "-c", TAKE_AND_GIVE_BACK, way], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert 200 * MIB < int(done.stdout) < 300 * MIB or (way == "getrusage" and int(done.stdout) < 300 * MIB)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists()
+    or "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(),
+    reason="no huge pages here",
+)
+def test_large_tensors_lie_on_huge_pages():
+    """As main_SFT.py asks for them: behind the import of PyTorch, before its first tensor."""
+    code = (
+        "import torch\n"
+        "from data.engine.memory import use_huge_pages\n"
+        "use_huge_pages()\n"
+        "kept = [torch.ones(8 << 20) for _ in range(4)]\n"
+        "rollup = open('/proc/self/smaps_rollup').read().splitlines()\n"
+        "print(next(line.split()[1] for line in rollup if line.startswith('AnonHugePages')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 64 * 1024  # kB, of 128 MiB

@@ -22,6 +22,7 @@ laptop               the quickstart as it is, without AVX-512 and AMX, with one 
 chinese              SmolLM2 on ChnSentiCorp, untuned and after 180 steps                ~20 minutes
 chinese-encoder      multilingual-e5-small on ChnSentiCorp, an epoch                     ~15 minutes
 analyses             three short runs, and one page about each: eval_full.sh              ~45 minutes
+summaries            SmolLM2 on 80 cases of LongEmotion, in bf16 and over 4 bits          ~1 hour
 grpo                 GRPO after 80 steps of fine-tuning, three seeds, and the picture    ~40 minutes
 grpo-untuned         GRPO from the untuned model                                         3.5 minutes
 speed-sft            a training step against TRL's SFTTrainer                            ~20 minutes
@@ -29,6 +30,8 @@ speed-grpo           a GRPO step against TRL's GRPOTrainer                      
 speed-answers        answers against Transformers' generate and vLLM                     ~20 minutes
 speed-scores         scores of 28 labels: a sequence for each label, or one tree         ~3 minutes
 speed-encoder        encoders against Transformers' Trainer and pipeline                 ~15 minutes
+speed-memory         a step on a case of 8,192 tokens: its memory, with logits of all    8 minutes
+                     tokens and with those of the answer alone
 speed-laptop         a step, answers and encoders again, without AVX-512 and AMX         ~30 minutes
 
 Blocks of a laptop simulate it by the variables that take newer instructions away from x86 processors.
@@ -187,6 +190,25 @@ block_chinese_encoder() {
     --tuning full --freeze_embeddings --max_length 256 --num_epochs 1
 }
 
+block_summaries() {
+  local cases="${CASES:-data/longemotion-summary/test.jsonl}" of=outputs/longemotion test=outputs/longemotion/test.jsonl
+  local drawn=(--test_data_path "$test" --max_new_tokens 800) tuning
+  need_model smollm2-135m-instruct
+  [[ -f "$cases" ]] || python download.py --dataset longemotion-summary
+  mkdir -p "$of"
+  head -80 "$cases" > "$of/train.jsonl"
+  sed -n 81,88p "$cases" > "$of/dev.jsonl"
+  sed -n 89,100p "$cases" > "$test"
+  python inference.py --model_path models/smollm2-135m-instruct --task emotion-summary "${drawn[@]}" \
+    --output_dir "$of/untuned"
+  for tuning in lora qlora; do
+    python main_SFT.py --model_path models/smollm2-135m-instruct --task emotion-summary --tuning "$tuning" \
+      --train_data_path "$of/train.jsonl" --dev_data_path "$of/dev.jsonl" --output_dir "$of/$tuning" --max_steps 32 \
+      --batch_size 1 --gradient_accumulation_steps 1 --logging_steps 4 --eval_steps 16 --save_steps 16 --eval_samples 4
+    python inference.py --model_path "$of/$tuning" "${drawn[@]}"
+  done
+}
+
 block_analyses() {
   local group=data/goemotions/group dev=outputs/dev600.tsv reviews=outputs/dev300.tsv
   local short=(--max_steps 200 --eval_steps 100 --save_steps 100)
@@ -287,6 +309,11 @@ block_speed_scores() {
   need_model smollm2-135m-instruct
   need_data goemotions/original
   python -m scripts.benchmark score --model_path models/smollm2-135m-instruct --rounds 3
+}
+
+block_speed_memory() {
+  need_model smollm2-135m-instruct
+  python -m scripts.benchmark memory --model_path models/smollm2-135m-instruct --precision bf16
 }
 
 block_speed_encoder() {
