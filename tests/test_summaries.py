@@ -211,6 +211,13 @@ GREEDY = Sampling(max_new_tokens=12, temperature=0, repetition_penalty=1)
 FREE = Sampling(max_new_tokens=12, temperature=1, top_p=1, top_k=0, repetition_penalty=1)
 
 
+@pytest.fixture(params=["one by one", "together"])
+def reading(request, monkeypatch):
+    """Prompts are read each by itself, as on a CPU, or padded, as on a GPU and by models of other attention."""
+    if request.param == "together":
+        monkeypatch.setattr("data.engine.generation.reads_one_by_one", lambda *_: False)
+
+
 @pytest.fixture(scope="module")
 def model(tiny_model_dir):
     return load_model(str(tiny_model_dir), "fp32", "cpu")
@@ -220,6 +227,7 @@ def ids_of(drawn) -> list[list[int]]:
     return [ids for ids, _, _ in drawn]
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("penalty", [1, 1.5])
 @pytest.mark.parametrize("prompts", [PROMPTS, NOTHING_SHARED])
 def test_greedy_is_what_transformers_writes(model, prompts, penalty):
@@ -233,6 +241,7 @@ def test_greedy_is_what_transformers_writes(model, prompts, penalty):
         assert ids + [PAD] * finished == plain
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("prompts", [PROMPTS, NOTHING_SHARED])
 def test_padding_is_no_repetition(model, prompts):
     """The end token pads, too: a short prompt in a batch with a long one would never end."""
@@ -253,6 +262,7 @@ def test_padding_is_no_repetition(model, prompts):
     assert together[2][0] == []
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("penalty", [1, 1.5])
 @pytest.mark.parametrize("prompts", [PROMPTS, NOTHING_SHARED])
 def test_what_is_drawn_depends_on_seed_and_prompt_alone(model, prompts, penalty):
@@ -311,6 +321,7 @@ def probabilities(scores: np.ndarray, sampling: Sampling) -> np.ndarray:
     return shares / shares.sum()
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("sampling", [GREEDY, FREE, dataclasses.replace(FREE, temperature=0.6, repetition_penalty=1.4)])
 def test_log_probabilities_are_those_of_a_plain_pass(model, sampling):
     """Under the model itself, before temperature and penalty; of an end, where there is one."""
@@ -372,6 +383,7 @@ def test_what_is_no_case(model, tokenizer, description, process, message):
         predictor_of(model, tokenizer, FREE).predict("Woman, 34.")
 
 
+@pytest.mark.usefixtures("reading")
 @pytest.mark.parametrize("sampling", [GREEDY, FREE])
 def test_weights_that_are_not_finite(tiny_model_dir, tokenizer, sampling):
     model = load_model(str(tiny_model_dir), "fp32", "cpu")

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import copy
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from data.engine.long_prompts import grouped, prompt_cache, reads_one_by_one
 from data.engine.packing import common_prefix_length
 from data.engine.padding import padded
 from data.sampling import Sampling, seed_of
@@ -135,7 +137,11 @@ def draw_texts(
         (stop token included; before temperature and penalty), and whether a stop token came.
     """
     draw = _Draw(sampling, prompts, seed)
-    rows = generate(model, prompts, 1, stop_ids, sampling.max_new_tokens, pad_id, draw).tolist()
+    one_by_one = reads_one_by_one(model, max(map(len, prompts)) + sampling.max_new_tokens)
+    with grouped(model) if one_by_one else nullcontext():
+        rows = generate(
+            model, prompts, 1, stop_ids, sampling.max_new_tokens, pad_id, draw, one_by_one=one_by_one
+        ).tolist()
     steps = torch.stack(draw.log_probs, dim=1).tolist()  # (B, new)
     texts = []
     for ids, log_probs in zip(rows, steps, strict=True):
@@ -189,13 +195,15 @@ class _Draw:
 
 def generate(
     model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
-    process: Callable, stops: StoppingCriteriaList | None = None,
+    process: Callable, stops: StoppingCriteriaList | None = None, one_by_one: bool = False,
 ) -> Tensor:  # fmt: skip
     """`samples` continuations of each prompt, (B * samples, new), padded behind their stop tokens.
 
+    With `one_by_one`, prompts are read each by itself (`long_prompts.py`), instead of together behind what they share.
+
     Each token is the one with the greatest score that `process` (input ids, scores (B, V) -> scores) leaves.
     """
-    shared = shared_length(prompts) if keeps_whole_cache(model) else 0
+    shared = shared_length(prompts) if keeps_whole_cache(model) and not one_by_one else 0
     rest = padded([p[shared:] for p in prompts], pad_id, "left")
     beginning = torch.tensor([prompts[0][:shared]], dtype=torch.long, device=model.device)  # (1, S)
     input_ids = torch.cat([beginning.expand(len(prompts), -1), rest["input_ids"].to(model.device)], dim=1)  # (B, T)
@@ -207,6 +215,8 @@ def generate(
     )  # fmt: skip
     with torch.inference_mode():
         cache = repeated(prefix_cache(model, beginning), len(prompts)) if shared else None
+        if one_by_one and min(map(len, prompts)) > 1:
+            cache = prompt_cache(model, prompts)
         if samples > 1:
             cache = _prompt_cache(model, input_ids, mask, shared, cache) if keeps_whole_cache(model) else None
             if cache is not None:
