@@ -192,7 +192,7 @@ block_chinese_encoder() {
 
 block_summaries() {
   local cases="${CASES:-data/longemotion-summary/test.jsonl}" of=outputs/longemotion test=outputs/longemotion/test.jsonl
-  local drawn=(--test_data_path "$test" --max_new_tokens 800) tuning
+  local drawn=(--test_data_path "$test" --max_new_tokens 512) tuning
   need_model smollm2-135m-instruct
   [[ -f "$cases" ]] || python download.py --dataset longemotion-summary
   mkdir -p "$of"
