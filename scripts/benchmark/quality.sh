@@ -198,7 +198,7 @@ block_summaries() {
   mkdir -p "$of"
   head -80 "$cases" > "$of/train.jsonl"
   sed -n 81,88p "$cases" > "$of/dev.jsonl"
-  sed -n 89,100p "$cases" > "$test"
+  sed -n 89,94p "$cases" > "$test"
   python inference.py --model_path models/smollm2-135m-instruct --task emotion-summary "${drawn[@]}" \
     --output_dir "$of/untuned"
   for tuning in lora qlora; do
