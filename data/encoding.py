@@ -1,5 +1,6 @@
 """Token ids of a task's prompts and targets: the only way from a text to what a model reads. (no torch)"""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -49,7 +50,7 @@ class AnswerPieces:
     ends: list[list[int]]
 
 
-class PromptEncoder:
+class PromptEncoder(ABC):
     """Task and text -> token ids. Training, evaluation and every backend read the same ids from here.
 
     A prompt is `head + text + tail`. The three are tokenised apart, so that all prompts of a task begin with the very
@@ -99,19 +100,20 @@ class PromptEncoder:
                 f"({self.room_in_words}); must be over {needed}"
             )
 
+    @abstractmethod
     def _check_answers(self) -> None:
         """Raise a `UserError` where this tokenizer cannot write the task's answers."""
 
     @property
+    @abstractmethod
     def answer_tokens(self) -> int:
         """Room kept for the answer, end included."""
-        raise NotImplementedError
 
     room_in_words: str
 
+    @abstractmethod
     def target_ids(self, gold: Sequence[str], rationale: str | None = None) -> list[int]:
         """Token ids of an answer to train on, end token included."""
-        raise NotImplementedError
 
     def token_ids(self, text: str) -> list[int]:
         """Token ids of words of our own; markup in them is read as markup."""

@@ -1,19 +1,20 @@
 """What all tasks do alike: a template becomes a question, and what two tasks differ in is told apart. (no torch)"""
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import fields
 from typing import Any
 
 
-class Prompted:
+class Prompted(ABC):
     """Mixin of tasks, which are dataclasses with `template` and `use_chat_template`."""
 
     template: str
     use_chat_template: bool
 
+    @abstractmethod
     def prompt(self, text: str, cot: bool = False) -> str:
         """The question about one text, without any chat markup."""
-        raise NotImplementedError
 
     @property
     def template_hash(self) -> str:
