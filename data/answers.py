@@ -9,11 +9,14 @@ model gets to. With `--cot` the reasoning is free, and the trie begins behind it
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, combinations
+from math import comb
 
 from data.encoding import MAX_ANSWER_LABELS, Encoder
-from data.labels import SEPARATOR
+from data.labels import SEPARATOR, LabelTask
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,26 @@ class AnswerTrie:
             later = range(piece.last + 1, len(self._later))
             following |= {_Piece(self._later[i], i, piece.count + 1) for i in later}
         return following
+
+
+def label_sets(task: LabelTask) -> Iterator[tuple[str, ...]]:
+    """The label sets of all valid answers, each in the task's order; those of few labels first.
+
+    >>> list(label_sets(LabelTask("moods", "multi_label", ("calm", "tense"), "{text}")))
+    [('calm',), ('tense',), ('calm', 'tense')]
+    """
+    sizes = range(1, most_labels(task) + 1)
+    return chain.from_iterable(combinations(task.labels, size) for size in sizes)
+
+
+def count_answers(task: LabelTask) -> int:
+    """How many there are of them: sum over sizes c of (K choose c)."""
+    return sum(comb(len(task.labels), size) for size in range(1, most_labels(task) + 1))
+
+
+def most_labels(task: LabelTask) -> int:
+    """How many labels an answer may have."""
+    return min(MAX_ANSWER_LABELS, len(task.labels)) if task.kind == "multi_label" else 1
 
 
 def answer_grammar(encoder: Encoder) -> str:
