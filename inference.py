@@ -102,6 +102,9 @@ class Args:
         None, "how an untuned model answers: generate = it writes, score = labels are compared (default: generate)"
     )
     cot: bool | None = flag(None, "ask for reasoning before the answer (default: as trained)")
+    allow_none: bool | None = flag(
+        None, "an untuned model may also answer that none of the labels applies (multi_label; default: as trained)"
+    )
     constrained: bool = flag(True, "a model that writes its answers may write valid ones only")
     probabilities: bool = flag(
         False, "also of a model that writes its answers: how probable each label is, compared as answers (--text, "
@@ -199,7 +202,7 @@ def main(args: Args) -> None:
     check_model_path(args.model_path)
     drawn = {each.name: getattr(args, each.name) for each in fields(Sampling)}
     contract = contract_for(
-        args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective, drawn
+        args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective, drawn, args.allow_none
     )
     if args.probabilities and contract.cot:
         raise UserError("--probabilities: not of answers with reasoning (--cot)")
@@ -347,7 +350,7 @@ def shown(prediction: Prediction, free: bool = False, most: int = 5) -> str:
     cut = "  (the text was too long and was cut)" if prediction.truncated else ""
     if free:
         return f"{prediction.completion}{cut}"
-    lines = [f"  {', '.join(prediction.labels) or f'no label in {prediction.completion!r}'}{confidence}{cut}"]
+    lines = [f"  {prediction.in_words(f'no label in {prediction.completion!r}')}{confidence}{cut}"]
     ranked = sorted((prediction.probabilities or {}).items(), key=lambda item: -item[1])
     lines += [f"    {share:>6.1%}  {'█' * round(share * 30):<30}  {label}" for label, share in ranked[:most]]
     return "\n".join(lines)

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, run
 from data.contract import DEFAULT_MAX_LENGTH, Contract, Precision
-from data.encoding import MAX_ANSWER_LABELS, Encoder, Objective
+from data.encoding import Encoder, Objective
 from data.engine.evaluation import calibrate_run, score_run
 from data.engine.fingerprints import fingerprint
 from data.engine.memory import use_huge_pages
@@ -72,6 +72,7 @@ from data.learning.trainers import (
     check_positions,
     load_data,
     lora_config,
+    say_what_is_over,
     share_prefixes,
     subsample,
     train,
@@ -83,7 +84,7 @@ from data.published import recommended_settings, recommended_tuning
 from data.report.model_card import write_model_card, write_run_report
 from data.sampling import Sampling
 from data.summaries.encoding import longest_answer
-from data.tasks import Task, resolve_task, with_prompt
+from data.tasks import Task, resolve_task, with_none, with_prompt
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -136,6 +137,10 @@ class Args:
     prompt: Literal["task", "instruction_first", "text_only"] | None = flag(
         None, "wording: the task's own; instruction and labels before the text, which prefix sharing likes; or the "
         "text alone, for a head (default: by task; text_only for encoders, else task)",
+    )  # fmt: skip
+    allow_none: bool | None = flag(
+        None, "texts may have no label: an empty list or cell, a row of zeros; the answer is then none (multi_label; "
+        "generate, classify; default: not)",
     )  # fmt: skip
     cot: bool = flag(False, "train answers with reasoning, from the data's rationale column")
     max_length: int | None = flag(
@@ -262,7 +267,7 @@ def check_task(args: Args, task: Task) -> None:
     if task.sampling is None:
         check_needed(args, "max_new_tokens", needs="a task whose answer is free text (emotion-summary)")
     else:
-        check_needed(args, "cot", "class_weights", "head", needs="a task of labels")
+        check_needed(args, "cot", "allow_none", "class_weights", "head", needs="a task of labels")
 
 
 def with_defaults(args: Args, task: Task) -> Args:
@@ -569,11 +574,13 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
 
     set_seed(args.seed)  # a new head is drawn before the trainer is there
     tokenizer = load_tokenizer(args.model_path)
+    begun = Contract.load(checkpoint) if checkpoint else None
+    task = begun.task if begun else data.task  # earlier versions had other limits of an answer's labels
     contract = Contract(
-        data.task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
+        task, cot=args.cot, objective=args.objective, head=args.head, max_length=args.max_length,
         sampling=sampling_for(args, data, tokenizer),
         base_model=args.model_path, precision=args.precision, data_hashes=data.data_hashes, seed=args.seed,
-        prompt=Contract.load(checkpoint).prompt if checkpoint else None,
+        prompt=begun.prompt if begun else None,
     )  # fmt: skip
     encoder = contract.encoder(tokenizer)
     contract = contract.frozen(encoder)
@@ -647,8 +654,10 @@ def main(args: Args) -> None:
     args = with_defaults(args, task)
     if args.max_length > LONG:
         use_huge_pages()
-    most_labels = MAX_ANSWER_LABELS if args.objective == "generate" else None
-    data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot, most_labels=most_labels)
+    task = with_none(task, args.allow_none, args.objective)
+    data = load_data(args, task, kind_known=args.task is not None, rationales=args.cot)
+    if args.objective == "generate":
+        say_what_is_over(data)
     data = replace(data, task=with_prompt(data.task, args.prompt))
     if args.search is not None:
         if not data.dev:

@@ -58,7 +58,7 @@ from typing import TYPE_CHECKING, Literal
 
 from data.arguments import UserError, flag, is_first_process, one_line, process_count, run
 from data.contract import Contract, Precision, contract_for
-from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
+from data.encoding import RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
 from data.engine.fingerprints import fingerprint
 from data.engine.models import (
@@ -88,6 +88,7 @@ from data.learning.trainers import (
     check_positions,
     load_data,
     lora_config,
+    say_what_is_over,
     share_prefixes,
     subsample,
     train,
@@ -128,6 +129,10 @@ class Args:
     val_ratio: float = flag(0.15, "share of the training rows kept for validation when there is no --dev_data_path")
     skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
     cot: bool | None = flag(None, "ask for reasoning before the answer (default: as the start was trained)")
+    allow_none: bool | None = flag(
+        None, "for an untuned model: texts may have no label: an empty list or cell, a row of zeros; the answer is "
+        "then none (multi_label; default: as the start)",
+    )  # fmt: skip
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: as the start, else 512)")
     # rewards
     accuracy_weight: float = flag(1.0, "weight of the Jaccard index of predicted and gold labels (0 to 1)")
@@ -469,10 +474,11 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
 
 def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None) -> bool:
     """Build everything and train. Returns whether this process is the one that goes on to report."""
+    begun = Contract.load(checkpoint) if checkpoint else replace(started, task=data.task)
     contract = Contract(
-        data.task, cot=started.cot, max_length=started.max_length, seed=args.seed,
+        begun.task, cot=started.cot, max_length=started.max_length, seed=args.seed,
         base_model=base_model_path(args.model_path) or args.model_path, precision=args.precision,
-        prompt=(Contract.load(checkpoint) if checkpoint else started).prompt, data_hashes=data.data_hashes,
+        prompt=begun.prompt, data_hashes=data.data_hashes,
     )  # fmt: skip
     encoder = contract.encoder(load_tokenizer(args.model_path))
     contract = contract.frozen(encoder)
@@ -516,13 +522,16 @@ def main(args: Args) -> None:
     check_vllm(args)
     if base_model_path(args.model_path) is not None:
         check_adapter_flags(args)
-    started = contract_for(args.model_path, args.task, args.label_path, args.cot, args.max_length)
+    started = contract_for(
+        args.model_path, args.task, args.label_path, args.cot, args.max_length, allow_none=args.allow_none
+    )
     check_has_labels(started.task, args.task, args.model_path, "a reward")
     if started.objective != "generate":
         raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()
     kind_known = trained_before or args.task is not None
-    data = load_data(args, started.task, kind_known, most_labels=MAX_ANSWER_LABELS)
+    data = load_data(args, started.task, kind_known, most_labels=started.task.most_labels if trained_before else None)
+    say_what_is_over(data)
     check_texts(args, len(data.train))
     with one_run_in(args.output_dir):
         reports = train_and_score(args, data, started)

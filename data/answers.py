@@ -1,8 +1,9 @@
 """The valid answers of a task as a token trie: what a model may write next. (no torch)
 
-A single-label task has one answer a label. In a multi-label task an answer is a list of up to `MAX_ANSWER_LABELS`
-distinct labels in the task's order, as training writes it; its trie is not spelt out but made node by node, where a
-model gets to. With `--cot` the reasoning is free, and the trie begins behind it.
+A single-label task has one answer a label. In a multi-label task an answer is a list of up to `most_labels` distinct
+labels in the task's order, as training writes it, or, where the task allows none, that there is none; its trie is not
+spelt out but made node by node, where a model gets to. With `--cot` the reasoning is free, and the trie begins behind
+it.
 
 `answer_grammar` is the same language in characters instead of tokens, for engines that take a grammar.
 """
@@ -15,7 +16,7 @@ from functools import cached_property
 from itertools import chain, combinations
 from math import comb
 
-from data.encoding import MAX_ANSWER_LABELS, Encoder
+from data.encoding import Encoder
 from data.labels import SEPARATOR, LabelTask
 
 
@@ -66,8 +67,9 @@ class AnswerTrie:
     def __init__(self, encoder: Encoder):
         task = encoder.task
         labels = range(len(task.labels))
-        self._limit = min(MAX_ANSWER_LABELS, len(labels))
+        self._limit = most_labels(task)
         self._nodes: dict[frozenset[_Piece], Node] = {}
+        none = tuple(encoder.pieces.none)
         first, self._later, self._ends = (
             [tuple(ids) for ids in pieces]
             for pieces in (encoder.pieces.first, encoder.pieces.later, encoder.pieces.ends)
@@ -75,8 +77,9 @@ class AnswerTrie:
         if task.kind == "single_label":
             self.root = self.node(frozenset(_Piece(first[i] + self._ends[i], None, 1) for i in labels))
         else:
-            self.root = self.node(frozenset(_Piece(first[i], i, 1) for i in labels))
-        self.token_ids = sorted({token for ids in (*first, *self._later, *self._ends) for token in ids})
+            whole = [_Piece(none, None, 0)] if none else []
+            self.root = self.node(frozenset([*whole, *(_Piece(first[i], i, 1) for i in labels)]))
+        self.token_ids = sorted({token for ids in (*first, *self._later, *self._ends, none) for token in ids})
 
     def node(self, pieces: frozenset[_Piece]) -> Node:
         """The place where these are what may follow."""
@@ -96,23 +99,27 @@ class AnswerTrie:
 
 
 def label_sets(task: LabelTask) -> Iterator[tuple[str, ...]]:
-    """The label sets of all valid answers, each in the task's order; those of few labels first.
+    """The label sets of all valid answers, each in the task's order; those of few labels first, and so, where the task
+    allows none, the empty one.
 
     >>> list(label_sets(LabelTask("moods", "multi_label", ("calm", "tense"), "{text}")))
     [('calm',), ('tense',), ('calm', 'tense')]
     """
-    sizes = range(1, most_labels(task) + 1)
-    return chain.from_iterable(combinations(task.labels, size) for size in sizes)
+    return chain.from_iterable(combinations(task.labels, size) for size in _sizes(task))
 
 
 def count_answers(task: LabelTask) -> int:
     """How many there are of them: sum over sizes c of (K choose c)."""
-    return sum(comb(len(task.labels), size) for size in range(1, most_labels(task) + 1))
+    return sum(comb(len(task.labels), size) for size in _sizes(task))
+
+
+def _sizes(task: LabelTask) -> range:
+    return range(0 if task.allow_none else 1, most_labels(task) + 1)
 
 
 def most_labels(task: LabelTask) -> int:
     """How many labels an answer may have."""
-    return min(MAX_ANSWER_LABELS, len(task.labels)) if task.kind == "multi_label" else 1
+    return min(task.most_labels, len(task.labels)) if task.kind == "multi_label" else 1
 
 
 def answer_grammar(encoder: Encoder) -> str:
@@ -122,9 +129,10 @@ def answer_grammar(encoder: Encoder) -> str:
     """
     task = encoder.task
     before, behind = encoder.answer_text(["\0"]).split("\0")
-    limit = min(MAX_ANSWER_LABELS, len(task.labels)) if task.kind == "multi_label" else 1
+    limit = most_labels(task)
+    none = [_quoted(encoder.answer_text(()))] if task.allow_none else []
     first = (f"{_quoted(before + label)} {_rule(i, 1)}" for i, label in enumerate(task.labels))
-    lines = ["root ::= " + " | ".join(first)]
+    lines = ["root ::= " + " | ".join([*none, *first])]
     for count in range(1, limit + 1):
         for i in range(count - 1, len(task.labels)):
             follow = [_quoted(behind)]

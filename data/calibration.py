@@ -64,7 +64,8 @@ def decide(probabilities, task: Task, thresholds: dict[str, float] | None) -> li
     Args:
         probabilities: of the task's labels; n may be 0.
         task: in a single-label task the most probable label is the answer; in a multi-label one every label at or above
-            its threshold, or the most probable one where none is: each text has at least one label.
+            its threshold, or the most probable one where none is: each text has at least one label, unless the task
+            allows none.
         thresholds: label -> threshold; a label that is not in it, and with None every label, has `DEFAULT_THRESHOLD`.
     """
     probabilities = numpy.asarray(probabilities, dtype=float)
@@ -72,7 +73,7 @@ def decide(probabilities, task: Task, thresholds: dict[str, float] | None) -> li
     if task.kind == "multi_label":
         least = numpy.array([(thresholds or {}).get(label, DEFAULT_THRESHOLD) for label in task.labels])
         reached = probabilities >= least
-        chosen = numpy.where(reached.any(axis=1, keepdims=True), reached, chosen)
+        chosen = numpy.where(task.allow_none | reached.any(axis=1, keepdims=True), reached, chosen)
     return [tuple(task.labels[i] for i in row.nonzero()[0]) for row in chosen]
 
 
@@ -100,15 +101,16 @@ def weigh_answers(
     A label's probability is that of all answers that hold it together. In a multi-label task they need not add up to 1.
 
     Args:
-        scores: of the K labels as answers of their own, and behind them that of one answer with several labels, if
-            there is one.
+        scores: of the K labels as answers of their own, and behind them that of one answer with several labels, or with
+            none where the task allows it, if there is one.
         several: the labels of that answer, which the model has written, else none.
         task: the labels.
         temperature: see `probabilities`.
 
     Returns:
         The answer that was written where it holds the most probable label, so that asking for probabilities changes as
-        few answers as can be, else that label alone; its probability, and those of the labels (K,).
+        few answers as can be, or where it is that none applies and more probable than every label, else that label
+        alone; its probability, and those of the labels (K,).
 
     Raises:
         ValueError: see `probabilities`.
@@ -119,7 +121,7 @@ def weigh_answers(
     of_labels[[task.ids[label] for label in several]] += together
     of_labels = of_labels.clip(max=1.0)  # a sum's last digit
     best = int(of_labels.argmax())
-    if task.labels[best] in several:
+    if task.labels[best] in several or (len(together) and not several and together[0] > of_labels[best]):
         return tuple(several), float(together[0]), of_labels
     return (task.labels[best],), float(alone[best]), of_labels
 
@@ -133,11 +135,14 @@ def fit_temperature(scores, gold: Gold, task: Task, activation: Activation) -> f
     `TEMPERATURE_BOUNDS`. 1.0 where no other temperature is better.
 
     Raises:
-        ValueError: nothing to fit on, lengths that differ, scores that are not finite, or gold labels of another task.
+        ValueError: nothing to fit on, lengths that differ, scores that are not finite, gold labels of another task, or
+            with softmax a text without any.
     """
     from scipy.optimize import minimize_scalar
 
     scores, truth = _checked(scores, gold, task)
+    if activation == "softmax" and not truth.any(axis=1).all():
+        raise ValueError("a text without a gold label, where one of the labels has to be right")
 
     def loss(log_temperature: float) -> float:
         return _negative_log_likelihood(scores / numpy.exp(log_temperature), truth, activation)
@@ -159,7 +164,7 @@ def fit_thresholds(probabilities, gold: Gold, task: Task, min_positives: int = M
         ValueError: see `fit_temperature`.
     """
     probabilities, truth = _checked(probabilities, gold, task)
-    common = _best_threshold(truth.ravel(), probabilities.ravel())
+    common = _best_threshold(truth.ravel(), probabilities.ravel()) if truth.any() else DEFAULT_THRESHOLD
     thresholds = {}
     for column, label in enumerate(task.labels):
         positives = truth[:, column].sum()
@@ -283,7 +288,8 @@ def _checked(scores, gold: Gold, task: Task) -> tuple[numpy.ndarray, numpy.ndarr
         raise ValueError(f"scores {scores.shape} do not fit {len(gold)} texts with {len(task.labels)} labels")
     truth = numpy.zeros(scores.shape)
     for row, labels in enumerate(gold):
-        if not labels or not set(labels) <= task.ids.keys() or (task.kind == "single_label" and len(labels) != 1):
+        fits = len(labels) == 1 if task.kind == "single_label" else labels or task.allow_none
+        if not fits or not set(labels) <= task.ids.keys():
             raise ValueError(f"text {row}: gold labels {list(labels)} do not fit the {task.kind} task {task.name}")
         truth[row, [task.ids[label] for label in labels]] = 1
     return scores, truth

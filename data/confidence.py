@@ -223,6 +223,7 @@ def _of_labelled(run: PredictedRun, task: Task, examples: int) -> dict[str, Any]
     wrong = sorted((row for row in run.rows if not _is_right(row)), key=_surest_first)
     bins = reliability(confidence, correct)
     shares, gold = run.probabilities(task), [row["gold"] for row in run.rows]
+    known = task.allow_none or all(gold)
     return {
         "accuracy": float(correct.mean()),
         "most_confidently_wrong": _shown(wrong[:examples]),
@@ -231,7 +232,7 @@ def _of_labelled(run: PredictedRun, task: Task, examples: int) -> dict[str, Any]
         "brier": float(((confidence - correct) ** 2).mean()),
         "risk_coverage": risk_coverage(confidence, correct),
         "at_coverage": at_coverages(confidence, correct),
-        "of_labels": calibration_scores(shares, gold, task) if shares is not None and all(gold) else None,
+        "of_labels": calibration_scores(shares, gold, task) if shares is not None and known else None,
         "per_label": _per_label(run, shares, task) if shares is not None and task.kind == "multi_label" else None,
     }
 

@@ -20,7 +20,7 @@ from data.rendering import PromptIds
 from data.sampling import Sampling
 from data.summaries.encoding import SummaryEncoder
 from data.summaries.task import KIND, SummaryTask
-from data.tasks import Task, check_same_labels, of_built_in, resolve_task
+from data.tasks import Task, check_same_labels, of_built_in, resolve_task, with_none
 
 Format = Literal["bf16", "fp16", "fp32"]  # of numbers
 Precision = Literal["auto", "bf16", "fp16", "fp32"]  # as `--precision` asks for one
@@ -107,6 +107,8 @@ class Contract:
             raise ValueError("cot: a summary has no reasoning before it")
         if self.cot and self.objective != "generate":
             raise ValueError(f"cot: objective {self.objective} writes no reasoning")
+        if self.task.allow_none and self.objective == "score":
+            raise ValueError("allow_none: objective score asks which of the labels is right")
         if self.thresholds is not None:
             if set(self.thresholds) != set(self.task.labels):
                 raise ValueError(f"thresholds: are of {list(self.thresholds)}, not of the labels")
@@ -193,6 +195,7 @@ def contract_for(
     max_length: int | None = None,
     objective: Objective | None = None,
     sampling: Mapping[str, Any] | None = None,
+    allow_none: bool | None = None,
 ) -> Contract:
     """The contract to predict under: the trained directory's own, or one made from flags for an untuned model.
 
@@ -207,6 +210,7 @@ def contract_for(
         contract = Contract.load(directory)
         _check_flags(contract, directory / TASK_FILE, task_name, label_path, cot, max_length)
         _check_equal("--objective", objective, contract.objective, directory / TASK_FILE)
+        _check_equal("--allow_none", allow_none, contract.task.allow_none, directory / TASK_FILE)
         contract = replace(contract, sampling=drawn_with(contract.sampling, sampling))
         if label_path is not None:  # ids in the user's files are then line numbers of that file
             contract = replace(contract, task=replace(contract.task, published_order=()))
@@ -224,6 +228,7 @@ def contract_for(
         raise UserError(f"--objective classify: {model_path} is untuned, so it has no head; use score or generate")
     if objective is not None and objective not in task.objectives:
         raise UserError(f"--objective {objective}: task {task.name} is written (generate)")
+    task = with_none(task, allow_none, objective or "generate")
     if cot and task.sampling is not None:
         raise UserError(f"--cot: task {task.name} has no reasoning before its answer")
     return Contract(

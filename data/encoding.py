@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from typing import Any, Literal
 
 from data.arguments import UserError, one_line
-from data.labels import SEPARATOR
+from data.labels import NONE, SEPARATOR
 from data.rendering import PromptIds, spelt_prompt
 from data.spelling import Spelling
 from data.tasks import Task
@@ -24,7 +24,6 @@ ENCODERS = frozenset(
     )
 )  # fmt: skip
 RATIONALE_TOKENS = 256  # room for the reasoning of a --cot answer
-MAX_ANSWER_LABELS = 5  # room for a multi-label answer: GoEmotions, the widest task, never has more
 
 
 def is_bidirectional(model_type: str) -> bool:
@@ -43,11 +42,13 @@ class AnswerPieces:
         first: of each of the task's K labels, as an answer begins with it.
         later: of each label behind another one, with the separator; empty where answers have one label.
         ends: of what ends an answer behind each label, end token included.
+        none: the whole answer that no label applies, end token included; empty where that is no answer.
     """
 
     first: list[list[int]]
     later: list[list[int]]
     ends: list[list[int]]
+    none: list[int]
 
 
 class PromptEncoder(ABC):
@@ -69,7 +70,6 @@ class PromptEncoder(ABC):
         prompt: the words around a text, in either case.
         head_ids, tail_ids: token ids before and behind a text.
         end_id: the token that ends an answer; None where none is written.
-        room_in_words: what the room for an answer is for.
 
     Raises:
         UserError: `max_length` leaves no room for a text, `prompt` is of another tokenizer, or the chat template does
@@ -109,7 +109,10 @@ class PromptEncoder(ABC):
     def answer_tokens(self) -> int:
         """Room kept for the answer, end included."""
 
-    room_in_words: str
+    @property
+    @abstractmethod
+    def room_in_words(self) -> str:
+        """What the room for an answer is for."""
 
     @abstractmethod
     def target_ids(self, gold: Sequence[str], rationale: str | None = None) -> list[int]:
@@ -153,12 +156,25 @@ class Encoder(PromptEncoder):
     Args, attributes, raises: see `PromptEncoder`; a label that cannot be written and read back is a `UserError`, too.
     """
 
-    room_in_words = f"at most {MAX_ANSWER_LABELS} labels, and {RATIONALE_TOKENS} of reasoning"
+    @property
+    def room_in_words(self) -> str:
+        """What the room for an answer is for."""
+        labels = "one label" if self._most_labels == 1 else f"at most {self._most_labels} labels"
+        return labels + f", and {RATIONALE_TOKENS} of reasoning" * self.cot
+
+    @property
+    def _several(self) -> bool:
+        """Whether an answer may have several labels."""
+        return self.task.kind == "multi_label" and self.objective == "generate"
+
+    @property
+    def _most_labels(self) -> int:
+        """How many labels an answer may have."""
+        return min(self.task.most_labels, len(self.task.labels)) if self._several else 1
 
     def _check_answers(self) -> None:
         """Raise a `UserError` naming a label that this tokenizer cannot write so that it is read back as it was."""
         labels = self.task.labels
-        before = self.task.reasoning("-") if self.cot else ""
         for label, ids in zip(labels, self._spelling.ids(labels), strict=True):
             where = f"task {self.task.name}: label {one_line(repr(label))}"
             if markup := self._spelling.markup.intersection(ids):
@@ -168,12 +184,18 @@ class Encoder(PromptEncoder):
                 )
             behind_another = [(labels[0], label)] if self.pieces.later and label != labels[0] else []
             for answer in [(label,), *behind_another]:
-                written = self.decode(self.answer_ids(answer))
-                read = self.task.parse(before + written, self.cot)
-                if not read.valid or read.labels != answer:
-                    meant = one_line(repr(self.answer_text(answer).strip()))
-                    raise UserError(f"{where} cannot be written: of {meant}, the tokenizer of --model_path makes "
-                                    f"{one_line(repr(written))}")  # fmt: skip
+                self._check_written(answer, where)
+        if self.pieces.none:
+            self._check_written((), f"task {self.task.name}: {NONE!r}")
+
+    def _check_written(self, answer: tuple[str, ...], where: str) -> None:
+        before = self.task.reasoning("-") if self.cot else ""
+        written = self.decode(self.answer_ids(answer))
+        read = self.task.parse(before + written, self.cot)
+        if not read.valid or read.labels != answer:
+            meant = one_line(repr(self.answer_text(answer).strip()))
+            raise UserError(f"{where} cannot be written: of {meant}, the tokenizer of --model_path makes "
+                            f"{one_line(repr(written))}")  # fmt: skip
 
     def text_spans(self, text: str) -> list[tuple[int, int]]:
         """Where in `text` the tokens stand that its prompt has between head and tail; see `Spelling.plain_spans`.
@@ -187,11 +209,10 @@ class Encoder(PromptEncoder):
 
     @cached_property
     def answer_tokens(self) -> int:
-        """Room kept for the answer, end included: the longest one of `MAX_ANSWER_LABELS` labels."""
+        """Room kept for the answer, end included: the longest one of as many labels as there may be."""
         if self.objective == "classify":
             return 0
-        several = self.task.kind == "multi_label" and self.objective == "generate"
-        count = min(MAX_ANSWER_LABELS, len(self.task.labels)) if several else 1
+        count = self._most_labels
         inside, first = (
             [len(ids) for ids in self._spelling.ids([before + label for label in self.task.labels])]
             for before in (" ", "")
@@ -205,21 +226,23 @@ class Encoder(PromptEncoder):
 
     def _longest_answer(self, count: int) -> int:
         """Tokens of the longest answer of up to `count` labels, as it is put together from pieces."""
-        first, later, ends = ([len(ids) for ids in pieces] for pieces in astuple(self.pieces))
+        pieces = self.pieces
+        first, later, ends = ([len(ids) for ids in each] for each in (pieces.first, pieces.later, pieces.ends))
         others = sorted(range(len(later)), key=later.__getitem__, reverse=True)[:count]
         behind = (sum(later[j] for j in [j for j in others if j != i][: count - 1]) for i in range(len(first)))
-        return max(map(sum, zip(first, behind, strict=True))) + max(ends)
+        return max(max(map(sum, zip(first, behind, strict=True))) + max(ends), len(pieces.none))
 
     @cached_property
     def pieces(self) -> AnswerPieces:
         """What answers are put together from."""
-        labels, several = self.task.labels, self.task.kind == "multi_label" and self.objective == "generate"
+        labels = self.task.labels
         first = self._spelling.ids([self.answer_text([label], closed=False) for label in labels])
         whole = self._spelling.ids([self.answer_text([label]) for label in labels])
         closing = self.answer_text([""]).removeprefix(self.answer_text([""], closed=False))
         closing_ids = self.token_ids(closing) if closing else []
         ends = [[*_behind(ids, begin, closing_ids), self.end_id] for ids, begin in zip(whole, first, strict=True)]
-        return AnswerPieces(first, self._later_pieces() if several else [], ends)
+        none = [*self.token_ids(self.answer_text(())), self.end_id] if self.task.allow_none else []
+        return AnswerPieces(first, self._later_pieces() if self._several else [], ends, none)
 
     def _later_pieces(self) -> list[list[int]]:
         labels = self.task.labels
@@ -235,14 +258,16 @@ class Encoder(PromptEncoder):
         """An answer of these labels as it stands behind a prompt, or behind the reasoning.
 
         Args:
-            labels: in the order in which they are written.
+            labels: in the order in which they are written; none where the task allows it.
             closed: False leaves out what stands behind the last label.
         """
         before, behind = ("<answer>", "</answer>") if self.cot else (self.prompt.answer_prefix, "")
-        return before + SEPARATOR.join(labels) + (behind if closed else "")
+        return before + self.task.answer(labels) + (behind if closed else "")
 
     def answer_ids(self, labels: Sequence[str]) -> list[int]:
         """Token ids of `answer_text` and the end token."""
+        if not labels and self.pieces.none:
+            return list(self.pieces.none)
         first, *later = (self.task.ids[label] for label in labels)
         ids = list(self.pieces.first[first])
         for label in later:

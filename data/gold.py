@@ -51,7 +51,7 @@ class GoldReader:
         """Labels of a row in a file that has ids and names, as far as this pair of them has not been read before."""
         ids, names = _parts(row.label), _parts(row.name)
         if not ids:
-            return _gold(row.name, self.task)
+            return _gold(row.name or row.label, self.task)
         if not all(map(_ID.fullmatch, ids)) or all(id in self.task.ids for id in ids):
             return _gold(row.label, self.task)  # names by themselves; those of stars may be numbers
         self._check_pairs(ids, names, row.line)
@@ -93,7 +93,9 @@ def _joined(values: list[str]) -> str:
 
 
 def is_gold(cell: str, task: Task) -> bool:
-    """Whether a cell of a table could be the gold of the task."""
+    """Whether a cell of a table could be the gold of the task; an empty one tells nothing."""
+    if not cell.strip():
+        return False
     try:
         _gold(cell, task)
     except _BareIdError:
@@ -104,10 +106,12 @@ def is_gold(cell: str, task: Task) -> bool:
 
 
 def _gold(value: Any, task: Task) -> tuple[str, ...]:
-    """`3`, `"3,17"`, `"joy"`, `["joy", 3]` -> labels in the task's order."""
+    """`3`, `"3,17"`, `"joy"`, `["joy", 3]` -> labels in the task's order; `[]` and `""`, where it allows none, none."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    if not values:
-        raise RowError("no label")
+    if not values or (type(value) is str and not value.strip()):
+        if task.allow_none:
+            return ()
+        raise RowError("no label" + ", which needs --allow_none" * (task.kind == "multi_label"))
     if len(values) == 1 and type(values[0]) is str and task.named(values[0].strip()) is None:
         values = values[0].split(",")
     labels = {_label(v, task) for v in values}
@@ -119,6 +123,8 @@ def _gold(value: Any, task: Task) -> tuple[str, ...]:
 
 
 def _label(value: Any, task: Task) -> str:
+    if missing(value) and task.allow_none:
+        raise RowError("no label is given; where none applies, write [] or an empty cell")
     if missing(value) or value == "":
         raise RowError("no label")
     if not isinstance(value, (str, int, float)):

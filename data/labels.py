@@ -7,7 +7,7 @@ A text walks down once: `LabelTask.messages` (or `.plain_prompt`) -> `data/encod
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -25,10 +25,14 @@ _REASONED = re.compile(r"\s*<think>(?P<rationale>.*?)</think>\s*<answer>(?P<answ
 _TAGS = re.compile(r"</?(?:think|answer)>")
 THINK = "<think>\n"  # opens the reasoning
 
+DEFAULT_MOST_LABELS = 5  # of an answer, where no training data says more: GoEmotions never has more
+NONE = "none"  # the answer that no label applies
+
 ANSWER_FORM = {
     "single_label": "Answer with one of them.",
     "multi_label": "Answer with all that apply, separated by commas.",
 }
+NONE_FORM = f"Answer with all that apply, separated by commas, or with {NONE} if none applies."
 KINDS = {"single_label": "one label a text", "multi_label": "one or more labels a text"}
 COT_FORM = "Reason first, between <think> and </think>. Then, between <answer> and </answer>: {form}"
 # Instruction and labels first, text last: the prompts of a data set share all of their beginning.
@@ -50,7 +54,8 @@ class Prediction:
     """What one completion says.
 
     Attributes:
-        labels: labels of the task, in the task's order, without repeats. Empty when none could be read.
+        labels: labels of the task, in the task's order, without repeats. Empty when none could be read, and (`valid`
+            then) when the answer is that none applies.
         valid: the completion is an answer to the letter: only known labels, each once, nothing around them. Free text
             is one if it came to its end.
         rationale: the reasoning between `<think>` tags, if there is any.
@@ -75,6 +80,10 @@ class Prediction:
         """The first label, or None: the one that counts in a single-label task."""
         return self.labels[0] if self.labels else None
 
+    def in_words(self, unread: str) -> str:
+        """The labels as a person reads them; `unread` stands for an answer in which there was nothing to read."""
+        return ", ".join(self.labels) or (NONE if self.valid else unread)
+
 
 @dataclass(frozen=True)
 class LabelTask(Prompted):
@@ -83,6 +92,9 @@ class LabelTask(Prompted):
     Attributes:
         name: name of a built-in task, or of the user's own.
         kind: "multi_label" (one or more labels a text) or "single_label" (exactly one).
+        allow_none: a text of a multi-label task may also have no label, to which the answer is `NONE`.
+        most_labels: how many labels an answer to a multi-label task may have. It follows from the training data, so it
+            is in task.json, but tasks that differ in it only are equal.
         labels: the label set; a label's place in it is its id.
         template: the prompt; `{labels}`, `{text}` and (optionally) `{answer_form}` are filled in.
         use_chat_template: wrap the prompt in the tokenizer's chat template where it has one. False: the template is
@@ -96,7 +108,8 @@ class LabelTask(Prompted):
 
     Raises:
         ValueError: fewer than two labels, a repeated one (upper and lower case are one), one that cannot be written
-            (`label_problem`), or a template that does not hold `{text}` once.
+            (`label_problem`), a template that does not hold `{text}` once, answers of fewer than one label, or
+            `allow_none` where a text has one label or a label is called `NONE`.
     """
 
     sampling: ClassVar[None] = None  # nothing is drawn: an answer is one of a list
@@ -113,6 +126,8 @@ class LabelTask(Prompted):
     labels: tuple[str, ...]
     template: str
     use_chat_template: bool = True
+    allow_none: bool = field(default=False, kw_only=True)
+    most_labels: int = field(default=DEFAULT_MOST_LABELS, compare=False, kw_only=True, metadata={"stored": True})
     instruction_first: str = field(default=CUSTOM_TEMPLATE, compare=False, kw_only=True)
     header_allowed: bool = field(default=True, compare=False, kw_only=True)
     published_order: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
@@ -129,6 +144,13 @@ class LabelTask(Prompted):
             raise ValueError(f"task {self.name}: a label stands twice (upper and lower case count as one)")
         if (count := self.template.count("{text}")) != 1:
             raise ValueError(f"task {self.name}: the prompt template has {{text}} {count} times, expected once")
+        if self.most_labels < 1:
+            raise ValueError(f"task {self.name}: an answer has at most {self.most_labels} labels, expected 1 or more")
+        if self.allow_none and self.kind == "single_label":
+            raise ValueError(f"task {self.name}: is single_label, so each text has a label")
+        if self.allow_none and NONE in self._by_folded:
+            label = self._by_folded[NONE]
+            raise ValueError(f"task {self.name}: label {label!r} is what the answer is called that no label applies")
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -162,14 +184,14 @@ class LabelTask(Prompted):
     @property
     def kind_in_words(self) -> str:
         """The kind as a person says it."""
-        return KINDS[self.kind]
+        return "any number of labels a text, or none" if self.allow_none else KINDS[self.kind]
 
     def prompt(self, text: str, cot: bool = False) -> str:
         """The question about one text, without any chat markup."""
-        form = ANSWER_FORM[self.kind]
+        form = NONE_FORM if self.allow_none else ANSWER_FORM[self.kind]
         form = COT_FORM.format(form=form) if cot else form
         template = self.template
-        if cot and "{answer_form}" not in template:
+        if (cot or self.allow_none) and "{answer_form}" not in template and template != TEXT_ONLY:
             template = "{answer_form}\n" + template
         filled = {"text": text, "labels": SEPARATOR.join(self.labels), "answer_form": form}
         return _GAPS.sub(lambda gap: filled[gap[1]], template)  # at once: what is filled in may hold braces of its own
@@ -188,7 +210,8 @@ class LabelTask(Prompted):
         return [(0, min(sizes[0], room))], sizes[0] > room
 
     def target(self, gold: Iterable[str], rationale: str | None = None) -> str:
-        """The answer to train on: gold labels in the task's order, inside tags after the reasoning if there is one.
+        """The answer to train on: gold labels in the task's order, or that there are none, inside tags after the
+        reasoning if there is one.
 
         >>> LabelTask("moods", "multi_label", ("calm", "tense"), "{text}").target(["tense", "calm"])
         'calm, tense'
@@ -196,8 +219,12 @@ class LabelTask(Prompted):
         Raises:
             KeyError: a gold label that the task does not have.
         """
-        answer = SEPARATOR.join(self.in_order(gold))
+        answer = self.answer(self.in_order(gold))
         return answer if rationale is None else f"{self.reasoning(rationale)}<answer>{answer}</answer>"
+
+    def answer(self, labels: Sequence[str]) -> str:
+        """How these labels are written, in this order."""
+        return SEPARATOR.join(labels) if labels or not self.allow_none else NONE
 
     def reasoning(self, rationale: str) -> str:
         """What stands before the answer where a model reasons."""
@@ -225,6 +252,8 @@ class LabelTask(Prompted):
     def _read(self, answer: str) -> tuple[tuple[str, ...], bool]:
         """Labels in `answer`, and whether there was nothing else in it."""
         pieces = [folded(piece) for piece in SEPARATORS.split(answer.strip(" \t\r\n,，、"))]
+        if self.allow_none and [piece.rstrip(_CLOSING) for piece in pieces] == [NONE]:
+            return (), True
         # as it stands first: a label may end with a full stop of its own
         known = [self._by_folded.get(p) or self._by_folded.get(p.rstrip(_CLOSING)) for p in pieces]
         if all(known):
@@ -240,6 +269,10 @@ class LabelTask(Prompted):
     def in_language_of(self, examples: Iterable["Example"]) -> "LabelTask":
         """The task itself: its words are those of its labels."""
         return self
+
+    def answered_as_in(self, train: Sequence["Example"]) -> "LabelTask":
+        """The task with answers of as many labels as a training row has at most."""
+        return replace(self, most_labels=max([1, *(len(example.gold) for example in train)]))
 
     def read(
         self, path: str | Path, flag: str, labels_required: bool = True, cot: bool = False,
@@ -282,7 +315,8 @@ class LabelTask(Prompted):
 
     def given(self, example: "Example") -> dict[str, Any]:
         """What a row of predictions.jsonl has of the example itself."""
-        return {"id": example.id, "text": example.text, "gold": list(example.labels) or None}
+        gold = None if example.labels is None else list(example.labels)
+        return {"id": example.id, "text": example.text, "gold": gold}
 
     def result_row(self, example: "Example", prediction: Prediction) -> dict[str, Any]:
         """What predictions.jsonl says of one text."""

@@ -11,7 +11,7 @@ from typing import Any
 from data.arguments import UserError, one_line
 from data.formats import read_rows
 from data.gold import GoldReader, is_gold
-from data.labels import LabelTask, holds_tags
+from data.labels import NONE, LabelTask, holds_tags
 from data.records import Row
 from data.row_values import RowError, checked_id, checked_text, missing, rejection, seen_text
 from data.summaries.cases import Case
@@ -21,11 +21,11 @@ from data.text_files import check_readable
 
 @dataclass(frozen=True)
 class Example:
-    """One text with its gold labels (in the task's order; empty when the file has none)."""
+    """One text with its gold labels (in the task's order; none where no label applies; None = the file has no gold)."""
 
     id: str
     text: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     rationale: str | None = None
 
     @property
@@ -34,8 +34,8 @@ class Example:
         return self.text
 
     @property
-    def gold(self) -> tuple[str, ...]:
-        """What it should answer."""
+    def gold(self) -> tuple[str, ...] | None:
+        """What it should answer, if that is known."""
         return self.labels
 
     @property
@@ -46,7 +46,7 @@ class Example:
     @property
     def strata(self) -> tuple[str, ...]:
         """By what a split is stratified."""
-        return self.labels
+        return self.labels or (NONE,)
 
 
 TaskRow = Example | Case  # what a task reads: its `asked` is what a model is asked about, its `gold` the right answer
@@ -103,8 +103,8 @@ def read_examples(
             bad += 1
             continue
         if labelled is None:
-            labelled, first_line = bool(example.labels), row.line
-        if labelled != bool(example.labels):
+            labelled, first_line = example.labels is not None, row.line
+        if labelled != (example.labels is not None):
             line = row.line if labelled else first_line
             raise UserError(f"{path}:{line}: no label, while other rows have one")
         yield example
@@ -134,7 +134,7 @@ class ExampleFile:
         count = 0
         for count, example in enumerate(self._read(rejected), start=1):
             if count == 1:
-                self.labelled = bool(example.gold)
+                self.labelled = example.gold is not None
         if rejected:
             print(f"{one_line(path)}: {len(rejected)} bad rows skipped")
         count = min(count, limit or count)
@@ -162,13 +162,13 @@ def _example(row: Row, gold: GoldReader, labels_required: bool, cot: bool, most_
         raise RowError(row.problem)
     line, text, label, identity, rationale = row[:5]
     text = seen_text("text", text)
-    labels = () if not labels_required and missing(label) and not row.name else gold.labels(row)
+    labels = None if not labels_required and missing(label) and not row.name else gold.labels(row)
     rationale = None if missing(rationale) else checked_text("rationale", rationale) or None
     if cot and not rationale:
         raise RowError("no rationale, which --cot needs (a column named rationale)")
     if cot and holds_tags(rationale):
         raise RowError("the rationale holds a tag of those that stand around reasoning and answer")
-    if most_labels is not None and len(labels) > most_labels:
+    if most_labels is not None and labels and len(labels) > most_labels:
         raise RowError(f"{len(labels)} labels, while an answer holds at most {most_labels}")
     return Example(str(line) if missing(identity) else checked_id(identity) or str(line), text, labels, rationale)
 
@@ -226,13 +226,15 @@ def data_report(
 
 
 def label_report(train: Sequence[Example]) -> dict[str, Any]:
-    """Label counts of training rows, how many repeat an earlier text, and texts that carry different labels."""
+    """Label counts of training rows, how many have no label or repeat an earlier text, and texts that carry different
+    labels."""
     gold_of: dict[str, set] = defaultdict(set)
     for example in train:
         gold_of[_key(example.text)].add(example.labels)
     counts = Counter(label for example in train for label in example.labels)
     return {
         "train_label_counts": dict(counts.most_common()),
+        "train_rows_without_a_label": sum(not example.labels for example in train),
         "train_repeated_rows": len(train) - len(gold_of),
         "train_texts_with_different_labels": sum(len(gold) > 1 for gold in gold_of.values()),
     }

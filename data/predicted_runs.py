@@ -12,7 +12,7 @@ import numpy
 from data.arguments import UserError, one_line
 from data.contract import Contract
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, TASK_FILE, file_hash, read_json
-from data.labels import CUSTOM_TEMPLATE, LabelTask, Prediction, label_problem
+from data.labels import CUSTOM_TEMPLATE, NONE, LabelTask, Prediction, folded, label_problem
 from data.prediction_rows import check_row, rows_of
 from data.summaries.cases import PROCESS
 from data.summaries.task import KIND, SUMMARY_TASKS, SummaryTask
@@ -77,7 +77,8 @@ class PredictedRun:
         Raises:
             UserError: there is neither, or a row's labels are not of the task.
         """
-        task = self.contract.task if self.contract else _task_of_results(Path(self.folder) / RESULTS_FILE)
+        without = any(row["gold"] == [] for row in self.rows)
+        task = self.contract.task if self.contract else _task_of_results(Path(self.folder) / RESULTS_FILE, without)
         for number, row in enumerate(self.rows, start=1):
             check_row(row, f"{self.path}:{number}", task)
         return task
@@ -187,8 +188,13 @@ def trained_directory(folder: str | Path) -> Path | None:
     return next((place for place in places if (place / TASK_FILE).is_file()), None)
 
 
-def _task_of_results(path: Path) -> Task:
-    """The task of an untuned model's predictions, as far as its scores tell: labels, and whether a text has one."""
+def _task_of_results(path: Path, without: bool) -> Task:
+    """The task of an untuned model's predictions, as far as its scores tell: labels, and whether a text has one.
+
+    Args:
+        path: the scores.
+        without: whether a row has no gold label, though labels were looked for.
+    """
     results = read_json(path, missing_ok=True, fields={"per_label": dict, "confusion_matrix": list})
     labels = tuple(results.get("per_label", ()))
     if not labels:
@@ -197,4 +203,5 @@ def _task_of_results(path: Path) -> Task:
         if problem := label_problem(label):
             raise UserError(f"{path}: label {one_line(repr(label), 60)} {problem}")
     kind = "single_label" if "confusion_matrix" in results else "multi_label"
-    return LabelTask(path.parent.name or "task", kind, labels, CUSTOM_TEMPLATE)
+    allow_none = without and kind == "multi_label" and NONE not in map(folded, labels)
+    return LabelTask(path.parent.name or "task", kind, labels, CUSTOM_TEMPLATE, allow_none=allow_none)

@@ -22,8 +22,9 @@ class Prompted(ABC):
         return hashlib.sha256(self.template.encode()).hexdigest()[:16]
 
     def stored(self) -> dict[str, Any]:
-        """What task.json says of the task: the fields that make two tasks differ."""
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
+        """What task.json says of the task: the fields that make two tasks differ, and what it has of the data."""
+        kept = (each.name for each in fields(self) if each.compare or each.metadata.get("stored"))
+        return {name: getattr(self, name) for name in kept}
 
     def messages(self, text: str, cot: bool = False) -> list[dict[str, str]]:
         """The question as a chat of one user turn."""

@@ -129,6 +129,29 @@ def with_prompt(task: Task, prompt: Literal["task", "instruction_first", "text_o
     return replace(task, template=task.instruction_first, use_chat_template=True)
 
 
+def with_none(task: Task, allow_none: bool | None, objective: str = "generate") -> Task:
+    """`task`, to which that no label applies is an answer if `--allow_none` says so.
+
+    Args:
+        task: the task.
+        allow_none: the flag.
+        objective: how it is answered.
+
+    Raises:
+        UserError: a task or an objective with which it cannot be.
+    """
+    if not allow_none:
+        return task
+    if not task.labels:
+        raise UserError(f"--allow_none: task {task.name} has no labels")
+    if objective == "score":
+        raise UserError("--allow_none: needs --objective generate or classify; score asks which of the labels is right")
+    try:
+        return replace(task, allow_none=True)
+    except ValueError as error:
+        raise UserError(f"--allow_none: {error}") from error
+
+
 def check_has_labels(task: Task, task_name: str | None, model_path: str | None, needed_by: str) -> None:
     """Raise a `UserError` naming the flag that gave a task without labels.
 

@@ -103,7 +103,7 @@ def text_entry(predictor: Predictor, example: Example, prediction: Prediction, d
     return {
         "id": example.id,
         "text": example.text,
-        "gold": list(example.labels) or None,
+        "gold": None if example.labels is None else list(example.labels),
         "labels": list(prediction.labels),
         "words": [example.text[begin:end] for begin, end in read.words],
         "spans": [list(span) for span in read.words],

@@ -110,12 +110,13 @@ def voted(answers: Sequence[Sequence[str]], weights: Sequence[float], task: Task
     """What the runs' answers to one text come to by vote.
 
     Args:
-        answers: labels that each run gave; a run that gave none does not vote.
+        answers: labels that each run gave; a run that gave none does not vote, unless the task allows none.
         weights: how much each run counts; together 1.
         task: the labels.
 
     Returns:
-        Labels in the task's order; none where no run gave any.
+        Labels in the task's order; none where no run gave any, or, where the task allows none, no label has half of
+        the votes.
     """
     single = task.kind == "single_label"
     ballots = [answer[:1] if single else answer for answer in answers]
@@ -127,7 +128,8 @@ def voted(answers: Sequence[Sequence[str]], weights: Sequence[float], task: Task
     favourites = [label for label in task.labels if votes[label] > 0 and votes[label] >= most - _ROUNDING]
     if single:
         return next((tuple(ballot) for ballot in ballots if ballot and ballot[0] in favourites), ())
-    return tuple(label for label in task.labels if votes[label] >= 0.5 - _ROUNDING) or tuple(favourites)
+    chosen = tuple(label for label in task.labels if votes[label] >= 0.5 - _ROUNDING)
+    return chosen or (() if task.allow_none else tuple(favourites))
 
 
 def mean_thresholds(members: Sequence[PredictedRun], weights: Sequence[float]) -> dict[str, float] | None:
@@ -154,7 +156,8 @@ def combine(
             raise UserError(f"--how mean: {member.path}: id {row['id']!r} has no probabilities; use vote")
     if how == "vote" or not all(member.has_probabilities for member in members):
         answers = zip(*([row["labels"] for row in member.rows] for member in members), strict=True)
-        return [Prediction(given, valid=bool(given)) for given in (voted(a, weights, task) for a in answers)], None
+        chosen = (voted(answer, weights, task) for answer in answers)
+        return [Prediction(labels, valid=bool(labels) or task.allow_none) for labels in chosen], None
     means = sum(weight * member.probabilities(task) for member, weight in zip(members, weights, strict=True))
     probabilities = numpy.clip(means, 0, 1)  # the last digit of a sum
     decided = decide(probabilities, task, mean_thresholds(members, weights))
@@ -163,7 +166,7 @@ def combine(
     return [
         Prediction(
             labels,
-            valid=bool(labels),
+            valid=bool(labels) or task.allow_none,
             confidence=set_probability(row, labels, task, activation),
             probabilities=dict(zip(task.labels, row.tolist(), strict=True)),
         )
@@ -206,7 +209,7 @@ def main(args: Args) -> None:
     with exclusive(args.output_dir, PREDICTIONS_FILE), new_predictions(args.output_dir, rows) as written:
         for _ in written:
             pass
-        if not all(gold):
+        if None in gold:
             remove_results(args.output_dir)
         else:
             how = "vote" if probabilities is None else "mean"
@@ -221,7 +224,8 @@ def main(args: Args) -> None:
 
 def _prediction_row(rows: Sequence[dict[str, Any]], prediction: Prediction, task: LabelTask) -> dict[str, Any]:
     """The ensemble's row for a text, from those of its members."""
-    example = Example(rows[0]["id"], rows[0]["text"], tuple(rows[0]["gold"] or ()))
+    gold = rows[0]["gold"]
+    example = Example(rows[0]["id"], rows[0]["text"], None if gold is None else tuple(gold))
     cut = any(row.get("truncated", False) for row in rows)
     return task.result_row(example, replace(prediction, truncated=cut))
 

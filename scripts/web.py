@@ -197,7 +197,7 @@ def texts_of(path: str, task: Task) -> Iterator[str]:
 
 
 def _labels(prediction: Prediction) -> str:
-    return ", ".join(prediction.labels) or "–"
+    return prediction.in_words("–")
 
 
 def build(predictor: Predictor, title: str) -> "Blocks":

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from data.answers import AnswerTrie, answer_grammar
-from data.encoding import MAX_ANSWER_LABELS, Encoder
+from data.encoding import Encoder
 from data.engine import constrained
 from data.engine.constrained import ConstrainedWriter
 from data.engine.models import load_model
@@ -52,7 +52,7 @@ def sentences(grammar: str, rule: str = "root"):
 def answers_of(task: Task) -> set[tuple[str, ...]]:
     if task.kind == "single_label":
         return {(label,) for label in task.labels}
-    most = min(MAX_ANSWER_LABELS, len(task.labels))
+    most = most_labels(task)
     return {chosen for count in range(1, most + 1) for chosen in combinations(task.labels, count)}
 
 
@@ -87,7 +87,7 @@ def test_what_training_writes_is_a_path(tokenizer, name):
     task = BUILT_IN_TASKS[name]
     encoder = Encoder(task, tokenizer)
     trie = AnswerTrie(encoder)
-    several = [task.labels[:2], task.labels[-3:], task.labels[:MAX_ANSWER_LABELS]]
+    several = [task.labels[:2], task.labels[-3:], task.labels[:DEFAULT_MOST_LABELS]]
     for labels in [*((label,) for label in task.labels), *(several if task.kind == "multi_label" else [])]:
         node = trie.root
         for token in encoder.target_ids(labels):
@@ -179,7 +179,7 @@ def test_an_answer_of_many_labels_ends(tokenizer):
     task = BUILT_IN_TASKS["goemotions-original"]
     encoder = Encoder(task, tokenizer)
     node = AnswerTrie(encoder).root
-    for token in encoder.target_ids(task.labels[:MAX_ANSWER_LABELS])[:-1]:
+    for token in encoder.target_ids(task.labels[:DEFAULT_MOST_LABELS])[:-1]:
         node = node.children[token]
     assert list(node.children) == [encoder.end_id]
 

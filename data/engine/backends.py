@@ -36,7 +36,8 @@ class PredictionSettings:
 
     Attributes:
         model_path: hub id or directory (see `data.engine.models.load_model`).
-        task, label_path, cot, max_length, objective: only for an untuned model; a trained one knows (`contract_for`).
+        task, label_path, cot, max_length, objective, allow_none: only for an untuned model; a trained one knows
+            (`contract_for`).
         backend: see `data.engine.predictor.pick_backend`.
         constrained: let a model that writes its answers write valid ones only.
         probabilities: give those of every label also where (valid) answers are written.
@@ -56,6 +57,7 @@ class PredictionSettings:
     task: str | None = None
     label_path: str | None = None
     cot: bool | None = None
+    allow_none: bool | None = None
     max_length: int | None = None
     objective: Objective | None = None
     backend: BackendName | None = None
@@ -114,7 +116,7 @@ class Backend(Protocol):
 
     def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
         """Scores of the valid answers that are compared behind each of B prompts: of the task's K labels alone, and of
-        the answer that the model writes, where that has several labels.
+        the answer that the model writes, where that has several labels, or none.
 
         Returns:
             For each prompt that answer or None, and K + 1 or K summed log-probabilities in nats, its own the last.
@@ -348,7 +350,7 @@ class TransformersBackend:
         if self.contract.task.kind == "multi_label":
             for row, (ids, log_prob) in enumerate(zip(*self._writer.write(prompts), strict=True)):
                 written = read_answer(self.encoder, self.contract, ids, log_prob)
-                if written.valid and len(written.labels) > 1:
+                if written.valid and len(written.labels) != 1:
                     several[row] = written
                     candidates[row] = [*candidates[row], ids]
         pairs = [(prompt, answer) for prompt, answers in zip(prompts, candidates, strict=True) for answer in answers]

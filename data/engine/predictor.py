@@ -54,8 +54,9 @@ class Predictor:
         check_model_path(model_path)
         asked = PredictionSettings(model_path, task, **settings)
         contract = contract_for(
-            model_path, task, asked.label_path, asked.cot, asked.max_length, asked.objective, asked.sampling
-        )
+            model_path, task, asked.label_path, asked.cot, asked.max_length, asked.objective, asked.sampling,
+            asked.allow_none,
+        )  # fmt: skip
         asked = replace(asked, backend=pick_backend(model_path, asked.backend))
         if contract.objective != "classify" and asked.backend == "bert":
             raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")

@@ -59,19 +59,23 @@ def balanced_weights(examples: Sequence[Example], labels: Sequence[str], yes_or_
         examples: the training rows; n of them, n_c with label c.
         labels: the task's K labels.
         yes_or_no: weigh each label's positive rows against its negative ones: (n - n_c) / n_c, at most
-            `MAX_POSITIVE_WEIGHT`. Else weigh rows by label: n / (K n_c), as scikit-learn's "balanced" does.
+            `MAX_POSITIVE_WEIGHT`. Else weigh rows by label: n / (K n_c), as scikit-learn's "balanced" does; to have
+            no label then counts as one more.
 
     Returns:
-        (K,) weights; 1 for a label without a row.
+        (K,) weights; 1 for a label without a row. Where rows are weighed and some have no label, (K + 1,): theirs is
+        the last.
     """
-    weights = []
-    for frequency in label_frequencies(examples, labels):
+    weights, frequencies = [], label_frequencies(examples, labels)
+    if not yes_or_no and (without := sum(not example.labels for example in examples)):
+        frequencies.append(without / len(examples))
+    for frequency in frequencies:
         if not frequency:
             weights.append(1.0)
         elif yes_or_no:
             weights.append(min((1 - frequency) / frequency, MAX_POSITIVE_WEIGHT))
         else:
-            weights.append(1 / (len(labels) * frequency))
+            weights.append(1 / (len(frequencies) * frequency))
     return tuple(weights)
 
 
@@ -82,9 +86,11 @@ def label_frequencies(examples: Sequence[Example], labels: Sequence[str]) -> lis
 
 
 def row_weight(labels: Sequence[str], task_labels: Sequence[str], weights: Sequence[float] | None) -> float:
-    """How much a row counts: the mean weight of its labels."""
+    """How much a row counts: the mean weight of its labels, without any the one behind those, if there is one."""
     if weights is None:
         return 1.0
+    if not labels:
+        return weights[-1] if len(weights) > len(task_labels) else 1.0
     return sum(weights[task_labels.index(label)] for label in labels) / len(labels)
 
 
@@ -165,15 +171,15 @@ def answer_rows(
 
 
 def text_rows(examples: Sequence[Example], encoder: Encoder, weights: Sequence[float] | None = None) -> "Dataset":
-    """Examples -> a data set of `input_ids` (the prompt), `labels` (id of the first one), `gold` (K,), `weight` and
-    `id` (the row's)."""
+    """Examples -> a data set of `input_ids` (the prompt), `labels` (id of the first one; 0 where there is none, for
+    rows are counted by it), `gold` (K,), `weight` and `id` (the row's)."""
     from datasets import Dataset
 
     task = encoder.task
     return Dataset.from_dict(
         {
             "input_ids": prompt_ids(examples, encoder),
-            "labels": [task.ids[e.labels[0]] for e in examples],
+            "labels": [task.ids[e.labels[0]] if e.labels else 0 for e in examples],
             "gold": [[float(label in e.labels) for label in task.labels] for e in examples],
             "weight": [row_weight(e.labels, task.labels, weights) for e in examples],
             "id": [e.id for e in examples],

@@ -20,13 +20,15 @@ Completions = Sequence[Sequence[int]]  # B answers as token ids
 
 
 def jaccard_reward(prediction: Prediction, gold: Sequence[str]) -> float:
-    """|P∩G| / |P∪G| of predicted and gold labels; 1 when both are empty.
+    """|P∩G| / |P∪G| of predicted and gold labels; 1 for the answer that none applies, where that is right.
 
     >>> jaccard_reward(Prediction(("joy", "love"), valid=True), ("joy",))
     0.5
-    >>> jaccard_reward(Prediction((), valid=False), ("joy",))
-    0.0
+    >>> jaccard_reward(Prediction((), valid=True), ()), jaccard_reward(Prediction((), valid=False), ())  # "none", "hm"
+    (1.0, 0.0)
     """
+    if not prediction.labels and not prediction.valid:
+        return 0.0
     return jaccard(prediction.labels, gold)
 
 

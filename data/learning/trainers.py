@@ -73,7 +73,8 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
         task: the labels.
         kind_known: whether `task.kind` is certain; else one label on every row makes it "single_label".
         rationales: training and validation rows have to bring their reasoning.
-        most_labels: that a training or validation row may have; None = all.
+        most_labels: that a training or validation row may have; None = any number, and the most that a training row has
+            is what an answer may have.
 
     Raises:
         UserError: a broken file or row, or nothing to validate on where the flags ask for it.
@@ -93,10 +94,12 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
 
     train, dev, test = load("train_data_path"), load("dev_data_path"), load("test_data_path")
     task = task.in_language_of(train)
-    kind_known = kind_known or task in BUILT_IN_TASKS.values()
+    kind_known = kind_known or task.allow_none or task in BUILT_IN_TASKS.values()
     if not kind_known and all(len(e.labels) == 1 for e in train + dev + test):
         print(f"task {task.name}: every row has one label, so it is learnt as single_label")
         task = replace(task, kind="single_label")
+    if most_labels is None:
+        task = task.answered_as_in(train)
     if not dev and args.val_ratio:
         train, dev = split_validation(train, args.val_ratio, args.seed)
     if not dev and args.metric_for_best is not None:
@@ -104,6 +107,16 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
     paths = {flag: getattr(args, flag) for flag in DATA_FLAGS if getattr(args, flag) is not None}
     hashes = {flag: file_hash(path) for flag, path in paths.items()} | start_hashes(args.model_path)
     return Data(task, train, dev, test, rejected, hashes)
+
+
+def say_what_is_over(data: Data) -> None:
+    """A line on the console where validation rows have more labels than a written answer may have."""
+    if not data.task.labels or not is_first_process():
+        return
+    most = data.task.most_labels
+    if over := sum(len(example.gold) > most for example in data.dev):
+        print(f"{over} of {len(data.dev)} validation rows have more labels than any training row ({most}), so that no "
+              "answer can be wholly right")  # fmt: skip
 
 
 def subsample(examples: Sequence[TaskRow], size: int, seed: int) -> Sequence[TaskRow]:

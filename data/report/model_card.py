@@ -86,7 +86,7 @@ except UserError as error:
     sys.exit(f"error: {error}")
 for text, prediction in zip(texts, predictions, strict=True):
     print(text)
-    print(f"  labels: {', '.join(prediction.labels) or '(none could be read)'}")
+    print(f"  labels: {prediction.in_words('(none could be read)')}")
     if prediction.confidence is not None:
         print(f"  confidence: {prediction.confidence:.3f}")
     for label, probability in (prediction.probabilities or {}).items():

@@ -48,9 +48,9 @@ class Case:
         return self
 
     @property
-    def gold(self) -> tuple[str, ...]:
+    def gold(self) -> tuple[str, ...] | None:
         """What it should answer: the summary, if there is one."""
-        return () if self.summary is None else (self.summary,)
+        return None if self.summary is None else (self.summary,)
 
     @property
     def beginning(self) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ class SummaryTask(Prompted):
     """
 
     labels: ClassVar[tuple[str, ...]] = ()
+    allow_none: ClassVar[bool] = False  # there is a summary of every case
     sampling: ClassVar[Sampling] = Sampling()  # where nothing else is asked for
     default_metric: ClassVar[str] = "loss"  # hundreds of summaries take longer to write than to learn from
     metrics: ClassVar[tuple[str, ...]] = ("rouge1_f1", "rouge2_f1", "rougeL_f1", "bleu")
@@ -86,6 +87,10 @@ class SummaryTask(Prompted):
         if self.name != KIND:
             return self
         return SUMMARY_TASKS[f"{KIND}-{main_language([case.text for case in islice(cases, _LOOKED_AT)])}"]
+
+    def answered_as_in(self, train: Sequence[Case]) -> "SummaryTask":
+        """The task itself: how long an answer is says its sampling."""
+        return self
 
     # --- asking -----------------------------------------------------------------------------------------------------
 
