@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, one_line
+from data.columns import Row
 from data.files import write_json_lines, write_text
-from data.formats import Row, read_rows
+from data.formats import read_rows
 from data.labels import LabelTask
 from data.published import DataSet
 from data.summaries import psyqa

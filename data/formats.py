@@ -12,18 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from data.arguments import UserError, one_line
-from data.records import (
-    ID_COLUMNS,
-    LABEL_COLUMNS,
-    NAME_COLUMNS,
-    TEXT_COLUMNS,
-    Row,
-    check_columns,
-    find_columns,
-    is_json,
-    json_rows,
-    parquet_rows,
-)
+from data.columns import ID_COLUMNS, LABEL_COLUMNS, NAME_COLUMNS, TEXT_COLUMNS, Columns, Labels, Row
+from data.records import is_json, json_rows, parquet_rows
 from data.text_files import Lines, begin_of, lines_of
 
 _ROWS_LOOKED_AT = 200  # to tell the label column of a file without a header
@@ -41,29 +31,32 @@ class _NoCells(list):
         self.problem = problem
 
 
-def read_rows(path: Path, is_gold: _IsGold, labels_required: bool, header_allowed: bool = True) -> Iterator[Row]:
+def read_rows(
+    path: Path, is_gold: _IsGold, labels_required: bool, header_allowed: bool = True, labels: Labels = ()
+) -> Iterator[Row]:
     """Read a data file.
 
     Args:
         path: the file.
         is_gold: tells the label column of a table without a header.
         labels_required: False also takes files with a text column only.
-        header_allowed: False refuses a table that has one.
+        header_allowed: False refuses a table that has one with a label column.
+        labels: those of the task, which may be columns (`Columns`).
 
     Raises:
-        UserError: the file is empty, not UTF-8, broken, or has no text (or label) column.
+        UserError: the file is empty, not UTF-8, broken, or has no text (or label) column, or labels in two ways.
     """
     if begin_of(path).startswith(b"PAR1"):
-        return parquet_rows(path, labels_required)
+        return parquet_rows(path, labels_required, labels)
     lines = lines_of(path)
     looked_at = list(islice(lines, _ROWS_LOOKED_AT))
     if not looked_at:
         raise UserError(f"{path}: the file is empty")
     lines, first = chain(looked_at, lines), looked_at[0][1]
     if is_json(path, first, path.suffix.lower() in _TABLE_SUFFIXES):
-        return json_rows(path, first, lines, labels_required)
+        return json_rows(path, first, lines, labels_required, labels)
     table = _split(path, [line for _, line in looked_at], lines, is_gold, labels_required)
-    return _table_rows(path, table, is_gold, labels_required, header_allowed)
+    return _table_rows(path, table, is_gold, labels_required, header_allowed, labels)
 
 
 # --- lines to cells -------------------------------------------------------------------------------------------------
@@ -150,7 +143,7 @@ def _csv_rows(path: Path, first: str) -> _Table:
 
 
 def _table_rows(
-    path: Path, table: _Table, is_gold: _IsGold, labels_required: bool, header_allowed: bool
+    path: Path, table: _Table, is_gold: _IsGold, labels_required: bool, header_allowed: bool, labels: Labels
 ) -> Iterator[Row]:
     looked_at = list(islice(table, _ROWS_LOOKED_AT))
     rows = chain(looked_at, table)
@@ -158,15 +151,15 @@ def _table_rows(
     if not whole:
         raise UserError(_nothing_in(path, looked_at))
     line, first = whole[0]
-    names = find_columns(first)
-    if "text" in names and ("label" in names or not labels_required):
-        check_columns(path, line, names, first, labels_required)
-        if not header_allowed and "label" in names:
+    columns = Columns(first, labels)
+    if "text" in columns.names and (columns.has_labels or columns.is_incomplete or not labels_required):
+        columns.check(path, line, labels_required)
+        if not header_allowed and "label" in columns.names:
             raise UserError(
                 f"{path}:{line}: a header ({one_line(', '.join(first))}), but the GoEmotions layout has none: "
                 "text<TAB>id[,id]<TAB>comment id from the first line on"
             )
-        return _header_rows(rows, line, first, names)
+        return _header_rows(rows, line, columns)
     if not labels_required and all(len(cells) == 1 for _, cells in whole):
         _check_no_header(path, line, [cells[0] for _, cells in whole])
         return _sentence_rows(rows)
@@ -209,15 +202,15 @@ def _sentence_rows(rows: _Table) -> Iterator[Row]:
             yield Row(line, None, problem=_wrong_width(cells, "the rows before it have one"))
 
 
-def _header_rows(rows: _Table, header_line: int, header: list[str], names: dict[str, str]) -> Iterator[Row]:
-    places = {field: header.index(name) for field, name in names.items()}
+def _header_rows(rows: _Table, header_line: int, columns: Columns) -> Iterator[Row]:
+    width, places = len(columns.header), [columns.header.index(name) for name in columns.read]
     for line, cells in rows:
         if line == header_line:
             continue
-        if len(cells) != len(header):
-            yield Row(line, None, problem=_wrong_width(cells, f"the header has {len(header)}"))
+        if len(cells) != width:
+            yield Row(line, None, problem=_wrong_width(cells, f"the header has {width}"))
         else:
-            yield Row(line, **{field: cells[place] for field, place in places.items()})
+            yield columns.row(line, [cells[place] for place in places])
 
 
 def _headerless_rows(

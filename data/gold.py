@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data.arguments import one_line
-from data.records import Row
+from data.columns import Row
 from data.row_values import RowError, missing, shown
 from data.tasks import Task
 

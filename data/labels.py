@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from data.folding import composed, folded
 from data.prompts import Prompted
 
 if TYPE_CHECKING:
@@ -366,20 +367,6 @@ class LabelTask(Prompted):
 def rationale_in(completion: str) -> str:
     """The reasoning in an answer that has got no further than its end, without tags."""
     return next(filter(str.strip, _TAGS.split(completion)), "").strip()
-
-
-def composed(text: str) -> str:
-    """Accents in one character with their letter where Unicode has it (NFC): an "é" may also come as two.
-
-    >>> len("e\\u0301"), len(composed("e\\u0301"))
-    (2, 1)
-    """
-    return unicodedata.normalize("NFC", text)
-
-
-def folded(text: str) -> str:
-    """Case, spaces and encodings of accents that make no difference taken out."""
-    return composed(" ".join(composed(text).split()).casefold())
 
 
 def holds_tags(text: str) -> bool:

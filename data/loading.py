@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, one_line
+from data.columns import Row
 from data.formats import read_rows
 from data.gold import GoldReader, is_gold
 from data.labels import NONE, LabelTask, holds_tags
-from data.records import Row
 from data.row_values import RowError, checked_id, checked_text, missing, rejection, seen_text
 from data.summaries.cases import Case
 from data.tasks import Task
@@ -93,7 +93,7 @@ def read_examples(
     labelled: bool | None = None  # as the first row is
     gold = GoldReader(task)
     first_line, bad = 0, 0
-    for row in read_rows(path, lambda cell: is_gold(cell, task), labels_required, task.header_allowed):
+    for row in read_rows(path, lambda cell: is_gold(cell, task), labels_required, task.header_allowed, task.labels):
         try:
             example = _example(row, gold, labels_required, cot, most_labels)
         except RowError as error:

@@ -1,49 +1,20 @@
 """JSON, JSON Lines and Parquet -> rows, their columns found by name. (no torch)
 
-A label column may hold ids only while the file itself says what they are called: in a column of names beside it, or in
-the schema that the library datasets writes into a Parquet file. Rows then carry both, and the names count.
+Where a label column holds ids only, the schema that the library datasets writes into a Parquet file may say what they
+are called; see `Row`.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.arguments import UserError, one_line
+from data.columns import Columns, Labels, Row
 from data.text_files import Lines, begin_of, lines_of
-
-TEXT_COLUMNS = ("text", "text_a", "sentence", "content", "review", "comment", "question")
-LABEL_COLUMNS = ("label", "labels", "emotion", "emotions", "sentiment", "category", "class")
-NAME_COLUMNS = ("label_text", "label_name", "label_names", "emotion_name", "class_name", "category_name")
-ID_COLUMNS = ("id", "comment_id", "comment id", "idx", "index")
-RATIONALE_COLUMNS = ("rationale", "reasoning", "explanation")
-_COLUMNS = {
-    "text": TEXT_COLUMNS, "label": LABEL_COLUMNS, "name": NAME_COLUMNS, "id": ID_COLUMNS,
-    "rationale": RATIONALE_COLUMNS,
-}  # fmt: skip
-
-
-class Row(NamedTuple):
-    """One row as it was found.
-
-    Attributes:
-        line: line number, 1 = first; in a Parquet file or a JSON list, the row's number.
-        text, label, id, rationale: the values of these columns.
-        name: what the file itself calls the id, or ids, in `label`; "" where it does so in other rows only, None where
-            it nowhere does.
-        problem: why this is no row; the rest then says nothing.
-    """
-
-    line: int
-    text: Any
-    label: Any = None
-    id: Any = None
-    rationale: Any = None
-    name: Any = None
-    problem: str | None = None
 
 
 class Written(str):
@@ -57,37 +28,6 @@ class Written(str):
 
 class _NoRecord(str):
     """Why there is no record, in its place."""
-
-
-# --- columns by name ------------------------------------------------------------------------------------------------
-
-
-def find_columns(header: Sequence[str]) -> dict[str, str]:
-    """Which column holds what: `["Review", "label"]` -> `{"text": "Review", "label": "label"}`.
-
-    Names of labels without ids beside them are the labels.
-    """
-    folded = {name.strip().casefold(): name for name in header}
-    found = {
-        field: folded[next(name for name in names if name in folded)]
-        for field, names in _COLUMNS.items()
-        if any(name in folded for name in names)
-    }
-    if "name" in found and "label" not in found:
-        found["label"] = found.pop("name")
-    return found
-
-
-def check_columns(path: Path, line: int, names: dict[str, str], header: Sequence[str], labels_required: bool) -> None:
-    """Raise a `UserError` where `header` lacks a column that is needed, or has one of those it needs twice."""
-    for field, known in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
-        if field not in names and (field == "text" or labels_required):
-            there = one_line(", ".join(map(repr, header[:100])))
-            raise UserError(f"{path}:{line}: no {field} column among {there}; known names are {', '.join(known)}")
-    counts = Counter(name.strip().casefold() for name in header)
-    for name in names.values():
-        if counts[name.strip().casefold()] > 1:
-            raise UserError(f"{path}:{line}: the column {name!r} stands there twice (upper and lower case are one)")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -128,10 +68,10 @@ def is_json(path: Path, first: str, is_table: bool) -> bool:
         return False
 
 
-def json_rows(path: Path, first: str, lines: Lines, labels_required: bool) -> Iterator[Row]:
-    """Rows of a JSON list, or of JSON Lines; `first` is the first of the lines."""
+def json_rows(path: Path, first: str, lines: Lines, labels_required: bool, labels: Labels = ()) -> Iterator[Row]:
+    """Rows of a JSON list, or of JSON Lines; `first` is the first of the lines. See `data.formats.read_rows`."""
     records = _list_records(path) if first.lstrip()[0] == "[" else _line_records(lines)
-    return _named_rows(path, records, labels_required)
+    return _named_rows(path, records, labels_required, labels)
 
 
 def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -178,28 +118,27 @@ def _line_records(lines: Lines) -> Iterator[tuple[int, Any]]:
             yield number, _NoRecord(f"not JSON ({reason}); expected an object a line, or a list of objects")
 
 
-def _named_rows(path: Path, records: Iterable[tuple[int, Any]], labels_required: bool) -> Iterator[Row]:
+def _named_rows(path: Path, records: Iterable[tuple[int, Any]], labels_required: bool, labels: Labels) -> Iterator[Row]:
     """Rows from objects, by the names of their values."""
-    names_of: dict[tuple[str, ...], dict[str, str]] = {}  # records of one file mostly have the same keys
+    columns_of: dict[tuple[str, ...], Columns] = {}  # records of one file mostly have the same keys
     for number, record in records:
         if not isinstance(record, dict):
             problem = str(record) if isinstance(record, _NoRecord) else "not an object with named values"
             yield Row(number, None, problem=problem)
             continue
         header = tuple(record)
-        if header not in names_of:
-            names_of[header] = find_columns(header)
-            check_columns(path, number, names_of[header], header, labels_required)
-        names = names_of[header]
-        row = Row(number, **{field: record[name] for field, name in names.items()})
-        yield row._replace(name="") if "name" in names and row.name is None else row
+        if header not in columns_of:
+            columns_of[header] = Columns(header, labels)
+            columns_of[header].check(path, number, labels_required)
+        columns = columns_of[header]
+        yield columns.row(number, [record[name] for name in columns.read])
 
 
 # --- Parquet --------------------------------------------------------------------------------------------------------
 
 
-def parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
-    """Rows of a Parquet file. Of its other columns nothing is read.
+def parquet_rows(path: Path, labels_required: bool, labels: Labels = ()) -> Iterator[Row]:
+    """Rows of a Parquet file; see `data.formats.read_rows`. Of its other columns nothing is read.
 
     Raises:
         UserError: the file is damaged, or a value in it cannot be what its column says.
@@ -213,20 +152,16 @@ def parquet_rows(path: Path, labels_required: bool) -> Iterator[Row]:
         header, schema = file.schema_arrow.names, file.schema_arrow
     except unreadable as error:
         raise UserError(f"{path}: not a whole Parquet file ({one_line(error)})") from error
-    names = find_columns(header)
-    check_columns(path, 1, names, header, labels_required)
-    class_names = _class_names(schema.metadata, names.get("label"))
+    columns = Columns(header, labels)
+    columns.check(path, 1, labels_required)
+    class_names = None if "name" in columns.names else _class_names(schema.metadata, columns.names.get("label"))
     begin = 1
     try:
-        for batch in file.iter_batches(columns=list(names.values())):
-            columns = {field: _values(path, begin, name, batch.column(name)) for field, name in names.items()}
-            for number, values in enumerate(zip(*columns.values(), strict=True), start=begin):
-                row = Row(number, **dict(zip(columns, values, strict=True)))
-                if "name" in names:
-                    row = row._replace(name="") if row.name is None else row
-                elif class_names is not None:
-                    row = _with_class_names(row, class_names)
-                yield row
+        for batch in file.iter_batches(columns=columns.read):
+            values = [_values(path, begin, name, batch.column(name)) for name in columns.read]
+            for number, of_row in enumerate(zip(*values, strict=True), start=begin):
+                row = columns.row(number, of_row)
+                yield row if class_names is None else _with_class_names(row, class_names)
             begin += len(batch)
     except unreadable as error:
         raise UserError(f"{path}: not a whole Parquet file ({one_line(error)})") from error

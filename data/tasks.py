@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from data.arguments import UserError
-from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, TEXT_ONLY, LabelTask, composed, folded, label_problem
+from data.folding import composed, folded
+from data.labels import ANSWER_FORM, CUSTOM_TEMPLATE, TEXT_ONLY, LabelTask, label_problem
 from data.published import DATA_SETS
 from data.summaries.task import SUMMARY_TASKS, SummaryTask
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from data.answers import AnswerTrie, answer_grammar
+from data.answers import AnswerTrie, answer_grammar, count_answers, label_sets, most_labels
 from data.encoding import Encoder
 from data.engine import constrained
 from data.engine.constrained import ConstrainedWriter
 from data.engine.models import load_model
 from data.engine.tree_attention import computes_spans, enable_packing, ordinary_attention, read_on
-from data.labels import CUSTOM_TEMPLATE, LabelTask
+from data.labels import CUSTOM_TEMPLATE, DEFAULT_MOST_LABELS, LabelTask
 from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, Task
 from tests.conftest import CHAT_TEMPLATE, ROOT, make_tokenizer
 
@@ -52,8 +52,8 @@ def sentences(grammar: str, rule: str = "root"):
 def answers_of(task: Task) -> set[tuple[str, ...]]:
     if task.kind == "single_label":
         return {(label,) for label in task.labels}
-    most = most_labels(task)
-    return {chosen for count in range(1, most + 1) for chosen in combinations(task.labels, count)}
+    least, most = 0 if task.allow_none else 1, min(task.most_labels, len(task.labels))
+    return {chosen for count in range(least, most + 1) for chosen in combinations(task.labels, count)}
 
 
 TASKS = [
@@ -61,6 +61,9 @@ TASKS = [
     LabelTask("odd", "multi_label", ODD, CUSTOM_TEMPLATE),
     LabelTask("ends-oddly", "multi_label", ENDS_ODDLY, CUSTOM_TEMPLATE),
     LabelTask("ends-oddly", "multi_label", ENDS_ODDLY[1::-1], CUSTOM_TEMPLATE),
+    LabelTask("odd", "multi_label", (*ODD, "nonesuch"), CUSTOM_TEMPLATE, allow_none=True, most_labels=2),
+    LabelTask("odd", "multi_label", ODD[:3], CUSTOM_TEMPLATE, allow_none=True, most_labels=1),
+    LabelTask("ends-oddly", "multi_label", ENDS_ODDLY, CUSTOM_TEMPLATE, allow_none=True, most_labels=3),
     BUILT_IN_TASKS["goemotions-group"],
     BUILT_IN_TASKS["chnsenticorp"],
 ]
@@ -80,6 +83,16 @@ def test_trie_and_grammar_hold_the_valid_answers_and_no_others(tokenizer, plain_
     assert all(prediction.valid for prediction in read)
     assert {prediction.labels for prediction in read} == answers_of(task)
     assert sorted(sentences(answer_grammar(encoder))) == sorted(texts)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.kind}-{task.most_labels}")
+def test_all_answers_are_listed_and_counted(task):
+    listed = list(label_sets(task))
+    assert set(listed) == answers_of(task)
+    assert len(listed) == count_answers(task) == len(answers_of(task))
+    assert [len(labels) for labels in listed] == sorted(len(labels) for labels in listed)
+    assert (listed[0] == ()) == task.allow_none
+    assert max(map(len, listed)) == most_labels(task)
 
 
 @pytest.mark.parametrize("name", LABEL_TASKS)
