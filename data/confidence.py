@@ -13,6 +13,7 @@ import numpy
 from data.arguments import UserError
 from data.calibration import ECE_BINS, bin_places, calibration_scores
 from data.predicted_runs import PredictedRun
+from data.prediction_rows import is_right_row
 from data.tasks import Task
 
 CONFIDENCE_FILE = "confidence_analysis.json"
@@ -219,8 +220,8 @@ def _of_labelled(run: PredictedRun, task: Task, examples: int) -> dict[str, Any]
     )  # fmt: skip
     if not run.rows:
         return dict.fromkeys(names)
-    confidence, correct = _confidence_of(run.rows), numpy.array([_is_right(row) for row in run.rows], dtype=float)
-    wrong = sorted((row for row in run.rows if not _is_right(row)), key=_surest_first)
+    confidence, correct = _confidence_of(run.rows), numpy.array([is_right_row(row) for row in run.rows], dtype=float)
+    wrong = sorted((row for row in run.rows if not is_right_row(row)), key=_surest_first)
     bins = reliability(confidence, correct)
     shares, gold = run.probabilities(task), [row["gold"] for row in run.rows]
     known = task.allow_none or all(gold)
@@ -265,7 +266,7 @@ def _histogram(rows: Sequence[dict[str, Any]], confidence: numpy.ndarray) -> lis
         inside[place].append(row)
     table = []
     for place, found in enumerate(inside):
-        right = [_is_right(row) for row in found if row["gold"] is not None]
+        right = [is_right_row(row) for row in found if row["gold"] is not None]
         edges = {"from": place / _INTERVALS, "to": (place + 1) / _INTERVALS}
         table.append(edges | {"n": len(found), "accuracy": sum(right) / len(right) if right else None})
     return table
@@ -273,10 +274,6 @@ def _histogram(rows: Sequence[dict[str, Any]], confidence: numpy.ndarray) -> lis
 
 def _confidence_of(rows: Sequence[dict[str, Any]]) -> numpy.ndarray:
     return numpy.clip([row["confidence"] for row in rows], 0.0, 1.0)  # a sum's last digit
-
-
-def _is_right(row: dict[str, Any]) -> bool:
-    return set(row["labels"]) == set(row["gold"])
 
 
 def _least_sure_first(row: dict[str, Any]) -> tuple:

@@ -81,6 +81,11 @@ class Prediction:
         """The first label, or None: the one that counts in a single-label task."""
         return self.labels[0] if self.labels else None
 
+    @property
+    def unread(self) -> bool:
+        """Nothing could be read of the answer, which is another thing than that no label applies."""
+        return not self.labels and not self.valid
+
     def in_words(self, unread: str) -> str:
         """The labels as a person reads them; `unread` stands for an answer in which there was nothing to read."""
         return ", ".join(self.labels) or (NONE if self.valid else unread)

@@ -27,10 +27,10 @@ def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Predictio
         task: gives the labels.
 
     Returns:
-        `n`; `accuracy` (share of texts whose set is exactly right); precision, recall and F1, each `_micro`, `_macro`
-        (mean over all labels of the task, also those that never occur) and `_weighted` (by support); `jaccard` (mean
-        over texts of |P∩G| / |P∪G|, two empty sets counting 1); `invalid_rate` (share of answers not given to the
-        letter; what could be read of them is scored); `per_label` (precision, recall, f1, support); for single-label
+        `n`; `accuracy` (share of texts whose set is exactly right, `is_right`); precision, recall and F1, each
+        `_micro`, `_macro` (mean over all labels of the task, also those that never occur) and `_weighted` (by support);
+        `jaccard` (mean over texts of |P∩G| / |P∪G|, `similarity`); `invalid_rate` (share of answers not given to the letter; what could
+        be read of them is scored); `per_label` (precision, recall, f1, support); for single-label
         tasks `confusion_matrix` (rows gold, columns predicted, in label order) and `unread` (texts of each gold label
         whose answer held no label at all, and so stand in no column).
 
@@ -42,11 +42,12 @@ def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Predictio
     if not gold or len(gold) != len(predictions):
         raise ValueError(f"cannot score {len(predictions)} predictions against {len(gold)} gold label sets")
     truth, guess = indicators(gold, task), indicators([p.labels for p in predictions], task)
-    scores: dict[str, Any] = {"n": len(gold), "accuracy": float((truth == guess).all(axis=1).mean())}
+    right = sum(is_right(p, g) for p, g in zip(predictions, gold, strict=True))
+    scores: dict[str, Any] = {"n": len(gold), "accuracy": right / len(gold)}
     for average in ("micro", "macro", "weighted"):
         values = precision_recall_fscore_support(truth, guess, average=average, zero_division=0)[:3]
         scores |= {f"{name}_{average}": float(v) for name, v in zip(("precision", "recall", "f1"), values, strict=True)}
-    scores["jaccard"] = sum(jaccard(p.labels, g) for p, g in zip(predictions, gold, strict=True)) / len(gold)
+    scores["jaccard"] = sum(similarity(p, g) for p, g in zip(predictions, gold, strict=True)) / len(gold)
     scores["invalid_rate"] = sum(not p.valid for p in predictions) / len(predictions)
     columns = precision_recall_fscore_support(truth, guess, average=None, zero_division=0)
     scores["per_label"] = {
@@ -56,6 +57,20 @@ def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Predictio
     if task.kind == "single_label":
         scores["confusion_matrix"], scores["unread"] = _confusion(gold, predictions, task)
     return scores
+
+
+def is_right(prediction: Prediction, gold: Sequence[str]) -> bool:
+    """Whether the whole label set is right. An answer of which nothing could be read never is, also where none applies.
+
+    >>> is_right(Prediction((), valid=True), ()), is_right(Prediction((), valid=False), ())
+    (True, False)
+    """
+    return set(prediction.labels) == set(gold) and not prediction.unread
+
+
+def similarity(prediction: Prediction, gold: Sequence[str]) -> float:
+    """The Jaccard index of an answer's labels and the gold ones; 0 where nothing could be read of it."""
+    return 0.0 if prediction.unread else jaccard(prediction.labels, gold)
 
 
 def jaccard(predicted: Sequence[str], gold: Sequence[str]) -> float:

@@ -14,7 +14,7 @@ from data.calibration import calibration_scores, probabilities
 from data.contract import Contract
 from data.files import is_of_type
 from data.labels import LabelTask, Prediction
-from data.metrics import label_metrics
+from data.metrics import is_right, label_metrics
 from data.tasks import Task
 
 # those of the first line every row has; what an earlier EmoTune wrote may lack the others
@@ -81,6 +81,16 @@ def check_row(row: dict[str, Any], place: str, task: LabelTask) -> None:
     confidence = row.get("confidence")
     if confidence is not None and not -0.01 <= confidence <= 1.01:  # rounding
         raise UserError(f"{place}: id {row['id']!r} has a confidence that is not from 0 to 1")
+
+
+def answer_of(row: dict[str, Any]) -> Prediction:
+    """What was answered in a row, as far as it is scored."""
+    return Prediction(tuple(row["labels"]), bool(row["valid"]))
+
+
+def is_right_row(row: dict[str, Any]) -> bool:
+    """Whether the answer of a row with gold labels is wholly right; see `data.metrics.is_right`."""
+    return is_right(answer_of(row), row["gold"])
 
 
 def rows_of(path: str | Path, task: Task | None = None) -> Iterator[dict[str, Any]]:

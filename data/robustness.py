@@ -8,6 +8,7 @@ import numpy
 
 from data.labels import Prediction
 from data.loading import Example
+from data.metrics import is_right
 from data.perturbing.perturbations import PERTURBATIONS, Language, perturb
 from data.significance import bootstrap_scores
 from data.tasks import Task
@@ -144,7 +145,7 @@ def flipped(
     for example, text, old, new in zip(examples, copy.texts, before, after, strict=True):
         if set(old.labels) == set(new.labels):
             continue
-        was_right, is_right = (set(each.labels) == set(example.labels) for each in (old, new))
+        was_right, now_right = (is_right(each, example.labels) for each in (old, new))
         row = {
             "id": example.id,
             "text": example.text,
@@ -153,5 +154,5 @@ def flipped(
             "before": list(old.labels),
             "after": list(new.labels),
         }
-        found.append(((not was_right, is_right, -(old.confidence or 0)), row))
+        found.append(((not was_right, now_right, -(old.confidence or 0)), row))
     return [row for _, row in sorted(found, key=lambda each: each[0])]

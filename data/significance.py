@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 
 from data.labels import Prediction
-from data.metrics import indicators, jaccard
+from data.metrics import indicators, is_right, similarity
 from data.tasks import Task
 
 Gold = Sequence[Sequence[str]]
@@ -146,9 +146,7 @@ def mcnemar(gold: Gold, predictions: Sequence[Prediction], baseline: Sequence[Pr
     from scipy.stats import binomtest
 
     _check_lengths(gold, [predictions, baseline])
-    right, before = (
-        [set(p.labels) == set(g) for p, g in zip(each, gold, strict=True)] for each in (predictions, baseline)
-    )
+    right, before = ([is_right(p, g) for p, g in zip(each, gold, strict=True)] for each in (predictions, baseline))
     better = sum(now and not then for now, then in zip(right, before, strict=True))
     worse = sum(then and not now for now, then in zip(right, before, strict=True))
     p = float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
@@ -201,7 +199,7 @@ def bootstrap_scores(
         raise ValueError(f"unknown metrics {sorted(unknown)}; known are {', '.join(METRICS)}")
     if rounds < 1:
         raise ValueError(f"{rounds} rounds: must be at least 1")
-    answers = [[tuple(prediction.labels) for prediction in run] for run in runs]
+    answers = [[Prediction(tuple(each.labels), valid=not each.unread) for each in run] for run in runs]
     kinds = Counter(zip(map(tuple, gold), *answers, strict=True))
     counts = numpy.array(list(kinds.values()))
     truth, *guesses = zip(*kinds, strict=True)
@@ -216,12 +214,13 @@ def bootstrap_scores(
     return observed, {metric: numpy.concatenate([chunk[metric] for chunk in chunks]) for metric in metrics}
 
 
-def _parts(truth: Gold, guess: Gold, task: Task) -> numpy.ndarray:
+def _parts(truth: Gold, guess: Sequence[Prediction], task: Task) -> numpy.ndarray:
     """What the scores of a row are made of, (rows, 2K + 2): labels found, labels given plus labels sought, whether the
     whole set is right, Jaccard index."""
-    gold, given = (indicators(each, task).astype(float) for each in (truth, guess))
-    exact = (gold == given).all(axis=1)
-    overlap = [jaccard(g, t) for g, t in zip(guess, truth, strict=True)]
+    gold, given = (indicators(each, task).astype(float) for each in (truth, [answer.labels for answer in guess]))
+    exact, overlap = (
+        [score(answer, labels) for answer, labels in zip(guess, truth, strict=True)] for score in (is_right, similarity)
+    )
     return numpy.column_stack([gold * given, gold + given, exact, overlap])
 
 

@@ -52,6 +52,7 @@ from data.predicted_runs import (
     trained_directory,
     written_task,
 )
+from data.prediction_rows import is_right_row
 from data.report.comparison import COLUMNS, NUMBERS_OF_TRAINING, TRAINING_COLUMNS, pages, table
 from data.report.run_files import read_run_file
 from data.report.tables import is_number
@@ -236,7 +237,7 @@ def _labelled_predictions(predicted: PredictedRun) -> list[Prediction]:
 def _check_scored(scored: Run, predicted: PredictedRun) -> None:
     """Raise a `UserError` where a run's results are of other rows than those beside them."""
     rows, accuracy = predicted.labelled, scored.results.get("accuracy")
-    right = sum(set(row["labels"]) == set(row["gold"]) for row in rows)
+    right = sum(map(is_right_row, rows))
     same_count = scored.results.get("n") in (None, len(rows))
     if not rows or not same_count or (accuracy is not None and abs(right / len(rows) - accuracy) > 1e-6):
         raise UserError(

@@ -24,10 +24,11 @@ TASKS = (
     BUILT_IN_TASKS["emotion"],
     BUILT_IN_TASKS["goemotions-group"],
     LabelTask("numbers", "single_label", ("-1.0", "0.0", "1.0"), "{text}"),
+    LabelTask("moods", "multi_label", ("calm", "Tense"), "{text}", allow_none=True),
 )
 LABELS = [label for task in TASKS for label in task.labels]
 SUFFIXES = (".tsv", ".csv", ".txt", ".jsonl", ".json", ".parquet", "")
-COLUMNS = ("text", "Text", "sentence", "label", "labels", "label_text", "id", "rationale", "tweet", "")
+COLUMNS = ("calm", "tense", "text", "Text", "sentence", "label", "labels", "label_text", "id", "rationale", "tweet", "")
 # what has a meaning in some layout, takes no ink, ends a line somewhere, or is no character
 AWKWARD = "\t\n\r\";,|[]{}:\\'=<>\v\f\x1b\x85\xa0\xad\u200b\u2028\u2029\u3000\ufeff\U0001f600é字٣１-+.0129eE"
 
@@ -61,9 +62,12 @@ def tables() -> strategies.SearchStrategy[list[list[str]]]:
     rows = strategies.tuples(texts(), labels) | strategies.tuples(texts(), labels, texts())
     plain = known | strategies.lists(rows.map(list), min_size=1, max_size=6)
     headers = strategies.sampled_from((("text", "label"), ("label", "Text"), ("id", "text"), ("text",))).map(list)
+    marks = strategies.sampled_from(["0", "1", "1.0", "true", "False", "2", ""])
+    marked = strategies.lists(strategies.tuples(texts(), marks, marks).map(list), min_size=1, max_size=6)
+    marked = marked.map(lambda rows: [["text", "Calm", "tense"], *rows])
     headers = headers | strategies.lists(strategies.sampled_from(COLUMNS), min_size=1, max_size=3)
     headed = strategies.tuples(headers, plain).map(lambda both: [both[0], *both[1]])
-    return plain | headed | strategies.lists(strategies.lists(texts(), max_size=4), max_size=5)
+    return plain | headed | marked | strategies.lists(strategies.lists(texts(), max_size=4), max_size=5)
 
 
 def _as_table(rows: list[list[str]], separator: str, quoting: int, end: str) -> bytes:
@@ -136,7 +140,14 @@ def hostile_files() -> strategies.SearchStrategy[tuple[str, bytes]]:
             "label_text": strategies.sampled_from(LABELS) | values(),
         },
     )  # fmt: skip
-    records = strategies.lists(likely, max_size=4) | strategies.lists(likely | record | values(), max_size=4)
+    mark = strategies.sampled_from([0, 1, True, False, 1.0, "1", "", None, 2])
+    marked = strategies.fixed_dictionaries({"text": texts(), "CALM": mark, "tense": mark})
+    likely = likely | marked
+    records = (
+        strategies.lists(likely, max_size=4)
+        | strategies.lists(marked, max_size=4)
+        | strategies.lists(likely | record | values(), max_size=4)
+    )
     objects = strategies.builds(_as_json, records, strategies.booleans(), strategies.booleans())
     parquet = strategies.deferred(lambda: strategies.sampled_from(_parquet_files()))
     coded = strategies.sampled_from(("utf-16", "utf-16-le", "utf-32-be", "latin-1", "utf-8-sig"))
@@ -185,10 +196,13 @@ def _read(path: Path, task: Task, labels_required: bool, rejected: list[dict[str
         parts = (example.id, example.text, example.rationale or "x")
         assert all(part and isinstance(part, str) and part.encode() for part in parts)
         assert example.text == example.text.strip()
-        assert list(example.labels) == sorted(set(example.labels), key=task.ids.__getitem__)
-        assert example.labels or not labels_required
-        assert task.kind == "multi_label" or len(example.labels) <= 1
-    assert len({bool(example.labels) for example in examples}) == 1
+        if example.labels is None:
+            assert not labels_required
+        else:
+            assert list(example.labels) == sorted(set(example.labels), key=task.ids.__getitem__)
+            assert example.labels or task.allow_none
+            assert task.kind == "multi_label" or len(example.labels) == 1
+    assert len({example.labels is None for example in examples}) == 1
     return examples
 
 

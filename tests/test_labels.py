@@ -142,7 +142,12 @@ def test_what_counts_by_default():
 def test_what_belongs_to_the_name_makes_no_other_task():
     other = dataclasses.replace(GROUP, instruction_first="{text}", header_allowed=True)
     assert other == GROUP
-    assert set(GROUP.stored()) == {"name", "kind", "labels", "template", "use_chat_template"}
+    of_the_data = {"most_labels"}  # is kept, and yet makes no other task
+    assert dataclasses.replace(GROUP, most_labels=2) == GROUP
+    assert (
+        set(GROUP.stored()) == {"name", "kind", "labels", "template", "use_chat_template", "allow_none"} | of_the_data
+    )
+    assert dataclasses.replace(GROUP, allow_none=True) != GROUP
     assert dataclasses.replace(GROUP, template="{text}") != GROUP
 
 
@@ -167,6 +172,9 @@ def test_prompts_with_the_text_first():
         {"template": "no text here"},
         {"template": "{text} and once more {text}"},
         {"kind": "ranking"},
+        {"most_labels": 0},
+        {"allow_none": True, "labels": ("joy", "None")},
+        {"allow_none": True, "kind": "single_label"},
     ],
 )
 def test_a_task_that_cannot_work_is_refused(changes):

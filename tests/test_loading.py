@@ -407,11 +407,14 @@ def test_hostile_files_end_in_rows_or_in_one_line(tmp_path, file):
 
 def test_files_to_predict_on_need_no_labels(tmp_path):
     lines = write(tmp_path / "a.txt", "first text\nsecond, with comma\n")
-    assert pairs(load_examples(lines, GROUP, labels_required=False)) == [("first text", ()), ("second, with comma", ())]
+    assert pairs(load_examples(lines, GROUP, labels_required=False)) == [
+        ("first text", None),
+        ("second, with comma", None),
+    ]
     records = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": "b"}\n')
-    assert pairs(load_examples(records, GROUP, labels_required=False)) == [("a", ()), ("b", ())]
+    assert pairs(load_examples(records, GROUP, labels_required=False)) == [("a", None), ("b", None)]
     sentences = write(tmp_path / "d.txt", "well; that was it\nyes\n")
-    assert pairs(load_examples(sentences, GROUP, labels_required=False)) == [("well; that was it", ()), ("yes", ())]
+    assert pairs(load_examples(sentences, GROUP, labels_required=False)) == [("well; that was it", None), ("yes", None)]
     late = write(tmp_path / "c.jsonl", '{"text": "a"}\n{"text": "b", "label": 1}\n')
     with pytest.raises(UserError, match=r"c.jsonl:1: no label, while other rows have one"):
         load_examples(late, GROUP, labels_required=False)
@@ -432,13 +435,13 @@ def test_files_to_predict_on_need_no_labels(tmp_path):
         ("a.html", "<!DOCTYPE html>\n<p>Not found", "a.html: is a web page"),
         ("a.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:0", "a.txt: is a pointer of Git LFS"),
         ("a.txt", "text;label\ni am glad;joy\n", [("i am glad", ("joy",))]),
-        ("a.txt", '{"text": "a"}\n{"text": "b"}\n', [("a", ()), ("b", ())]),
-        ("a.txt", "[NAME] hello\n{smile} hi\n", [("[NAME] hello", ()), ("{smile} hi", ())]),
-        ("a.txt", "Thanks\nThis is bad.\n", [("Thanks", ()), ("This is bad.", ())]),
-        ("a.txt", "thanks\nyes\nThis is bad.\n", [("thanks", ()), ("yes", ()), ("This is bad.", ())]),
-        ("a.txt", "text\nthanks\nThis is bad.\n", [("thanks", ()), ("This is bad.", ())]),
-        ("a.txt", '"Well," he said.\nYes.\n', [('"Well," he said.', ()), ("Yes.", ())]),
-        ("a.jsonl", '{"text": "a", "label": NaN}', [("a", ())]),
+        ("a.txt", '{"text": "a"}\n{"text": "b"}\n', [("a", None), ("b", None)]),
+        ("a.txt", "[NAME] hello\n{smile} hi\n", [("[NAME] hello", None), ("{smile} hi", None)]),
+        ("a.txt", "Thanks\nThis is bad.\n", [("Thanks", None), ("This is bad.", None)]),
+        ("a.txt", "thanks\nyes\nThis is bad.\n", [("thanks", None), ("yes", None), ("This is bad.", None)]),
+        ("a.txt", "text\nthanks\nThis is bad.\n", [("thanks", None), ("This is bad.", None)]),
+        ("a.txt", '"Well," he said.\nYes.\n', [('"Well," he said.', None), ("Yes.", None)]),
+        ("a.jsonl", '{"text": "a", "label": NaN}', [("a", None)]),
     ],
 )
 def test_sentences_or_something_else(tmp_path, name, content, expected):
@@ -492,6 +495,7 @@ def test_data_report_counts_leakage_and_conflicts():
     assert report == {
         "rows": {"train": 5, "dev": 1, "test": 2},
         "train_label_counts": {"joy": 4, "fear": 2},
+        "train_rows_without_a_label": 0,
         "train_repeated_rows": 2,
         "train_texts_with_different_labels": 1,
         "dev_rows_also_in_train": 1,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data.encoding import Encoder
 from data.files import REWARDS_FILE, write_text
 from data.labels import Prediction
-from data.metrics import jaccard
+from data.metrics import similarity
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -27,9 +27,7 @@ def jaccard_reward(prediction: Prediction, gold: Sequence[str]) -> float:
     >>> jaccard_reward(Prediction((), valid=True), ()), jaccard_reward(Prediction((), valid=False), ())  # "none", "hm"
     (1.0, 0.0)
     """
-    if not prediction.labels and not prediction.valid:
-        return 0.0
-    return jaccard(prediction.labels, gold)
+    return similarity(prediction, gold)
 
 
 def format_reward(prediction: Prediction, finished: bool) -> float:

@@ -16,6 +16,7 @@ import numpy
 from data.calibration import calibration_scores
 from data.confidence import NoConfidenceError, analyse
 from data.metrics import label_metrics
+from data.prediction_rows import is_right_row
 from data.report.commands import commands, remedies
 from data.report.heat_map import static_rows
 from data.report.sources import Source, same_rows
@@ -212,7 +213,7 @@ def mistakes(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, list[dict[s
 
 def worst_errors(rows: Sequence[dict[str, Any]], worst: int) -> dict[str, Any]:
     """`total` wrong rows, and as `rows` the surest of them, at most `worst`; where none has a confidence the first."""
-    wrong = [row for row in rows if set(row["labels"]) != set(row["gold"])]
+    wrong = [row for row in rows if not is_right_row(row)]
     ordered = sorted(wrong, key=lambda row: (row.get("confidence") is None, -(row.get("confidence") or 0.0)))
     names = ("id", "text", "gold", "labels", "confidence")
     return {"total": len(wrong), "rows": [{name: row.get(name) for name in names} for row in ordered[:worst]]}
