@@ -29,8 +29,8 @@ def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Predictio
     Returns:
         `n`; `accuracy` (share of texts whose set is exactly right, `is_right`); precision, recall and F1, each
         `_micro`, `_macro` (mean over all labels of the task, also those that never occur) and `_weighted` (by support);
-        `jaccard` (mean over texts of |P∩G| / |P∪G|, `similarity`); `invalid_rate` (share of answers not given to the letter; what could
-        be read of them is scored); `per_label` (precision, recall, f1, support); for single-label
+        `jaccard` (mean over texts of |P∩G| / |P∪G|, `similarity`); `invalid_rate` (share of answers not given to the
+        letter; what could be read of them is scored); `per_label` (precision, recall, f1, support); for single-label
         tasks `confusion_matrix` (rows gold, columns predicted, in label order) and `unread` (texts of each gold label
         whose answer held no label at all, and so stand in no column).
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy
 import pytest
 from hypothesis import given, settings
@@ -435,3 +437,38 @@ def test_the_probability_of_a_label_set():
     assert set_probability(shares, ("negative", "neutral"), GROUPS, "softmax") == pytest.approx(0.8)
     assert set_probability(shares, ("negative",), GROUPS, "sigmoid") == pytest.approx(0.9 * 0.6 * 0.8 * 0.9)
     assert set_probability(shares, (), GROUPS, "sigmoid") == pytest.approx(0.9 * 0.4 * 0.8 * 0.9)
+
+
+# --- no label -------------------------------------------------------------------------------------------------------
+
+OR_NONE = replace(GROUPS, allow_none=True)
+
+
+def test_no_label_need_reach_its_threshold():
+    shares = numpy.array([[0.1, 0.3, 0.2, 0.25], [0.6, 0.1, 0.1, 0.1]])
+    assert decide(shares, OR_NONE, None) == [(), ("ambiguous",)]
+    assert decide(shares, OR_NONE, {"negative": 0.3}) == [("negative",), ("ambiguous",)]
+    assert set_probability(shares[0], (), OR_NONE, "sigmoid") == pytest.approx(0.9 * 0.7 * 0.8 * 0.75)
+
+
+def test_the_answer_that_none_applies_is_weighed():
+    answer, confidence, of_labels = weigh_answers(numpy.log([0.2, 0.1, 0.15, 0.05, 0.5]), (), OR_NONE)
+    assert (answer, confidence) == ((), pytest.approx(0.5))
+    assert of_labels.tolist() == pytest.approx([0.2, 0.1, 0.15, 0.05])
+    answer, confidence, _ = weigh_answers(numpy.log([0.2, 0.4, 0.05, 0.05, 0.3]), (), OR_NONE)
+    assert (answer, confidence) == (("negative",), pytest.approx(0.4))
+
+
+def test_fitted_on_texts_without_a_label():
+    scores = numpy.array([[-2.0, -1.0, -3.0, -2.0], [3.0, -1.0, -2.0, -1.0], [-1.0, -2.0, -2.0, 2.0]] * 10)
+    gold = [(), ("ambiguous",), ("positive",)] * 10
+    fitted, metrics = calibrate(scores, gold, OR_NONE, "sigmoid")
+    assert metrics["after"]["accuracy"] == 1.0
+    assert metrics["after"]["f1_macro"] == 0.5  # of two labels there is none to find
+    assert fitted.thresholds["negative"] == 0.5
+    none_at_all = fit_thresholds(probabilities(scores, "sigmoid"), [()] * 30, OR_NONE)
+    assert set(none_at_all.values()) == {0.5}
+    with pytest.raises(ValueError, match="one of the labels has to be right"):
+        fit_temperature(scores, gold, OR_NONE, "softmax")
+    with pytest.raises(ValueError, match=r"text 0: gold labels \[\] do not fit"):
+        fit_temperature(scores, gold, GROUPS, "sigmoid")

@@ -253,3 +253,42 @@ def test_a_prompt_of_another_tokenizer(tokenizer):
     prompt = dataclasses.replace(Encoder(ORIGINAL, tokenizer).prompt, tail=(1, 2, len(tokenizer)))
     with pytest.raises(UserError, match="its prompt was spelt by another tokenizer"):
         Encoder(ORIGINAL, tokenizer, prompt=prompt)
+
+
+@pytest.mark.parametrize("cot", [False, True])
+@pytest.mark.parametrize("chat", [False, True])
+def test_that_none_applies_in_token_ids(tokenizer, plain_tokenizer, chat, cot):
+    task = LabelTask("own", "multi_label", ("joy", "fear"), CUSTOM_TEMPLATE, allow_none=True)
+    encoder = Encoder(task, tokenizer if chat else plain_tokenizer, cot)
+    reasoning = encoder.reasoning_ids("so") if cot else []
+    target = encoder.target_ids((), "so" if cot else None)
+    assert target == reasoning + encoder.pieces.none == reasoning + encoder.answer_ids(())
+    assert target[-1] == encoder.end_id
+    assert task.parse(encoder.decode(target), cot).valid
+    assert len(target) <= encoder.answer_tokens
+    ordinary = Encoder(own("joy", "fear"), tokenizer)
+    assert ordinary.pieces.none == []
+    with pytest.raises(ValueError, match="not enough values"):
+        ordinary.answer_ids(())
+
+
+def test_a_tokenizer_that_cannot_write_that_none_applies():
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("none", "nun")
+    Encoder(own("joy", "fear"), tokenizer)
+    with pytest.raises(UserError, match=r"task own: 'none' cannot be written: of 'none', .* makes 'nun'"):
+        Encoder(dataclasses.replace(own("joy", "fear"), allow_none=True), tokenizer)
+
+
+def test_room_is_for_as_many_labels_as_there_may_be(tokenizer):
+    rooms = [
+        Encoder(dataclasses.replace(ORIGINAL, most_labels=most), tokenizer, max_length=2048)
+        for most in (1, 3, 5, 28, 99)
+    ]
+    sizes = [encoder.answer_tokens for encoder in rooms]
+    assert sizes[0] < sizes[1] < sizes[2] < sizes[3] == sizes[4]
+    assert [encoder.room_in_words for encoder in rooms[:4]] == [
+        "one label", "at most 3 labels", "at most 5 labels", "at most 28 labels",
+    ]  # fmt: skip
+    assert len(rooms[3].target_ids(ORIGINAL.labels)) <= sizes[3]
+    assert Encoder(SST2, tokenizer).room_in_words == "one label"

@@ -1,15 +1,17 @@
 """The label task: parser, targets, prompts."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.labels import ANSWER_FORM, LabelTask
+from data.labels import ANSWER_FORM, TEXT_ONLY, LabelTask
 from data.tasks import BUILT_IN_TASKS, LABEL_TASKS
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
+OR_NONE = dataclasses.replace(GROUP, allow_none=True)
 SST2 = BUILT_IN_TASKS["sst2"]
 R8 = BUILT_IN_TASKS["r8"]
 CHINESE = BUILT_IN_TASKS["chnsenticorp"]
@@ -180,3 +182,55 @@ def test_prompts_with_the_text_first():
 def test_a_task_that_cannot_work_is_refused(changes):
     with pytest.raises(ValueError, match="task"):
         dataclasses.replace(GROUP, **changes)
+
+
+@pytest.mark.parametrize(
+    ("completion", "labels", "valid"),
+    [
+        ("none", (), True),
+        (" None. ", (), True),
+        ("NONE,", (), True),
+        ("none, positive", ("positive",), False),
+        ("none, none", (), False),
+        ("none of them", (), False),
+        ("nonesuch", (), False),
+        ("", (), False),
+        ("positive", ("positive",), True),
+        ("<answer>none</answer>", (), False),
+    ],
+)
+def test_that_none_applies_is_an_answer(completion, labels, valid):
+    prediction = OR_NONE.parse(completion)
+    assert (prediction.labels, prediction.valid, prediction.unread) == (labels, valid, not labels and not valid)
+    if not labels:
+        assert not GROUP.parse(completion).valid
+
+
+def test_that_none_applies_is_written_and_asked_for():
+    assert (OR_NONE.target(()), OR_NONE.target(["positive"])) == ("none", "positive")
+    assert OR_NONE.target((), "so so") == "<think>\nso so\n</think>\n<answer>none</answer>"
+    assert OR_NONE.parse(OR_NONE.target((), "so so"), cot=True).valid
+    assert "Answer with all that apply, separated by commas, or with none if none applies.\n" in OR_NONE.prompt("fine")
+    assert "<answer> and </answer>: Answer with all that apply, separated by commas, or with none" in OR_NONE.prompt(
+        "fine", cot=True
+    )
+    bare = dataclasses.replace(OR_NONE, template="Labels: {labels}\n{text}")
+    assert bare.prompt("fine").startswith("Answer with all that apply, separated by commas, or with none if none appl")
+    assert dataclasses.replace(OR_NONE, template=TEXT_ONLY).prompt("fine") == "fine"  # a head reads nothing else
+    assert GROUP.prompt("fine") == OR_NONE.prompt("fine").replace(", or with none if none applies", "")
+    assert (OR_NONE.kind_in_words, GROUP.kind_in_words) == (
+        "any number of labels a text, or none", "one or more labels a text",
+    )  # fmt: skip
+
+
+def test_answers_in_words():
+    assert OR_NONE.parse("none").in_words("?") == "none"
+    assert OR_NONE.parse("neither").in_words("?") == "?"
+    assert OR_NONE.parse("positive, negative").in_words("?") == "negative, positive"
+
+
+def test_an_answer_has_as_many_labels_as_a_training_row():
+    rows = [SimpleNamespace(gold=gold) for gold in ((), ("positive",), ("negative", "neutral", "positive"))]
+    assert OR_NONE.answered_as_in(rows).most_labels == 3
+    assert OR_NONE.answered_as_in(rows[:1]).most_labels == 1
+    assert OR_NONE.answered_as_in([]).most_labels == 1

@@ -1,11 +1,15 @@
+import dataclasses
+
 import pytest
 
 from data.labels import Prediction
 from data.metrics import format_summary, jaccard, label_metrics
+from data.significance import bootstrap_intervals, mcnemar
 from data.tasks import BUILT_IN_TASKS
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
 SST2 = BUILT_IN_TASKS["sst2"]
+OR_NONE = dataclasses.replace(GROUP, allow_none=True)
 
 
 def predictions(*label_sets, invalid=()):
@@ -55,3 +59,16 @@ def test_lengths_that_differ_are_an_error():
         label_metrics([("positive",)], [], GROUP)
     with pytest.raises(ValueError, match="cannot score"):
         label_metrics([], [], GROUP)
+
+
+def test_texts_to_which_no_label_applies():
+    gold = [(), (), (), ("positive",)]
+    scores = label_metrics(gold, predictions("", "", "negative", "", invalid={1}), OR_NONE)
+    assert scores["accuracy"] == scores["jaccard"] == 1 / 4  # what could not be read is not the answer "none"
+    assert (scores["f1_macro"], scores["invalid_rate"]) == (0, 1 / 4)
+    assert scores["per_label"]["negative"]["support"] == 0
+    only = label_metrics([()], predictions(""), OR_NONE)
+    assert (only["accuracy"], only["jaccard"], only["f1_macro"]) == (1, 1, 0)
+    drawn = bootstrap_intervals(gold, predictions("", "", "negative", "", invalid={1}), OR_NONE, rounds=50)
+    assert 0 <= drawn["accuracy"][0] <= 1 / 4 <= drawn["accuracy"][1]
+    assert mcnemar(gold, predictions("", "", "", ""), predictions("", "", "", "", invalid={1}))["better"] == 1

@@ -1,5 +1,7 @@
 """Losses and rows of the objectives, against formulas and libraries."""
 
+import dataclasses
+
 import numpy
 import pytest
 import torch
@@ -113,3 +115,27 @@ def test_text_rows(tokenizer):
     assert row["labels"] == EMOTION.labels.index("joy")
     assert row["gold"] == [0, 0, 1, 0, 0, 0]
     assert row["weight"] == 1.0
+
+
+def test_to_have_no_label_counts_as_one_more():
+    rows = rows_of(["joy"] * 6 + ["fear"] * 2 + [()] * 4)
+    weights = balanced_weights(rows, ("joy", "fear"), yes_or_no=False)
+    expected = compute_class_weight(
+        "balanced", classes=numpy.array(["joy", "fear", "-"]), y=["joy"] * 6 + ["fear"] * 2 + ["-"] * 4
+    )
+    assert weights == pytest.approx(expected.tolist())
+    assert row_weight((), ("joy", "fear"), weights) == weights[2]
+    assert row_weight(("fear",), ("joy", "fear"), weights) == weights[1]
+    of_a_head = balanced_weights(rows, ("joy", "fear"), yes_or_no=True)
+    assert of_a_head == pytest.approx((1.0, 5.0))
+    assert row_weight((), ("joy", "fear"), of_a_head) == row_weight((), ("joy", "fear"), None) == 1.0
+
+
+def test_rows_without_a_label(tokenizer):
+    task = dataclasses.replace(GROUP, allow_none=True)
+    rows = rows_of(["positive", ()])
+    (first, second) = text_rows(rows, Encoder(task, tokenizer, objective="classify"))
+    assert (second["gold"], second["labels"], first["labels"]) == ([0, 0, 0, 0], 0, 3)
+    encoder = Encoder(task, tokenizer)
+    _, second = answer_rows(rows, encoder)
+    assert encoder.decode([token for token in second["labels"] if token != -100]) == "none"
