@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,19 @@ CASES = {
     "labels without end": (f"{INFER} --label_path /dev/zero --text hi", "--label_path /dev/zero: is no file"),
     "labels of another encoding": (f"{SFT} --label_path {{dir}}/wide.txt", "{dir}/wide.txt:1: label 'j\\x00o\\x00y\\x00' holds a control character"),
     "a label like a tag": (f"{SFT} --label_path {{dir}}/tag.txt", "{dir}/tag.txt:2: label '</think>' holds a tag"),
-    "more labels than an answer holds": (f"{SFT} --train_data_path {{dir}}/many.tsv", "{dir}/many.tsv:2: 6 labels, while an answer holds at most 5"),
-    "grpo: more labels than an answer holds": (f"{GRPO} --dev_data_path {{dir}}/many.tsv", "{dir}/many.tsv:2: 6 labels, while an answer holds at most 5"),
+    "grpo: more labels than an answer holds": ("main_grpo.py --model_path {dir}/trained --train_data_path {dir}/several.tsv --output_dir {dir}/out", "{dir}/several.tsv:2: 3 labels, while an answer holds at most 2"),
+    "no label": (f"{SFT} --train_data_path {{dir}}/unlabelled.tsv", "{dir}/unlabelled.tsv:2: no label, which needs --allow_none"),
+    "grpo: no label": (f"{GRPO} --dev_data_path {{dir}}/unlabelled.tsv", "{dir}/unlabelled.tsv:2: no label, which needs --allow_none"),
+    "no label of one": (f"{SFT} --task single_label --allow_none", ": is single_label, so each text has a label"),
+    "grpo: no label of one": ("main_grpo.py --model_path {model} --task sst2 --allow_none --train_data_path {dir}/good.tsv", "--allow_none: task sst2: is single_label"),
+    "no label to compare": (f"{SFT} --objective score --allow_none", "--allow_none: needs --objective generate or classify"),
+    "no label to compare in an untuned model": (f"{INFER} --text hi --objective score --allow_none", "--allow_none: needs --objective generate or classify"),
+    "no label in summaries": (f"{SUMMARY_SFT} --allow_none", "--allow_none on: does nothing without a task of labels"),
+    "a label called none": (f"{SFT} --label_path {{dir}}/none.txt --allow_none", "label 'None' is what the answer is called that no label applies"),
+    "no label where the run has some": ("inference.py --model_path {dir}/trained --text hi --allow_none", "--allow_none on contradicts {dir}/trained/task.json: trained with off"),
+    "labels in two ways": (f"{SFT} --label_path {{dir}}/two.txt --train_data_path {{dir}}/two_ways.csv", "{dir}/two_ways.csv:1: a label column ('label') and a column for each label"),
+    "columns of some labels": (f"{SFT} --train_data_path {{dir}}/some.csv", "{dir}/some.csv:1: a column for 'fear', but none for 'admiration'"),
+    "a column of a label that is no mark": (f"{INFER} --label_path {{dir}}/two.txt --test_data_path {{dir}}/marks.csv", "{dir}/marks.csv:2: column 'Fear' is 'maybe', where 1 or 0 is expected"),
     "label not in the set": (f"{SFT} --dev_data_path {{dir}}/label.tsv", "{dir}/label.tsv:2: label 'hunger' is not in"),
     "wrong number of columns": (f"{SFT} --train_data_path {{dir}}/columns.tsv", "{dir}/columns.tsv:2: 2 columns"),
     "empty text": (f"{SFT} --train_data_path {{dir}}/text.tsv", "{dir}/text.tsv:2: empty text"),
@@ -354,7 +366,13 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "twice.txt": "joy\nfear\njoy\n",
         "wide.txt": "joy\nfear\n".encode("utf-16-le"),
         "tag.txt": "joy\n</think>\n",
-        "many.tsv": "fine\t3\tc1\nall\t1,2,3,4,5,6\tc2\n",
+        "several.tsv": "fine\t3\tc1\nall\t1,2,3\tc2\n",
+        "unlabelled.tsv": "fine\t3\tc1\nall of it\t\tc2\n",
+        "none.txt": "joy\nNone\n",
+        "two.txt": "joy\nfear\n",
+        "two_ways.csv": "text,label,joy,fear\nfine,joy,1,0\n",
+        "some.csv": "text,id,fear,joy\nfine,c1,0,1\n",
+        "marks.csv": "text,joy,Fear\nfine,1,maybe\n",
         "command.txt": "joy\n<|im_end|>\n",
         "command.tsv": "fine\tjoy\nso so\tjoy\nthe end\t<|im_end|>\n",
         "header.tsv": "text\tlabels\tid\n" + GOOD,
@@ -408,7 +426,7 @@ def write_files(directory: Path, model_dir: Path) -> None:
     for name, content in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    Contract(BUILT_IN_TASKS["goemotions-group"]).save(trained)
+    Contract(replace(BUILT_IN_TASKS["goemotions-group"], most_labels=2)).save(trained)
     Contract(BUILT_IN_TASKS["emotion-summary-en"], max_length=4096, sampling=Sampling()).save(directory / "counsellor")
     Contract(BUILT_IN_TASKS["emotion-summary-zh"], max_length=8192, sampling=Sampling()).save(directory / "writes")
     os.mkfifo(directory / "pipe")

@@ -10,7 +10,7 @@ from data.learning.checkpoints import check_same_task
 from data.loading import load_examples
 from data.sampling import Sampling
 from data.summaries.encoding import SummaryEncoder
-from data.tasks import BUILT_IN_TASKS, resolve_task, with_prompt
+from data.tasks import BUILT_IN_TASKS, of_built_in, resolve_task, with_prompt
 from tests.conftest import make_tokenizer
 
 GROUP = BUILT_IN_TASKS["goemotions-group"]
@@ -93,6 +93,41 @@ def test_flags_that_contradict_name_both_values(run_dir, flags, message):
         flags = {"label_path": str(run_dir / flags["label_path"])}
     with pytest.raises(UserError, match=message):
         contract_for(str(run_dir), **flags)
+
+
+def test_whether_no_label_may_apply(run_dir, tmp_path):
+    allowed = dataclasses.replace(GROUP, allow_none=True, most_labels=3)
+    Contract(allowed).save(tmp_path / "none")
+    loaded = contract_for(str(tmp_path / "none"), allow_none=True)
+    assert (loaded.task, loaded.task.most_labels) == (allowed, 3)
+    assert contract_for(str(tmp_path / "none")) == loaded
+    for directory, flag, trained in ((tmp_path / "none", False, "on"), (run_dir, True, "off")):
+        with pytest.raises(UserError, match=rf"--allow_none o(n|ff) contradicts .*task.json: trained with {trained}"):
+            contract_for(str(directory), allow_none=flag)
+    check_same_task(str(run_dir), dataclasses.replace(GROUP, most_labels=2))  # as of earlier versions: any number
+    with pytest.raises(UserError, match="learns task goemotions-group"):
+        check_same_task(str(run_dir), dataclasses.replace(GROUP, allow_none=True))
+    with pytest.raises(ValueError, match="allow_none: objective score asks which"):
+        Contract(allowed, objective="score")
+
+
+def test_whether_no_label_may_apply_to_an_untuned_model(tmp_path):
+    def asked(**flags):
+        return contract_for(str(tmp_path), **flags).task
+
+    assert not asked(task_name="goemotions-group").allow_none
+    task = asked(task_name="goemotions-group", allow_none=True)
+    assert (task.allow_none, task.most_labels) == (True, 5)
+    assert of_built_in(task).header_allowed is False
+    (tmp_path / "labels.txt").write_text("joy\nNONE\n")
+    for flags, message in (
+        (dict(task_name="sst2"), "--allow_none: task sst2: is single_label, so each text has a label"),
+        (dict(task_name="goemotions-group", objective="score"), "--allow_none: needs --objective generate or classify"),
+        (dict(task_name="emotion-summary"), "--allow_none: task emotion-summary has no labels"),
+        (dict(label_path=str(tmp_path / "labels.txt")), "--allow_none: task .*: label 'NONE' is what the answer is"),
+    ):
+        with pytest.raises(UserError, match=message):
+            asked(**flags, allow_none=True)
 
 
 def test_an_edited_prompt_is_noticed(run_dir):

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from math import exp
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from scipy.special import softmax
 
 from data.arguments import UserError
+from data.confidence import analyse
 from data.contract import Contract
 from data.encoding import Encoder
 from data.engine import generation
@@ -28,6 +30,7 @@ from data.engine.models import check_model_path, load_model, pick_device
 from data.files import exclusive, file_hash
 from data.labels import DEMO_TEXTS
 from data.loading import Example, load_examples
+from data.predicted_runs import read_run
 from data.prediction_files import PredictionFile
 from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, Task
 from inference import Args, Predictor, evaluate, main, prediction_settings
@@ -141,9 +144,54 @@ def test_evaluate_writes_what_it_returns(model, encoder, tmp_path):
 def test_files_without_labels_are_predicted_but_not_scored(model, encoder, tmp_path):
     predictor = Predictor.from_model(model, encoder, Contract(encoder.task))
     evaluate(predictor, [Example("1", "hello", ("joy",))], tmp_path)
-    results = evaluate(predictor, [Example("1", "hello", ())], tmp_path)  # what an earlier file scored goes
+    results = evaluate(predictor, [Example("1", "hello", None)], tmp_path)  # what an earlier file scored goes
     assert set(results) == {"n", "examples_per_second", "backend", "seed"}
     assert not (tmp_path / "test_results.json").exists()
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_an_untuned_model_may_answer_that_none_applies(tiny_model_dir, tmp_path, probabilities):
+    rows = [{"text": f"{text} {n}", "label": [] if n % 2 else [n % 4]} for n, text in enumerate(TEXTS * 8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    args = Args(
+        model_path=str(tiny_model_dir), task="goemotions-group", test_data_path=str(tmp_path / "rows.jsonl"),
+        output_dir=str(tmp_path / "out"), precision="fp32", device="cpu", probabilities=probabilities,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"rows.jsonl:2: no label, which needs --allow_none"):
+        main(args)
+    main(dataclasses.replace(args, allow_none=True))
+    predicted = [json.loads(line) for line in lines(tmp_path / "out" / "predictions.jsonl")]
+    assert [row["gold"] for row in predicted[:4]] == [["ambiguous"], [], ["neutral"], []]
+    assert all(row["valid"] for row in predicted)
+    assert {row["completion"] for row in predicted if not row["labels"]} <= {"none"}
+    results = json.loads((tmp_path / "out" / "test_results.json").read_text())
+    assert results["accuracy"] == sum(row["labels"] == row["gold"] for row in predicted) / len(rows)
+    assert ("brier" in results) == probabilities
+    run = read_run(tmp_path / "out")
+    assert run.task().allow_none  # there is no task.json, but rows that say so
+    assert analyse(run)["of_labels"] is None or probabilities
+
+
+def test_the_answer_that_none_applies_is_compared_with_the_labels(tiny_model_dir):
+    predictor = Predictor(
+        str(tiny_model_dir),
+        task="goemotions-group",
+        allow_none=True,
+        probabilities=True,
+        precision="fp32",
+        device="cpu",
+    )
+    none = predictor.encoder.answer_ids(())
+    written = [none, predictor.encoder.answer_ids(("positive",)), none]
+    predictor.backend.__dict__["_writer"] = SimpleNamespace(write=lambda prompts: (written, [-1.0] * len(prompts)))
+    weighed = predictor.backend.weighed(predictor.encoder.prompt_ids(TEXTS[:3]))
+    assert [len(scores) for _, scores in weighed] == [5, 4, 5]
+    assert [each and (each.labels, each.valid) for each, _ in weighed] == [((), True), None, ((), True)]
+    for prompt, (_, scores) in zip(predictor.encoder.prompt_ids(TEXTS[:3]), weighed, strict=True):
+        logits = predictor.backend.model(input_ids=torch.tensor([prompt + none])).logits[0].log_softmax(-1)
+        alone = sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(none))
+        if len(scores) == 5:
+            assert scores[4] == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_model_directory_loads_as_a_predictor(tiny_model_dir):

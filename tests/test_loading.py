@@ -501,3 +501,130 @@ def test_data_report_counts_leakage_and_conflicts():
         "dev_rows_also_in_train": 1,
         "test_rows_also_in_train": 1,
     }
+
+
+# --- no label, and a column for each --------------------------------------------------------------------------------
+
+OR_NONE = dataclasses.replace(GROUP, allow_none=True, header_allowed=True)  # ambiguous, negative, neutral, positive
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", '{"text": "a", "label": []}\n{"text": "b", "label": ""}\n{"text": "c", "label": 1}\n', [(), (), ("negative",)]),
+        ("a.json", '[{"text": "a", "label": ["positive"]}, {"text": "b", "label": []}]', [("positive",), ()]),
+        ("a.csv", "text,label,note\na,positive,\nb,,x\n", [("positive",), ()]),
+        ("a.tsv", "this is a\t3\tc1\nthat is b\t\tc2\n", [("positive",), ()]),
+        ("a.jsonl", '{"text": "a", "label": [], "label_text": []}\n{"text": "b", "label": [1], "label_text": ["negative"]}\n', [(), ("negative",)]),
+    ],
+)  # fmt: skip
+def test_rows_without_a_label(tmp_path, name, content, expected):
+    path = write(tmp_path / name, content)
+    for labels_required in (True, False):
+        assert [e.labels for e in load_examples(path, OR_NONE, labels_required=labels_required)] == expected
+    assert ExampleFile(path, OR_NONE, "--test_data_path").labelled
+    with pytest.raises(UserError, match=r":[123]: no label, which needs --allow_none$"):
+        load_examples(path, dataclasses.replace(GROUP, header_allowed=True))
+    with pytest.raises(UserError, match=r":[123]: "):
+        load_examples(path, SST2)
+
+
+def test_a_missing_label_is_not_that_none_applies(tmp_path):
+    for row in ('{"text": "b", "label": null}', '{"text": "b", "label": null, "label_text": null}'):
+        path = write(tmp_path / "a.jsonl", '{"text": "a", "label": [], "label_text": []}\n' + row)
+        with pytest.raises(
+            UserError, match=r"a.jsonl:2: no label is given; where none applies, write \[\] or an empty"
+        ):
+            load_examples(path, OR_NONE)
+        with pytest.raises(UserError, match=r"a.jsonl:2: no label, while other rows have one"):
+            load_examples(path, OR_NONE, labels_required=False)
+    unknown = write(tmp_path / "b.jsonl", '{"text": "a"}\n{"text": "b", "label": null}')
+    assert pairs(load_examples(unknown, OR_NONE, labels_required=False)) == [("a", None), ("b", None)]
+    assert not ExampleFile(unknown, OR_NONE, "--test_data_path").labelled
+
+
+MARKED = [("so glad", ("positive",)), ("well", ()), ("so, so", ("ambiguous", "neutral"))]
+MARKED_CSV = 'text,id,author,Ambiguous,negative,neutral,POSITIVE\nso glad,c1,x,0,0,0,1\nwell,c2,y,0,0,0,0\n"so, so",c3,z,1,0,1,0\n'
+
+
+def marked_files(folder: Path) -> list[Path]:
+    """The same rows in every format, with a column for each label."""
+    values = [[int(label in labels) for label in GROUP.labels] for _, labels in MARKED]
+    records = [
+        {"id": f"c{i}", "text": text} | dict(zip(GROUP.labels, map(bool, row), strict=True))
+        for i, ((text, _), row) in enumerate(zip(MARKED, values, strict=True), start=1)
+    ]
+    floats = {label: [float(row[i]) for row in values] for i, label in enumerate(GROUP.labels)}
+    table = pyarrow.table({"text": [text for text, _ in MARKED], "id": ["c1", "c2", "c3"], **floats})
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    return [
+        write(folder / "a.csv", MARKED_CSV),
+        write(folder / "b.csv", MARKED_CSV.replace(",0", ",false").replace(",1", ",TRUE")),
+        write(folder / "a.tsv", MARKED_CSV.replace('"', "").replace("so, so", "so; so").replace(",", "\t").replace(";", ",")),
+        write(folder / "a.jsonl", "\n".join(map(json.dumps, records))),
+        write(folder / "a.json", json.dumps([{**r, "neutral": float(r["neutral"])} for r in records])),
+        folder / "a.parquet",
+    ]  # fmt: skip
+
+
+def test_a_column_for_each_label(tmp_path):
+    for path in marked_files(tmp_path):
+        for labels_required in (True, False):
+            read = load_examples(path, OR_NONE, labels_required=labels_required)
+            assert pairs(read) == MARKED, path
+            assert [e.id for e in read] == ["c1", "c2", "c3"]
+        with pytest.raises(UserError, match=r":[23]: no label, which needs --allow_none$"):
+            load_examples(path, GROUP)
+        rejected = []
+        assert len(load_examples(path, GROUP, rejected=rejected)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", MARKED_CSV.replace("author", "emotion"), r"a.csv:1: a label column \('emotion'\) and a column for each label"),
+        ("a.csv", MARKED_CSV.replace(",neutral", ",other"), r"a.csv:1: a column for 'ambiguous', but none for 'neutral'; a file has one"),
+        ("a.csv", MARKED_CSV.replace("c2,y,0", "c2,y,0.5"), r"a.csv:3: column 'Ambiguous' is '0.5', where 1 or 0 is expected"),
+        ("a.csv", MARKED_CSV.replace("c2,y,0", "c2,y,"), r"a.csv:3: column 'Ambiguous' is '', where 1 or 0 is expected"),
+        ("a.csv", MARKED_CSV.replace("author", "Negative"), r"a.csv:1: the column 'negative' stands there twice"),
+        ("a.jsonl", '{"text": "a", "negative": 1}', r"a.jsonl:1: a column for 'negative', but none for 'ambiguous', 'neutral', 'positive'"),
+        ("a.jsonl", '{"text": "a", "ambiguous": 0, "negative": null, "neutral": 0, "positive": 1}', r"a.jsonl:1: column 'negative' is None"),
+        ("a.jsonl", '{"text": "a", "ambiguous": 0, "negative": 0, "neutral": 0, "positive": 1, "label": 3}', r"a.jsonl:1: a label column"),
+    ],
+)  # fmt: skip
+def test_columns_of_labels_that_are_not_right(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        load_examples(write(tmp_path / name, content), OR_NONE)
+
+
+def test_texts_to_predict_on_may_have_columns_of_some_labels(tmp_path):
+    path = write(tmp_path / "a.csv", "text,positive,negative,more\nso glad,9,,x\n")
+    assert pairs(load_examples(path, GROUP, labels_required=False)) == [("so glad", None)]
+    named = write(tmp_path / "b.csv", "text,label,negative,more\nso glad,positive,9,x\n")
+    assert pairs(load_examples(named, dataclasses.replace(GROUP, header_allowed=True))) == [("so glad", ("positive",))]
+    text = LabelTask(
+        "own", "multi_label", ("comment", "question"), "{text}"
+    )  # labels that are names of a text's column
+    asked = write(tmp_path / "c.csv", "text,question,comment\nwhy?,1,0\n")
+    assert pairs(load_examples(asked, text)) == [("why?", ("question",))]
+    plain = write(tmp_path / "d.csv", "question,comment\nwhy?,so\n")
+    assert pairs(load_examples(plain, text, labels_required=False)) == [("so", None)]
+
+
+def test_one_label_of_several_columns(tmp_path):
+    path = write(tmp_path / "a.csv", "text,Negative,Positive\ngood,0,1\nbad,1,0\n")
+    assert pairs(load_examples(path, SST2)) == [("good", ("Positive",)), ("bad", ("Negative",))]
+    stars = write(tmp_path / "b.csv", "text,1,2,3\ngood,0,0,1\n")  # no ids: labels that are numbers
+    assert pairs(load_examples(stars, STARS)) == [("good", ("3",))]
+    both = write(tmp_path / "c.csv", "text,Negative,Positive\ngood,1,1\n")
+    with pytest.raises(UserError, match=r"c.csv:2: 2 labels .* takes exactly one"):
+        load_examples(both, SST2)
+
+
+def test_texts_without_a_label_are_split_as_a_label_is():
+    examples = [Example(str(i), f"text {i}", () if i < 100 else ("positive",)) for i in range(140)]
+    train, dev = split_validation(examples, 0.15, seed=3)
+    assert [sum(e.labels == labels for e in dev) for labels in ((), ("positive",))] == [15, 6]
+    report = data_report(OR_NONE, train, dev, [])
+    assert report["train_rows_without_a_label"] == 85
+    assert report["train_label_counts"] == {"positive": 34}

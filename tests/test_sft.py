@@ -473,6 +473,93 @@ def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):
         assert torch.equal(found[name], tensor), name
 
 
+def marked_rows(path: Path, rows: int) -> None:
+    """A table with a column for each of two labels, of which some rows have neither."""
+    lines = (f"it is text {i},{i % 3 == 0:d},{i % 4 == 0:d}" for i in range(rows))
+    path.write_text("text,Joy,fear\n" + "\n".join(lines) + "\n")
+
+
+def test_a_run_on_texts_without_a_label(args, tmp_path, monkeypatch):
+    (tmp_path / "labels.txt").write_text("joy\nfear\n")
+    marked_rows(tmp_path / "train.csv", 24)
+    marked_rows(tmp_path / "dev.csv", 12)
+    args = dataclasses.replace(
+        args, label_path=str(tmp_path / "labels.txt"), train_data_path=str(tmp_path / "train.csv"),
+        dev_data_path=str(tmp_path / "dev.csv"), test_data_path=str(tmp_path / "dev.csv"), class_weights="balanced",
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"train.csv:3: no label, which needs --allow_none"):
+        main(args)
+    args = dataclasses.replace(args, allow_none=True)
+    main(args)
+    task = Contract.load(args.output_dir).task
+    assert (task.allow_none, task.most_labels, task.kind) == (True, 2, "multi_label")
+    rows = [json.loads(line) for line in (Path(args.output_dir) / "predictions.jsonl").read_text().splitlines()]
+    gold = [["joy"] * (i % 3 == 0) + ["fear"] * (i % 4 == 0) for i in range(12)]
+    assert [row["gold"] for row in rows] == gold
+    assert all(row["valid"] and row["completion"] == task.target(row["labels"]) for row in rows)
+    results = json.loads((Path(args.output_dir) / "test_results.json").read_text())
+    assert results["accuracy"] == sum(row["labels"] == row["gold"] for row in rows) / 12
+    report = json.loads((Path(args.output_dir) / "data_report.json").read_text())
+    assert report["train_rows_without_a_label"] == 12
+
+    killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
+    build = main_SFT.build_trainer
+
+    def build_and_kill(*arguments):
+        trainer = build(*arguments)
+        trainer.add_callback(KillAt(5))
+        return trainer
+
+    monkeypatch.setattr(main_SFT, "build_trainer", build_and_kill)
+    with pytest.raises(Killed):
+        main(killed)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"--allow_none none: .*began with on"):
+        main(dataclasses.replace(killed, allow_none=None, skip_bad_rows=True))
+    main(killed)
+    expected, found = adapter(args.output_dir), adapter(tmp_path / "killed")
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_head_on_texts_without_a_label(args, tmp_path):
+    (tmp_path / "labels.txt").write_text("joy\nfear\n")
+    marked_rows(tmp_path / "train.csv", 24)
+    args = dataclasses.replace(
+        args, label_path=str(tmp_path / "labels.txt"), train_data_path=str(tmp_path / "train.csv"), allow_none=True,
+        dev_data_path=str(tmp_path / "train.csv"), objective="classify", prompt="text_only", class_weights="balanced",
+    )  # fmt: skip
+    main(args)
+    with Predictor(args.output_dir, precision="fp32") as predictor:
+        assert predictor.contract.thresholds.keys() == {"joy", "fear"}
+        strict = dataclasses.replace(predictor.contract, thresholds={"joy": 1.0, "fear": 1.0})
+        predictor.contract = strict
+        (prediction,) = predictor.predict_batch(["it is text 5"])
+    assert (prediction.labels, prediction.valid) == ((), True)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_own_number_of_labels(args, monkeypatch):
+    build = main_SFT.build_trainer
+
+    def build_and_kill(*arguments):
+        trainer = build(*arguments)
+        trainer.add_callback(KillAt(5))
+        return trainer
+
+    monkeypatch.setattr(main_SFT, "build_trainer", build_and_kill)
+    with pytest.raises(Killed):
+        main(args)
+    monkeypatch.undo()
+    for path in Path(args.output_dir).glob("checkpoint-*/task.json"):
+        content = json.loads(path.read_text())
+        assert content["task"].pop("most_labels") == 2
+        assert content["task"].pop("allow_none") is False
+        path.write_text(json.dumps(content))
+    main(args)
+    assert json.loads((Path(args.output_dir) / "train_results.json").read_text())["resumed_from"]
+    assert Contract.load(args.output_dir).task.most_labels == 5
+
+
 def test_a_template_with_the_date_asks_the_same_question_on_every_day(args, tmp_path, monkeypatch):
     dated = tmp_path / "dated"
     shutil.copytree(args.model_path, dated)
@@ -553,21 +640,26 @@ def test_an_answer_inference_could_not_give(tokenizer):
         answer_rows([Example("c7", "all of it", ORIGINAL.labels[:12])], Encoder(ORIGINAL, tokenizer))
 
 
-def test_rows_with_more_labels_than_an_answer_holds(args, tmp_path):
+def test_an_answer_has_as_many_labels_as_the_training_data(args, tmp_path, capsys):
     (tmp_path / "many.tsv").write_text("fine\t3\tc1\nall of it\t1,2,3,4,5,6\tc2\n" + "so so\t4\tc3\n" * 6)
     many = dataclasses.replace(args, train_data_path=str(tmp_path / "many.tsv"), max_steps=1, eval_samples=2)
-    with pytest.raises(UserError, match=r"many.tsv:2: 6 labels, while an answer holds at most 5"):
-        main(many)
-    assert not Path(args.output_dir).exists()
+    main(dataclasses.replace(many, train_data_path=args.train_data_path, dev_data_path=many.train_data_path))
+    assert "1 of 8 validation rows have more labels than any training row (2), so that no answer can be" in (
+        capsys.readouterr().out
+    )
     grpo = main_grpo.Args(
-        model_path=args.model_path, label_path=args.label_path, train_data_path=many.train_data_path,
-        output_dir=args.output_dir, batch_size=8,
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"many.tsv:2: 6 labels"):
-        main_grpo.main(grpo)
-    main(dataclasses.replace(many, skip_bad_rows=True))
-    (rejected,) = (json.loads(line) for line in (Path(args.output_dir) / "rejected.jsonl").read_text().splitlines())
-    assert (rejected["line"], rejected["text"]) == (2, "all of it")
+        model_path=args.output_dir,
+        train_data_path=many.train_data_path,
+        output_dir=str(tmp_path / "grpo"),
+        batch_size=8,
+    )
+    with pytest.raises(UserError, match=r"many.tsv:2: 6 labels, while an answer holds at most 2"):
+        main_grpo.main(grpo)  # that of the start's task.json
+    assert not (tmp_path / "grpo").exists()
+    untuned = dataclasses.replace(grpo, model_path=args.model_path, label_path=args.label_path)
+    assert load_data(untuned, ORIGINAL, kind_known=True).task.most_labels == 6
+    main(dataclasses.replace(many, output_dir=str(tmp_path / "many")))
+    assert Contract.load(tmp_path / "many").task.most_labels == 6
     compared = dataclasses.replace(many, objective="score", output_dir=str(tmp_path / "compared"))
     main(compared)  # a row for each label
 
