@@ -78,6 +78,7 @@ from data.learning.trainers import (
     train,
     unpad,
     with_precision,
+    writable,
     write_run_facts,
 )
 from data.published import recommended_settings, recommended_tuning
@@ -449,6 +450,8 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         init_bias_from_priors(model, priors, settings.label_weights)
     make_rows = objectives.text_rows if classify or compare else objectives.answer_rows
     dev = subsample(data.dev, args.eval_samples, args.seed)
+    written = args.objective == "generate"
+    learnt_like = (writable(encoder.task, dev) or writable(encoder.task, data.dev)) if written else dev
     train_dataset = make_rows(data.train, encoder, settings.label_weights)
     pad_id = encoder.tokenizer.pad_token_id
     together = answers_together(args, data, contract)
@@ -465,7 +468,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         args=training_arguments(args, data.task, warm_up(args, data.task, len(train_dataset)), has_dev=bool(dev)),
         data_collator=collator,
         train_dataset=train_dataset,
-        eval_dataset=make_rows(dev, encoder) if dev else None,
+        eval_dataset=make_rows(learnt_like, encoder) if dev else None,
         processing_class=encoder.tokenizer,
         contract=contract,
         encoder=encoder,

@@ -317,7 +317,7 @@ def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tu
     if shortest > limit:
         raise UserError(
             f"{given}: the longest gold answer takes {shortest} tokens{' without its reasoning' * encoder.cot}: "
-            f"{one_line(', '.join(labels), 60)} of row {one_line(row_of[labels].id, 40)}"
+            f"{one_line(encoder.task.answer(labels), 60)} of row {one_line(row_of[labels].id, 40)}"
         )
     return args.length_budget or min(longest, limit), limit
 

@@ -513,3 +513,22 @@ def test_each_reward_is_learnt(args, reward):
     main(args)
     values = [float(row[reward]) for row in rewards_csv(args)]
     assert sum(values[-5:]) > sum(values[:5])
+
+
+@pytest.mark.parametrize("expectation", ["sampled", "exact"])
+def test_texts_without_a_label_are_learnt_from(args, tiny_model_dir, tmp_path, expectation):
+    (tmp_path / "labels.txt").write_text("joy\nfear\n")
+    lines = "".join(f"it is text {i},{i % 3 == 0:d},{i % 4 == 0:d}\n" for i in range(24))
+    (tmp_path / "marked.csv").write_text("text,joy,fear\n" + lines)
+    marked = dataclasses.replace(
+        args, model_path=str(tiny_model_dir), label_path=str(tmp_path / "labels.txt"), allow_none=True, max_steps=2,
+        train_data_path=str(tmp_path / "marked.csv"), dev_data_path=None, test_data_path=str(tmp_path / "marked.csv"),
+        output_dir=str(tmp_path / "none"), expectation=expectation,
+        **(dict(batch_size=4, num_generations=8, max_completion_length=None, length_budget=None) if expectation == "exact" else {}),
+    )  # fmt: skip
+    main_grpo.main(marked)
+    task = Contract.load(marked.output_dir).task
+    assert (task.allow_none, task.most_labels) == (True, 2)
+    rows = [json.loads(line) for line in (tmp_path / "none" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["gold"] for row in rows] == [["joy"] * (i % 3 == 0) + ["fear"] * (i % 4 == 0) for i in range(24)]
+    assert all(row["valid"] for row in rows)

@@ -110,13 +110,22 @@ def load_data(args, task: Task, kind_known: bool, rationales: bool = False, most
 
 
 def say_what_is_over(data: Data) -> None:
-    """A line on the console where validation rows have more labels than a written answer may have."""
-    if not data.task.labels or not is_first_process():
-        return
-    most = data.task.most_labels
-    if over := sum(len(example.gold) > most for example in data.dev):
+    """A line on the console where validation rows have more labels than a written answer may have.
+
+    Raises:
+        UserError: all of them have.
+    """
+    most, over = data.task.most_labels if data.task.labels else 0, len(data.dev) - len(writable(data.task, data.dev))
+    if over and over == len(data.dev):
+        raise UserError(f"--dev_data_path: each of its {over} rows has more labels than any training row ({most})")
+    if over and is_first_process():
         print(f"{over} of {len(data.dev)} validation rows have more labels than any training row ({most}), so that no "
-              "answer can be wholly right")  # fmt: skip
+              "answer can be wholly right; they have no part in the validation loss")  # fmt: skip
+
+
+def writable(task: Task, examples: Sequence[TaskRow]) -> list[TaskRow]:
+    """The rows whose answers have no more labels than an answer may have."""
+    return [example for example in examples if not task.labels or len(example.gold) <= task.most_labels]
 
 
 def subsample(examples: Sequence[TaskRow], size: int, seed: int) -> Sequence[TaskRow]:
