@@ -147,7 +147,7 @@ def begun_with(path: Path, flag: str) -> Any:
 def different_settings(before: Settings, now: Settings, place: str) -> str | None:
     """In words, the first flag or file in which the settings of `place` differ from those of now."""
     for name, value in now["flags"].items():
-        if name not in before["flags"] or before["flags"][name] != value:
+        if before["flags"].get(name) != value:  # a flag of None is as one that earlier versions had not
             found = spelled(before["flags"].get(name))
             return f"--{name} {spelled(value)}: {place} began with {one_line(found, 100)}"
     for role, file in now["files"].items():

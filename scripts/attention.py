@@ -216,7 +216,7 @@ def texts_of(args: Args) -> list[Example]:
         UserError: the file or one of its rows is not right.
     """
     if args.text is not None:
-        return [Example("text", args.text, ())]
+        return [Example("text", args.text, None)]
     task = contract_for(args.model_path, args.task, args.label_path, None, args.max_length, args.objective).task
     return list(islice(ExampleFile(args.test_data_path, task, "--test_data_path"), args.limit or LIMIT))
 

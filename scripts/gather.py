@@ -28,6 +28,7 @@ class Args:
     model_path: str | None = flag(None, "the model that predicted them")
     task: str | None = flag(None, "of an untuned model: its task")
     label_path: str | None = flag(None, "of an untuned model: its labels.txt")
+    allow_none: bool | None = flag(None, "of an untuned model: it may also answer that none of the labels applies")
     seed: int = flag(42, "seed, noted in the results")
 
     def __post_init__(self):
@@ -90,7 +91,7 @@ def check_parts(parts: Sequence[Path], task: Task) -> None:
 
 def main(args: Args) -> None:
     check_model_path(args.model_path)
-    contract = contract_for(args.model_path, args.task, args.label_path)
+    contract = contract_for(args.model_path, args.task, args.label_path, allow_none=args.allow_none)
     folder = Path(args.output_dir)
     parts = find_parts(folder)
     cuts = Cuts(contract.max_length, contract.task.what_is_lost)

@@ -223,7 +223,7 @@ def predict(args: Args, task: Task, texts: Sequence[str], output_dir: Path) -> d
     args = replace(args, precision=precision.format)
     settings = prediction_settings(args)
     settings["flags"] = {name: value for name, value in settings["flags"].items() if name not in UNDECIDING}
-    examples = [Example(str(number), text, ()) for number, text in enumerate(texts, start=1)]
+    examples = [Example(str(number), text, None) for number, text in enumerate(texts, start=1)]
     file = PredictionFile(output_dir, examples, task, settings, PREDICTED_FILE)
     with closing(file), Predictor(**predictor_settings(args)) as predictor:
         precision.say(sys.stderr)

@@ -66,6 +66,7 @@ CASES = {
     "no label in summaries": (f"{SUMMARY_SFT} --allow_none", "--allow_none on: does nothing without a task of labels"),
     "a label called none": (f"{SFT} --label_path {{dir}}/none.txt --allow_none", "label 'None' is what the answer is called that no label applies"),
     "no label where the run has some": ("inference.py --model_path {dir}/trained --text hi --allow_none", "--allow_none on contradicts {dir}/trained/task.json: trained with off"),
+    "gather: no label where the run has some": ("scripts/gather.py --output_dir {dir} --model_path {dir}/trained --allow_none", "--allow_none on contradicts {dir}/trained/task.json: trained with off"),
     "labels in two ways": (f"{SFT} --label_path {{dir}}/two.txt --train_data_path {{dir}}/two_ways.csv", "{dir}/two_ways.csv:1: a label column ('label') and a column for each label"),
     "columns of some labels": (f"{SFT} --train_data_path {{dir}}/some.csv", "{dir}/some.csv:1: a column for 'fear', but none for 'admiration'"),
     "a column of a label that is no mark": (f"{INFER} --label_path {{dir}}/two.txt --test_data_path {{dir}}/marks.csv", "{dir}/marks.csv:2: column 'Fear' is 'maybe', where 1 or 0 is expected"),

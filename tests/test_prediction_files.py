@@ -12,7 +12,7 @@ from data.contract import Contract
 from data.labels import Prediction
 from data.loading import Example
 from data.metrics import label_metrics
-from data.prediction_files import PredictionFile
+from data.prediction_files import PredictionFile, different_settings
 from data.prediction_rows import measure, rows_of
 from data.tasks import BUILT_IN_TASKS
 
@@ -178,3 +178,14 @@ def test_a_file_is_measured_as_its_scores_would_be(tmp_path, name, objective):
 def test_rows_without_gold_are_counted(tmp_path):
     row = {"gold": None, "labels": ["joy"], "valid": True, "probabilities": None}
     assert measure([row] * 3, Contract(BUILT_IN_TASKS["emotion"])) == {"n": 3}
+
+
+def test_a_flag_that_an_earlier_version_had_not():
+    def of(**flags):
+        return {"flags": flags, "files": {}}
+
+    before = of(limit=3)
+    assert different_settings(before, of(limit=3, allow_none=None), "a file") is None
+    assert different_settings(before, of(limit=3, allow_none=True), "a file") == (
+        "--allow_none on: a file began with None"
+    )
