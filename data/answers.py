@@ -18,6 +18,8 @@ from math import comb
 from data.encoding import MAX_ANSWER_LABELS, Encoder
 from data.labels import SEPARATOR, LabelTask
 
+MOST_LISTED = 64  # answers of a task that are computed all together; of more, those that matter
+
 
 @dataclass(frozen=True)
 class _Piece:
