@@ -54,6 +54,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from data.answers import MOST_LISTED
 from data.arguments import UserError, flag, is_first_process, one_line, process_count, run
 from data.contract import Contract, Precision, contract_for
 from data.encoding import RATIONALE_TOKENS, Encoder
@@ -101,7 +102,7 @@ METRIC_OF_REWARD = {"jaccard": "jaccard", "exact_match": "accuracy", "f1_macro":
 OF_SAMPLING = (
     "temperature", "top_p", "top_k", "dynamic_sampling", "dynamic_sampling_rounds", "use_vllm", "loss_type", "epsilon",
     "epsilon_high", "importance_sampling_level", "num_iterations", "steps_per_generation",
-    "mask_truncated_completions", "num_generations",
+    "mask_truncated_completions",
 )  # fmt: skip
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
@@ -147,7 +148,7 @@ class Args:
     )  # fmt: skip
     f1_window: int = flag(1000, "texts after which a share of 1/e is left of what F1 rewards count")
     # drawing answers
-    num_generations: int = flag(8, "answers drawn for each text, the group (G)")
+    num_generations: int = flag(8, "answers drawn for each text, the group (G); exact, with --cot: rationales")
     max_completion_length: int | None = flag(
         None, "tokens at which an answer is cut off (default: what inference gives an answer)"
     )
@@ -165,6 +166,10 @@ class Args:
     # learning
     beta: float = flag(0.0, "weight of the KL divergence from the start; above 0 costs a second forward pass")
     entropy_weight: float = flag(0.0, "exact: weight of the entropy of the valid answers")
+    pruned_mass: float = flag(
+        0.01, f"exact: probability of answers that may be left out, of tasks with over {MOST_LISTED} of them"
+    )
+    max_tree_tokens: int = flag(512, "exact: tokens of answers to a text that are computed at most, of such tasks")
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = flag("dapo", "how tokens' losses are averaged")
     epsilon: float = flag(0.2, "clip range of the probability ratio")
     epsilon_high: float | None = flag(None, "its upper end (default: as --epsilon; DAPO: 0.28)")
@@ -247,10 +252,12 @@ class Args:
     def _check_needs(self) -> None:
         if self.expectation == "exact":
             check_needed(self, *OF_SAMPLING, needs="--expectation sampled")
+            if not self.cot:
+                check_needed(self, "num_generations", needs="--expectation sampled, or --cot")
             if self.scale_rewards == "batch":
                 raise UserError("--scale_rewards batch: needs --expectation sampled; exact has group and none")
         else:
-            check_needed(self, "entropy_weight", needs="--expectation exact")
+            check_needed(self, "entropy_weight", "pruned_mass", "max_tree_tokens", needs="--expectation exact")
         if not self.accuracy_reward.startswith("f1"):
             check_needed(self, "f1_window", needs="--accuracy_reward f1_macro or f1_micro")
         if self.use_vllm != "server":
@@ -388,11 +395,14 @@ def exact_trainer(args: Args, data: Data, model, rewards: Rewards, **watched) ->
 
     from data.learning.exact import ExactCollator, ExactTraining, exact_rows
     from data.learning.faults import StopAtFaults
-
-    class ExactTrainer(StopAtFaults, WholeCheckpoints, ExactTraining, Trainer):
-        pass
+    from data.learning.reasoned import ReasonedTraining
 
     encoder = rewards.encoder
+
+    class ExactTrainer(StopAtFaults, WholeCheckpoints, ReasonedTraining if encoder.cot else ExactTraining, Trainer):
+        pass
+
+    drawn = {"num_generations": args.num_generations, "stop_ids": rewards.stop_ids} if encoder.cot else {}
     return ExactTrainer(
         model=with_new_adapter(args, model),
         args=TrainingArguments(
@@ -407,6 +417,9 @@ def exact_trainer(args: Args, data: Data, model, rewards: Rewards, **watched) ->
         beta=args.beta,
         entropy_weight=args.entropy_weight,
         scaled=args.scale_rewards == "group",
+        pruned_mass=args.pruned_mass,
+        max_tree_tokens=args.max_tree_tokens,
+        **drawn,
         **watched,
     )
 
@@ -513,6 +526,8 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
     )  # fmt: skip
     check_same_base(checkpoint, contract)
     trainer = build_trainer(args, data, model, encoder, contract)
+    if args.expectation == "exact" and checkpoint is None:
+        trainer.check_tree()
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
     train(trainer, checkpoint)

@@ -19,6 +19,8 @@ from math import comb
 from data.encoding import Encoder
 from data.labels import SEPARATOR, LabelTask
 
+MOST_LISTED = 64  # answers of a task that are computed all together; of more, those that matter
+
 
 @dataclass(frozen=True)
 class _Piece:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import main_grpo
+import main_SFT
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import Encoder
@@ -20,21 +22,16 @@ from data.engine.models import load_model, load_tokenizer
 from data.engine.packing import pack
 from data.engine.tree_attention import ordinary_attention, target_log_probs
 from data.labels import CUSTOM_TEMPLATE, LabelTask
-from data.learning.exact import Outcomes, answer_entropy, divergence, listed_answers, objective
 from data.learning.f1_reward import Counts, F1Memory
+from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards, listed_answers
 from data.learning.policy import load_policy
 from data.learning.rewards import Rewards
 from inference import Predictor
 from main_grpo import Args, build_trainer, main
-from tests.test_grpo import (
-    adapter,
-    rewards_csv,
-    taught_dir,  # noqa: F401  (a fixture)
-)
-from tests.test_grpo import args as sampled_args  # noqa: F401  (a fixture, which `args` is made from)
+from tests.conftest import ROOT, SAMPLE
+from tests.test_grpo import adapter, rewards_csv
 
 LABELS = ("joy", "love", "anger", "grief")
-WEIGHTS = {"jaccard": 1.0, "format": 0.5, "length": 0.25}
 TEXTS = ["what a lovely day", "I miss her", "go away!", "you and me, and the sea"]
 
 
@@ -85,16 +82,16 @@ def batch_of(trainer) -> dict:
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("kind", ["single_label", "multi_label"])
 @pytest.mark.parametrize("sharing", ["on", "off"])
-def test_the_gradient_is_that_of_all_answers_one_by_one(taught_dir, tmp_path, kind, sharing, scaled):  # noqa: F811
+def test_the_gradient_is_that_of_all_answers_one_by_one(moods_dir, tmp_path, kind, sharing, scaled):
     """The same weights move the same way, whether one tree or the plain model computes the expected reward."""
     scale = "group" if scaled else "none"
-    trainer = trainer_on(taught_dir, moods(kind), tmp_path, prefix_sharing=sharing, scale_rewards=scale)
+    trainer = trainer_on(moods_dir, moods(kind), tmp_path, prefix_sharing=sharing, scale_rewards=scale)
     teach(trainer, steps=30)
     losses, rows = trainer.losses(trainer.model, batch_of(trainer))
     losses.mean().backward()
     found = gradients(trainer.model)
 
-    plain = load_model(str(taught_dir), "fp32", device="cpu")
+    plain = load_model(str(moods_dir), "fp32", device="cpu")
     plain.load_state_dict(trainer.model.state_dict())
     task, encoder, rewards = trainer.encoder.task, trainer.encoder, trainer.rewards
     expected_losses = []
@@ -113,10 +110,10 @@ def test_the_gradient_is_that_of_all_answers_one_by_one(taught_dir, tmp_path, ki
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_the_gradient_is_what_sampling_comes_to(taught_dir, tmp_path):  # noqa: F811
+def test_the_gradient_is_what_sampling_comes_to(moods_dir, tmp_path):
     """REINFORCE over 4,096 drawn answers has the same direction; what is drawn is unconstrained, invalid answers too."""
     torch.manual_seed(0)
-    trainer = trainer_on(taught_dir, moods("single_label", 2), tmp_path, length_weight=0.0, format_weight=0.0)
+    trainer = trainer_on(moods_dir, moods("single_label", 2), tmp_path, length_weight=0.0, format_weight=0.0)
     teach(trainer, steps=30)
     model, encoder = trainer.model, trainer.encoder
     row = trainer.train_dataset[0]
@@ -152,10 +149,11 @@ def teach(trainer, steps: int) -> None:
         optimizer.zero_grad()
         (-target_log_probs(trainer.model, row).mean()).backward()
         optimizer.step()
+    optimizer.zero_grad()
 
 
-def test_a_model_learns_to_write_answers_that_earn_more(taught_dir, tmp_path):  # noqa: F811
-    trainer = trainer_on(taught_dir, moods("multi_label"), tmp_path)
+def test_a_model_learns_to_write_answers_that_earn_more(moods_dir, tmp_path):
+    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path)
     optimizer = torch.optim.Adam(trainer.model.parameters(), lr=1e-3)
     before = after = None
     for _ in range(40):
@@ -174,8 +172,6 @@ def test_a_model_learns_to_write_answers_that_earn_more(taught_dir, tmp_path):  
 
 def three_outcomes(device="cpu") -> Outcomes:
     """Two answers and a prefix behind each of two texts."""
-    from data.learning.exact import Answer
-
     each = [Answer((0,), (5, 1)), Answer((1,), (6, 1)), Answer((), (7,), is_whole=False)]
     return Outcomes.of([each, each], labels=2, device=torch.device(device))
 
@@ -193,14 +189,14 @@ def test_divergence_and_entropy_of_known_distributions():
 def test_a_prefix_earns_nothing():
     outcomes = three_outcomes()
     log_probs = torch.tensor([0.5, 0.2, 0.1, 0.25, 0.25, 0.25]).log()
-    expected, deviation = objective(log_probs, torch.tensor([1.0, 0.5, 9.0] * 2), outcomes, 2)
+    expected, deviation = expected_rewards(log_probs, torch.tensor([1.0, 0.5, 9.0] * 2), outcomes, 2)
     assert expected.tolist() == pytest.approx([0.6, 0.375])
     assert deviation[0].item() == pytest.approx((0.5 + 0.2 * 0.25 - 0.36) ** 0.5)
 
 
-def test_the_start_is_what_the_run_began_with(taught_dir, tmp_path):  # noqa: F811
+def test_the_start_is_what_the_run_began_with(moods_dir, tmp_path):
     """Before the first step the divergence is 0; behind it, it is that from the weights of the beginning."""
-    trainer = trainer_on(taught_dir, moods("multi_label"), tmp_path, beta=0.5)
+    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, beta=0.5)
     batch, start = batch_of(trainer), {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.losses(trainer.model, batch)
     assert trainer._sums["kl"] == pytest.approx(0, abs=1e-6)
@@ -278,29 +274,40 @@ def test_what_a_drawn_answer_adds_to_f1(tokenizer):
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def args(sampled_args) -> Args:  # noqa: F811
-    """The run of test_grpo.py, on four labels, and exact."""
-    for split in ("train", "dev", "test"):
-        path = Path(sampled_args.train_data_path).with_name(f"{split}.tsv")
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-        path.write_text("".join(f"{text}\t{int(ids.split(',')[0]) % 4}\t{id}\n" for text, ids, id in rows))
-    labels = Path(sampled_args.train_data_path).with_name("labels.txt")
-    labels.write_text("\n".join(LABELS))
-    return dataclasses.replace(
-        sampled_args, model_path=base_of(sampled_args.model_path, labels), label_path=str(labels), expectation="exact",
-        batch_size=4, num_generations=8, max_completion_length=None, length_budget=None, scale_rewards="none",
-        task="multi_label",
+def on_four_labels(folder: Path) -> None:
+    """Comments of the sample in `folder`, each with one or two of the four labels."""
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    for split, rows in (("train", 24), ("dev", 6), ("test", 4)):
+        lines = (SAMPLE / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[:rows]
+        with (folder / f"{split}.tsv").open("w", encoding="utf-8") as file:
+            for text, ids, name in (line.split("\t") for line in lines):
+                labels = sorted({int(id) % 4 for id in ids.split(",")} | {len(text) % 4})
+                file.write(f"{text}\t{','.join(map(str, labels))}\t{name}\n")
+
+
+@pytest.fixture(scope="session")
+def moods_dir(tiny_model_dir, tmp_path_factory) -> Path:
+    """The tiny model after some fine-tuning on these: it writes valid answers, of which some are right."""
+    folder = tmp_path_factory.mktemp("moods")
+    on_four_labels(folder)
+    main_SFT.main(
+        main_SFT.Args(
+            model_path=str(tiny_model_dir), label_path=str(folder / "labels.txt"), task="multi_label",
+            train_data_path=str(folder / "train.tsv"), output_dir=str(folder / "run"), precision="fp32", tuning="full",
+            max_steps=40, batch_size=8, learning_rate=1e-2, val_ratio=0.0, max_length=256,
+        )
     )  # fmt: skip
+    return folder / "run"
 
 
-def base_of(run: str, labels: Path) -> str:
-    """The run's model without its task."""
-    import shutil
-
-    model = labels.with_name("base")
-    shutil.copytree(run, model, ignore=shutil.ignore_patterns("checkpoint-*", "runs", "task.json", "args.json"))
-    return str(model)
+@pytest.fixture
+def args(moods_dir, tmp_path) -> Args:
+    on_four_labels(tmp_path)
+    return Args(
+        model_path=str(moods_dir), train_data_path=str(tmp_path / "train.tsv"), expectation="exact",
+        dev_data_path=str(tmp_path / "dev.tsv"), output_dir=str(tmp_path / "run"), precision="fp32", batch_size=4,
+        max_steps=4, eval_steps=2, logging_steps=1, learning_rate=1e-3,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("reward", ["jaccard", "exact_match", "f1_macro", "f1_micro"])
@@ -326,12 +333,15 @@ def test_a_run_from_start_to_scores(args, reward):
 
 
 def test_the_same_run_with_and_without_sharing(args, tmp_path):
-    adapters = {}
+    """What is expected of the answers, step by step; the gradients are compared above."""
+    rows = {}
     for sharing in ("on", "off"):
-        main(dataclasses.replace(args, prefix_sharing=sharing, output_dir=str(tmp_path / sharing), beta=0.5))
-        adapters[sharing] = adapter(tmp_path / sharing)
-    for name, tensor in adapters["off"].items():
-        torch.testing.assert_close(adapters["on"][name], tensor, atol=1e-3, rtol=0, msg=name)
+        run = dataclasses.replace(args, prefix_sharing=sharing, output_dir=str(tmp_path / sharing), beta=0.5)
+        main(run)
+        rows[sharing] = [{name: float(value) for name, value in row.items()} for row in rewards_csv(run)]
+    assert rows["on"][-1]["kl"] > 1e-4, "something was learnt"
+    for on, off in zip(rows["on"], rows["off"], strict=True):
+        assert on == pytest.approx(off, abs=1e-4)
 
 
 @pytest.mark.parametrize("flags", [{}, {"accuracy_reward": "f1_macro", "beta": 0.2}, {"tuning": "full"}])
@@ -340,7 +350,7 @@ def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch, fl
 
     from tests.test_sft import KillAt, Killed
 
-    args = dataclasses.replace(args, **flags, learning_rate=1e-3)
+    args = dataclasses.replace(args, **flags)
     main(args)
     killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
     build = main_grpo.build_trainer
@@ -365,24 +375,23 @@ def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch, fl
 
 def test_two_processes_learn_what_one_does(args, tmp_path):
     """The same texts in a step, in halves on two processes: the same weights, F1 counts of both."""
-    flags = dict(accuracy_reward="f1_macro", max_steps=2, learning_rate=1e-3)
+    flags = dict(accuracy_reward="f1_macro", max_steps=2)
     one = dataclasses.replace(args, **flags, output_dir=str(tmp_path / "one"))
     main(one)
     two = dataclasses.replace(args, **flags, output_dir=str(tmp_path / "two"), batch_size=2)
-    words = [f"--{name}={value}" for name, value in dataclasses.asdict(two).items() if value != default_of(name)]
-    words = [word for word in words if not word.startswith(("--lora_target_modules", "--scale_rewards"))]
+    names = [
+        "model_path", "train_data_path", "dev_data_path", "output_dir", "expectation", "precision", "batch_size",
+        "max_steps", "eval_steps", "logging_steps", "learning_rate", "accuracy_reward",
+    ]  # fmt: skip
+    words = [word for name in names for word in (f"--{name}", str(getattr(two, name)))]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main_grpo.py"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     expected, found = adapter(one.output_dir), adapter(two.output_dir)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0, msg=name)
     last, other = rewards_csv(one)[-1], rewards_csv(two)[-1]
     assert float(last["f1_macro"]) == pytest.approx(float(other["f1_macro"]), abs=1e-5)
-
-
-def default_of(name: str):
-    return {field.name: field.default for field in dataclasses.fields(Args)}[name]
 
 
 BAD = {
@@ -393,6 +402,128 @@ BAD = {
     "--f1_window 5": {"f1_window": 5},
     "--entropy_weight 0.1": {"entropy_weight": 0.1, "expectation": "sampled", "batch_size": 8},
 }
+
+
+# --- many answers -----------------------------------------------------------------------------------------------------
+
+
+def expanded(trainer):
+    """The trainer as if its task had too many answers to list them all."""
+    trainer._listed = None
+    return trainer
+
+
+@pytest.mark.parametrize("sharing", ["on", "off"])
+def test_an_expanded_tree_has_the_gradient_of_the_whole_one(moods_dir, tmp_path, sharing):
+    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, prefix_sharing=sharing)
+    trainer.pruned_mass = 0.0
+    losses, _ = trainer.losses(trainer.model, batch_of(trainer))
+    losses.mean().backward()
+    whole, sums = gradients(trainer.model), dict(trainer._sums)
+    trainer.model.zero_grad()
+    trainer._sums.clear()
+    again, _ = expanded(trainer).losses(trainer.model, batch_of(trainer))
+    again.mean().backward()
+    torch.testing.assert_close(again, losses, atol=1e-5, rtol=0)
+    for name, gradient in gradients(trainer.model).items():
+        torch.testing.assert_close(gradient, whole[name], atol=1e-5, rtol=1e-4, msg=name)
+    assert trainer._sums == pytest.approx(sums, abs=1e-4)
+
+
+def test_what_is_left_out_is_known(moods_dir, tmp_path):
+    """Gold is in; the whole answers and the prefixes have the probability of all valid answers together, or more."""
+    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path)
+    batch = batch_of(trainer)
+    trainer.losses(trainer.model, batch)
+    valid, trainer.pruned_mass, trainer.max_tree_tokens = 4 - trainer._sums["invalid_mass"], 0.3, 2
+    trainer._sums.clear()
+    found = expanded(trainer)._found(trainer.model, batch["prompts"], batch["gold"])
+    for row, answers in enumerate(found):
+        gold = tuple(batch["gold"][row].nonzero()[:, 0].tolist())
+        assert gold in [answer.labels for answer in answers if answer.is_whole]
+        assert len(answers) < 15
+        whole = [answer.token_ids for answer in answers if answer.is_whole]
+        for prefix in (answer.token_ids for answer in answers if not answer.is_whole):
+            assert not any(ids[: len(prefix)] == prefix for ids in whole), "an answer is counted once"
+    trainer.losses(trainer.model, batch)
+    assert trainer._sums["pruned_mass"] > 0
+    assert 4 - trainer._sums["invalid_mass"] >= valid - 1e-4, "a prefix stands for invalid answers, too"
+
+
+def test_a_budget_that_does_not_reach_the_mass(moods_dir, tmp_path):
+    trainer = expanded(trainer_on(moods_dir, moods("multi_label"), tmp_path))
+    trainer.max_tree_tokens, trainer.pruned_mass = 1, 1e-6
+    with pytest.raises(UserError, match=r"--pruned_mass 1e-06: with --max_tree_tokens 1, .* 4 training texts"):
+        trainer.check_tree()
+
+
+def test_a_start_that_writes_no_valid_answers_is_warned_of(tiny_model_dir, tmp_path, capsys):
+    trainer_on(tiny_model_dir, moods("multi_label"), tmp_path).check_tree()
+    assert "warning: the start writes a valid answer with a probability of" in capsys.readouterr().out
+
+
+# --- reasoning --------------------------------------------------------------------------------------------------------
+
+
+def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, monkeypatch):
+    """The rationale's tokens get the advantage of what is expected behind it, the answer's the exact gradient."""
+    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, cot=True, num_generations=2)
+    encoder, batch = trainer.encoder, batch_of(trainer)
+    batch = {name: value[:1] for name, value in batch.items()}
+    prompt = batch["prompts"][0]
+    thoughts = [trainer._thought(prompt, encoder.tokenizer.encode(text)) for text in ("so what</think>", "no end")]
+    assert [thought.finished for thought in thoughts] == [True, False]
+    whole = encoder.reasoned_ids(prompt, "so what")
+    assert thoughts[0].opened + thoughts[0].token_ids == whole
+    monkeypatch.setattr(trainer, "_draw", lambda prompts: thoughts)
+    losses, _ = trainer.losses(trainer.model, batch)
+    losses.sum().backward()
+    found = gradients(trainer.model)
+
+    plain = load_model(str(moods_dir), "fp32", device="cpu")
+    log_probs = one_by_one(plain, encoder, whole)
+    gold = [LABELS[i] for i in batch["gold"][0].nonzero()[:, 0].tolist()]
+    values = torch.tensor([
+        trainer.rewards.weights["jaccard"] * len(set(gold) & {LABELS[i] for i in a.labels})
+        / len(set(gold) | {LABELS[i] for i in a.labels})
+        + trainer.rewards.weights["format"] + trainer.rewards.weights["length"] * trainer.rewards.length_of(len(a.token_ids))
+        for a in listed_answers(encoder)
+    ])  # fmt: skip
+    expected = (log_probs.exp() * values).sum()
+    rewards = torch.stack([expected.detach(), torch.tensor(-trainer.rewards.weights["length"])])
+    advantages = rewards - rewards.mean()
+    terms = [-expected]
+    for thought, advantage in zip(thoughts, advantages, strict=True):
+        ids = torch.tensor([thought.opened + thought.token_ids])
+        begin = len(thought.opened)
+        logits = plain(input_ids=ids).logits[0, begin - 1 : -1].log_softmax(dim=-1)
+        terms.append(-advantage * logits.gather(1, ids[0, begin:, None]).sum())
+    loss = torch.stack(terms).sum() / 2
+    torch.testing.assert_close(losses.sum(), loss, atol=1e-4, rtol=1e-4)
+    loss.backward()
+    for name, gradient in gradients(plain).items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_a_run_with_reasoning(args):
+    args = dataclasses.replace(args, cot=None, num_generations=8)
+    reasoned = dataclasses.replace(args, model_path=untuned(args), label_path=labels_of(args), cot=True,
+                                   task="multi_label", num_generations=2, max_steps=2)  # fmt: skip
+    main(reasoned)
+    rows = rewards_csv(reasoned)
+    assert len(rows) == 2
+    assert all(0 <= float(row["cut_off"]) <= 1 for row in rows)
+
+
+def labels_of(args: Args) -> str:
+    return str(Path(args.train_data_path).with_name("labels.txt"))
+
+
+def untuned(args: Args) -> str:
+    """The start without its task."""
+    model = Path(args.train_data_path).with_name("base")
+    shutil.copytree(args.model_path, model, ignore=shutil.ignore_patterns("checkpoint-*", "runs", "task.json"))
+    return str(model)
 
 
 @pytest.mark.parametrize("case", BAD)

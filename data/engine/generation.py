@@ -67,7 +67,7 @@ def generate_greedy(
 
 def sample_answers(
     model, prompts: Sequence[Sequence[int]], samples: int, stop_ids: list[int], max_new_tokens: int, pad_id: int,
-    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, stop_string: tuple[Any, str] | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Draw several continuations of each prompt, with torch's random numbers.
 
@@ -79,6 +79,7 @@ def sample_answers(
         temperature: divides the logits.
         top_p: draw from the smallest set of tokens with at least this probability.
         top_k: draw from the most probable `top_k` tokens; 0 = from all.
+        stop_string: see `generate_greedy`; what is drawn behind it, while others are written on, stays, too.
 
     Returns:
         B * G lists of token ids, those of a prompt one behind the other; each ends with its stop token unless it was
@@ -98,7 +99,8 @@ def sample_answers(
         drawn = drawn_tokens(warpers(input_ids, scores.float()), numbers)
         return torch.zeros_like(scores).scatter_(1, drawn, 1.0)
 
-    rows = generate(model, prompts, samples, stop_ids, max_new_tokens, pad_id, draw).tolist()
+    stops = StoppingCriteriaList([StopStringCriteria(stop_string[0], [stop_string[1]])] if stop_string else [])
+    rows = generate(model, prompts, samples, stop_ids, max_new_tokens, pad_id, draw, stops).tolist()
     return [ids[: next((i for i, token in enumerate(ids, start=1) if token in stop_ids), len(ids))] for ids in rows]
 
 

@@ -6,7 +6,11 @@ gradient: no text is without a signal, there is no noise but that of the choice 
 the policy itself. Answers that are none of the task's have a reward of 0: what mass they have is missing in the sum, so
 that validity is learnt, too. main_grpo.py's docstring has the whole objective.
 
-Shapes: B texts, K labels, S outcomes of all texts: answers, and prefixes that stand for all answers that begin so.
+Where a task has more than `MOST_LISTED` answers, the trie of all answers is first expanded behind each text, without
+gradients and the most probable first (data/engine/answer_tree.py). Gold is always in. What is left out has a
+probability that is known; it counts as no reward, too.
+
+Shapes: B texts, K labels, S outcomes of all texts (data/learning/outcomes.py).
 """
 
 from collections import defaultdict
@@ -19,117 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.answers import count_answers, label_sets
+from data.answers import MOST_LISTED, AnswerTrie, count_answers
 from data.arguments import UserError
 from data.encoding import Encoder
+from data.engine.answer_tree import AnswerTree, Expansion
 from data.engine.scoring import answer_batch, answer_scores
 from data.engine.tree_attention import computes_packed_rows
 from data.learning.f1_reward import Counts
 from data.learning.objectives import LabelTraining, LossSettings
+from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards, listed_answers
 from data.learning.rewards import Rewards
 from data.loading import Example
 
-MOST_LISTED = 64  # answers of a task that are all computed; of more, those that matter
-KEPT_SUM = 1e-6  # of the mass outside of all outcomes, whose logarithm is taken
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A valid answer, or how some of them begin.
-
-    Attributes:
-        labels: ids of its labels.
-        token_ids: with the end token, where it is whole.
-        is_whole: False = it stands for all answers that begin so.
-    """
-
-    labels: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    is_whole: bool = True
-
-
-def listed_answers(encoder: Encoder) -> list[Answer]:
-    """All valid answers of a task."""
-    ids = encoder.task.ids
-    return [
-        Answer(tuple(ids[label] for label in labels), tuple(encoder.target_ids(labels)))
-        for labels in label_sets(encoder.task)
-    ]
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """What may be written behind B texts, side by side.
-
-    Attributes:
-        answers: (S,) of all texts.
-        text: (S,) which text each is behind.
-        holds: (S, K) 1 where an answer has a label.
-        is_whole: (S,) 0 for prefixes.
-    """
-
-    answers: list[Answer]
-    text: Tensor
-    holds: Tensor
-    is_whole: Tensor
-
-    @classmethod
-    def of(cls, answers: Sequence[Sequence[Answer]], labels: int, device: torch.device) -> "Outcomes":
-        """Those of B texts in one."""
-        flat = [answer for each in answers for answer in each]
-        holds = torch.zeros(len(flat), labels)
-        for row, answer in enumerate(flat):
-            holds[row, list(answer.labels)] = 1
-        counts = torch.tensor([len(each) for each in answers])
-        text = torch.repeat_interleave(torch.arange(len(answers)), counts)
-        is_whole = torch.tensor([float(answer.is_whole) for answer in flat])
-        return cls(flat, text.to(device), holds.to(device), is_whole.to(device))
-
-    def sums(self, values: Tensor, texts: int) -> Tensor:
-        """Sums (B, ...) over the outcomes of each text, of values (S, ...)."""
-        return values.new_zeros(texts, *values.shape[1:]).index_add(0, self.text, values)
-
-
-def objective(
-    log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, texts: int, scaled: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Expected rewards (B,), with gradient, and their standard deviations (B,) under the policy, without.
-
-    Args:
-        log_probs: (S,) of the outcomes, over the whole vocabulary.
-        rewards: (S,) without gradient; that of a prefix does not count.
-        outcomes: see `Outcomes`.
-        texts: B.
-        scaled: divide each text's by its standard deviation + 1e-4, as GRPO does with the advantages of a group.
-    """
-    values = rewards * outcomes.is_whole
-    expected = outcomes.sums(log_probs.exp() * values, texts)
-    with torch.no_grad():
-        squares = outcomes.sums(log_probs.exp() * values**2, texts)
-        deviation = (squares - expected**2).clamp(min=0).sqrt()
-    return (expected / (deviation + 1e-4) if scaled else expected), deviation
-
-
-def divergence(log_probs: Tensor, reference: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
-    """KL divergence (B,) of the policy from the start, in nats, over the outcomes and "anything else".
-
-    Args:
-        log_probs, reference: (S,) of the outcomes under the two.
-        outcomes, texts: see `objective`.
-    """
-    inside = outcomes.sums(log_probs.exp() * (log_probs - reference), texts)
-    outside, outside_before = (_outside(each, outcomes, texts) for each in (log_probs, reference))
-    return inside + outside * (outside.log() - outside_before.log())
-
-
-def _outside(log_probs: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
-    """Mass (B,) outside of all outcomes: that of invalid answers."""
-    return (1 - outcomes.sums(log_probs.exp(), texts)).clamp(min=KEPT_SUM)
-
-
-def answer_entropy(log_probs: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
-    """-(sum of p log p) over the valid answers, (B,) in nats; invalid ones are not in it, so as not to be sought."""
-    return -outcomes.sums(log_probs.exp() * log_probs * outcomes.is_whole, texts)
+LEAST_VALID = 0.05  # probability of a valid answer under the start, below which a warning says that little is learnt
+CHECKED_TEXTS = 32  # on which it is tried, before training, how much of the probability is reached
 
 
 class ExactCollator:
@@ -154,6 +61,32 @@ def exact_rows(examples: Sequence[Example], encoder: Encoder):
     return rows.add_column("text", [example.text for example in examples])
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """All answers behind C prompts, weighed.
+
+    Attributes:
+        outcomes: S of them.
+        log_probs: (S,).
+        parts: each reward of each outcome, (S,), by name.
+        losses: (C,), the only one with gradient beside `others`.
+        expected, deviation: (C,) of the reward under the policy.
+        entropies: (C,) of the valid answers.
+        kl: (C,), None where it does not count.
+        others: log-probabilities of what else was asked for.
+    """
+
+    outcomes: Outcomes
+    log_probs: Tensor
+    parts: dict[str, Tensor]
+    losses: Tensor
+    expected: Tensor
+    deviation: Tensor
+    entropies: Tensor
+    kl: Tensor | None
+    others: Tensor
+
+
 class ExactTraining(LabelTraining):
     """Mixin over a Transformers `Trainer`: the expected reward as the objective, label metrics at each evaluation.
 
@@ -161,51 +94,136 @@ class ExactTraining(LabelTraining):
         rewards: what an answer earns.
         beta: weight of the KL divergence from the start.
         entropy_weight: of the entropy of the answers.
-        scaled: see `objective`.
+        scaled: divide each text's expected reward by its standard deviation under the policy + 1e-4, as GRPO does with
+            the advantages of a group.
+        pruned_mass, max_tree_tokens: see `AnswerTree.expand`.
         arguments: see `LabelEvaluationMixin`.
     """
 
     def __init__(
         self, *, rewards: Rewards, beta: float = 0.0, entropy_weight: float = 0.0, scaled: bool = False,
-        **arguments: Any,
+        pruned_mass: float, max_tree_tokens: int, **arguments: Any,
     ):  # fmt: skip
         super().__init__(loss_settings=LossSettings(), **arguments)
         self.rewards, self.beta, self.entropy_weight, self.scaled = rewards, beta, entropy_weight, scaled
-        if count_answers(self.encoder.task) > MOST_LISTED:
-            raise UserError("--expectation exact: too many answers")
-        self._answers = listed_answers(self.encoder)
+        self.pruned_mass, self.max_tree_tokens = pruned_mass, max_tree_tokens
+        few = count_answers(self.encoder.task) <= MOST_LISTED
+        self._listed = listed_answers(self.encoder) if few else None
+        self._trie = AnswerTrie(self.encoder)
         self._start = [p.detach().clone() for p in self._trained()] if beta else []
         self._sums: dict[str, float] = defaultdict(float)
         self._shown: list[str] = []
+        self._labels_of: dict[tuple[int, ...], tuple[str, ...]] = {}
 
     # -- the objective
 
     def losses(self, model, inputs) -> tuple[Tensor, Tensor]:
         """Losses (B,) of the texts, and their places (B,) in the batch."""
-        prompts, gold = inputs["prompts"], inputs["gold"]
+        weighed = self._weigh(model, inputs["prompts"], inputs["gold"])
+        self._note(inputs, weighed)
+        return weighed.losses, torch.arange(len(weighed.losses), device=weighed.losses.device)
+
+    def _weigh(
+        self, model, prompts: Sequence[Sequence[int]], gold: Tensor, texts: int | None = None,
+        extra: Sequence[tuple[list[int], list[int]]] = (),
+    ) -> "Weighed":  # fmt: skip
+        """All answers behind each of C prompts.
+
+        Args:
+            model: as the trainer wrapped it.
+            prompts: token ids, up to where an answer begins.
+            gold: (C, K).
+            texts: how many texts they stand for; None = as many.
+            extra: prompts and what stands behind them, whose log-probabilities are wanted, too.
+        """
         count = len(prompts)
-        found = [self._answers for _ in prompts]
-        outcomes = Outcomes.of(found, gold.shape[1], gold.device)
-        batch = self._batch(prompts, outcomes)
-        log_probs = answer_scores(model, batch)  # (S,)
+        outcomes = Outcomes.of(self._found(model, prompts, gold), gold.shape[1], gold.device)
+        batch = self._batch(prompts, outcomes, extra)
+        log_probs, others = answer_scores(model, batch).tensor_split([len(outcomes.answers)])
         with torch.no_grad():
-            marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (B, K)
-            parts = self._rewards_of(outcomes, gold, marginals)
+            marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (C, K)
+            parts = self._rewards_of(outcomes, gold, marginals, (texts or count) / count)
             total = sum(self.rewards.weights[name] * values for name, values in parts.items())
-        expected, deviation = objective(log_probs, total, outcomes, count, self.scaled)
-        losses = -expected
+        expected, deviation = expected_rewards(log_probs, total, outcomes, count)
+        losses = -expected / (deviation + 1e-4) if self.scaled else -expected
         entropies = answer_entropy(log_probs, outcomes, count)
         if self.entropy_weight:
             losses = losses - self.entropy_weight * entropies
         kl = None
         if self.beta:
-            kl = divergence(log_probs, self._reference(model, batch), outcomes, count)
+            reference = self._reference(model, batch)[: len(log_probs)]
+            kl = divergence(log_probs, reference, outcomes, count)
             losses = losses + self.beta * kl
-        self._note(inputs, outcomes, log_probs.detach(), parts, deviation, entropies, kl)
-        return losses, torch.arange(count, device=losses.device)
+        return Weighed(outcomes, log_probs.detach(), parts, losses, expected.detach(), deviation, entropies.detach(),
+                       None if kl is None else kl.detach(), others)  # fmt: skip
 
-    def _batch(self, prompts: Sequence[Sequence[int]], outcomes: Outcomes) -> dict[str, Any]:
+    def _found(self, model, prompts: Sequence[Sequence[int]], gold: Tensor) -> list[list[Answer]]:
+        """The outcomes behind each of B prompts."""
+        if self._listed is not None:
+            return [self._listed] * len(prompts)
+        labels = self.encoder.task.labels
+        needed = [[self.encoder.target_ids([labels[i] for i in row.nonzero()[:, 0].tolist()])] for row in gold]
+        bare = self.accelerator.unwrap_model(model)
+        training = bare.training
+        bare.eval()
+        with torch.compiler.set_stance("force_eager"):
+            # the beginning of all prompts is read along with them: the weights are others than a step ago
+            tree = AnswerTree(bare, self._trie, [], self.encoder.tokenizer.pad_token_id)
+            expansions = tree.expand(prompts, self.pruned_mass, self.max_tree_tokens, needed)
+        bare.train(training)
+        return [self._answers_of(expansion) for expansion in expansions]
+
+    def _answers_of(self, expansion: Expansion) -> list[Answer]:
+        """The outcomes of an expansion; of its closed prefixes only as much as tells them from the answers."""
+        ids, read = self.encoder.task.ids, self._read
+        whole = [
+            Answer(tuple(ids[label] for label in read(branch.token_ids)), branch.token_ids)
+            for branch in expansion.whole
+        ]
+        known = {answer.token_ids[:n] for answer in whole for n in range(len(answer.token_ids))}
+        closed = {_cut(branch.token_ids, known) for branch in expansion.closed}
+        return whole + [Answer((), token_ids, is_whole=False) for token_ids in sorted(closed)]
+
+    def _read(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
+        """The labels of a whole answer."""
+        if token_ids not in self._labels_of:
+            self._labels_of[token_ids] = self.encoder.task.parse(self.encoder.decode(token_ids)).labels
+        return self._labels_of[token_ids]
+
+    def check_tree(self) -> None:
+        """Say what the start makes of the first training texts, where nothing has been learnt from yet.
+
+        Raises:
+            UserError: `--max_tree_tokens` do not reach `--pruned_mass`.
+        """
+        rows = [self.train_dataset[i] for i in range(min(CHECKED_TEXTS, len(self.train_dataset)))]
+        valid = pruned = 0.0
+        for begin in range(0, len(rows), self.args.per_device_train_batch_size):
+            batch = self.data_collator(rows[begin : begin + self.args.per_device_train_batch_size])
+            gold = batch["gold"].to(self.accelerator.device)
+            with torch.no_grad(), self.accelerator.autocast():
+                outcomes = Outcomes.of(self._found(self.model, batch["prompts"], gold), gold.shape[1], gold.device)
+                probs = answer_scores(self.model, self._batch(batch["prompts"], outcomes)).exp()
+            valid += float((probs * outcomes.is_whole).sum())
+            pruned += float((probs * (1 - outcomes.is_whole)).sum())
+        valid, pruned = valid / len(rows), pruned / len(rows)
+        if pruned > self.pruned_mass:
+            raise UserError(
+                f"--pruned_mass {self.pruned_mass:g}: with --max_tree_tokens {self.max_tree_tokens}, answers of "
+                f"probability {pruned:.3f} are left out (mean of {len(rows)} training texts); allow that, or more"
+            )
+        if valid + pruned < LEAST_VALID and self.is_world_process_zero():
+            print(
+                f"warning: the start writes a valid answer with a probability of {valid:.1g} only, so there is next to "
+                "nothing to learn from: fine-tune it first (main_SFT.py), or begin with --expectation sampled"
+            )
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], outcomes: Outcomes,
+        extra: Sequence[tuple[list[int], list[int]]] = (),
+    ) -> dict[str, Any]:  # fmt: skip
         pairs = [(prompts[i], a.token_ids) for i, a in zip(outcomes.text.tolist(), outcomes.answers, strict=True)]
+        pairs += extra
         packed = computes_packed_rows(self.model)
         batch = answer_batch(pairs, packed, self.encoder.tokenizer.pad_token_id)
         device = self.accelerator.device
@@ -213,14 +231,14 @@ class ExactTraining(LabelTraining):
             return {"rows": [row.to(device) for row in batch["rows"]]}
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
-    def _rewards_of(self, outcomes: Outcomes, gold: Tensor, marginals: Tensor) -> dict[str, Tensor]:
-        """Each reward of each outcome, (S,), by name."""
+    def _rewards_of(self, outcomes: Outcomes, gold: Tensor, marginals: Tensor, share: float) -> dict[str, Tensor]:
+        """Each reward of each outcome, (S,), by name; a prompt counts as this `share` of a text."""
         rewards, found = self.rewards, {}
         for name, weight in rewards.weights.items():
             if not weight:
                 continue
             if name in ("f1_macro", "f1_micro"):
-                step = self._summed(Counts.of(marginals.cpu().numpy(), gold.cpu().numpy()))
+                step = self._summed(Counts.of(marginals.cpu().numpy(), gold.cpu().numpy()) * share)
                 worth = rewards.memory.with_texts(step).worth(gold.cpu().numpy(), rewards.memory.average)
                 rewards.memory.remember(step)
                 worth = torch.tensor(worth, dtype=outcomes.holds.dtype, device=outcomes.holds.device)
@@ -273,10 +291,10 @@ class ExactTraining(LabelTraining):
 
     # -- watching
 
-    def _note(self, inputs, outcomes: Outcomes, log_probs: Tensor, parts, deviation, entropies, kl) -> None:
-        """Add up what is logged of the texts."""
-        count, sums = len(inputs["prompts"]), self._sums
-        probs = log_probs.exp()
+    def _note(self, inputs, weighed: "Weighed") -> None:
+        """Add up what is logged of the prompts that were weighed."""
+        outcomes, parts, sums, count = weighed.outcomes, weighed.parts, self._sums, len(weighed.losses)
+        probs = weighed.log_probs.exp()
         sums["texts"] += count
         total = 0.0
         for name, values in parts.items():
@@ -286,14 +304,14 @@ class ExactTraining(LabelTraining):
             sums[f"rewards/{name}/mean"] += value
             total += self.rewards.weights[name] * value
         sums["reward"] += total
-        sums["reward_std"] += float(deviation.sum())
-        sums["entropy"] += float(entropies.detach().sum())
+        sums["reward_std"] += float(weighed.deviation.sum())
+        sums["entropy"] += float(weighed.entropies.sum())
         sums["pruned_mass"] += float((probs * (1 - outcomes.is_whole)).sum())
         sums["invalid_mass"] += float(count - probs.sum())
         lengths = torch.tensor([float(len(a.token_ids)) for a in outcomes.answers], device=probs.device)
         sums["completions/mean_length"] += float((probs * lengths).sum())
-        if kl is not None:
-            sums["kl"] += float(kl.detach().sum())
+        if weighed.kl is not None:
+            sums["kl"] += float(weighed.kl.sum())
         self._shown = list(self._most_probable(inputs, outcomes, probs))
 
     def _most_probable(self, inputs, outcomes: Outcomes, probs: Tensor, texts: int = 2, most: int = 3) -> Iterator[str]:
@@ -338,3 +356,8 @@ class ExactTraining(LabelTraining):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and self.rewards.memory is not None:
             self.rewards.memory.load(checkpoint, self.args.process_index)
+
+
+def _cut(token_ids: tuple[int, ...], known: set[tuple[int, ...]]) -> tuple[int, ...]:
+    """A prefix up to its first token that no answer has there: the model has read all before it."""
+    return next(token_ids[:n] for n in range(1, len(token_ids) + 1) if token_ids[:n] not in known)

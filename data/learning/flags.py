@@ -53,6 +53,8 @@ BOUNDS = {  # flag -> smallest and largest value
     "beta": (1e-6, 100),
     "entropy_weight": (0, 100),
     "f1_window": (1, MANY),
+    "pruned_mass": (0, 0.5),
+    "max_tree_tokens": (1, 1_000_000),
     "epsilon": (1e-6, 100),
     "epsilon_high": (1e-6, 100),
     # below, gradients get lost in AdamW's own epsilon

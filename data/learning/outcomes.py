@@ -1,0 +1,112 @@
+"""What may be written behind texts, how probable it is, and what is expected of it: the mathematics of exact
+reinforcement, with gradients.
+
+Shapes: B texts, K labels, S outcomes of all texts: answers, and prefixes that stand for all answers that begin so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.answers import label_sets
+from data.encoding import Encoder
+
+KEPT_SUM = 1e-6  # of the mass outside of all outcomes, whose logarithm is taken
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A valid answer, or how some of them begin.
+
+    Attributes:
+        labels: ids of its labels.
+        token_ids: with the end token, where it is whole.
+        is_whole: False = it stands for all answers that begin so.
+    """
+
+    labels: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    is_whole: bool = True
+
+
+def listed_answers(encoder: Encoder) -> list[Answer]:
+    """All valid answers of a task."""
+    ids = encoder.task.ids
+    return [
+        Answer(tuple(ids[label] for label in labels), tuple(encoder.target_ids(labels)))
+        for labels in label_sets(encoder.task)
+    ]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What may be written behind B texts, side by side.
+
+    Attributes:
+        answers: (S,) of all texts.
+        text: (S,) which text each is behind.
+        holds: (S, K) 1 where an answer has a label.
+        is_whole: (S,) 0 for prefixes.
+    """
+
+    answers: list[Answer]
+    text: Tensor
+    holds: Tensor
+    is_whole: Tensor
+
+    @classmethod
+    def of(cls, answers: Sequence[Sequence[Answer]], labels: int, device: torch.device) -> "Outcomes":
+        """Those of B texts in one."""
+        flat = [answer for each in answers for answer in each]
+        holds = torch.zeros(len(flat), labels)
+        for row, answer in enumerate(flat):
+            holds[row, list(answer.labels)] = 1
+        counts = torch.tensor([len(each) for each in answers])
+        text = torch.repeat_interleave(torch.arange(len(answers)), counts)
+        is_whole = torch.tensor([float(answer.is_whole) for answer in flat])
+        return cls(flat, text.to(device), holds.to(device), is_whole.to(device))
+
+    def sums(self, values: Tensor, texts: int) -> Tensor:
+        """Sums (B, ...) over the outcomes of each text, of values (S, ...)."""
+        return values.new_zeros(texts, *values.shape[1:]).index_add(0, self.text, values)
+
+
+def expected_rewards(log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, texts: int) -> tuple[Tensor, Tensor]:
+    """Expected rewards (B,), with gradient, and their standard deviations (B,) under the policy, without.
+
+    Args:
+        log_probs: (S,) of the outcomes, over the whole vocabulary.
+        rewards: (S,) without gradient; that of a prefix does not count.
+        outcomes: see `Outcomes`.
+        texts: B.
+    """
+    values = rewards * outcomes.is_whole
+    expected = outcomes.sums(log_probs.exp() * values, texts)
+    with torch.no_grad():
+        squares = outcomes.sums(log_probs.exp() * values**2, texts)
+        deviation = (squares - expected**2).clamp(min=0).sqrt()
+    return expected, deviation
+
+
+def divergence(log_probs: Tensor, reference: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
+    """KL divergence (B,) of the policy from the start, in nats, over the outcomes and "anything else".
+
+    Args:
+        log_probs, reference: (S,) of the outcomes under the two.
+        outcomes, texts: see `expected_rewards`.
+    """
+    inside = outcomes.sums(log_probs.exp() * (log_probs - reference), texts)
+    outside, outside_before = (_outside(each, outcomes, texts) for each in (log_probs, reference))
+    return inside + outside * (outside.log() - outside_before.log())
+
+
+def _outside(log_probs: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
+    """Mass (B,) outside of all outcomes: that of invalid answers."""
+    return (1 - outcomes.sums(log_probs.exp(), texts)).clamp(min=KEPT_SUM)
+
+
+def answer_entropy(log_probs: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
+    """-(sum of p log p) over the valid answers, (B,) in nats; invalid ones are not in it, so as not to be sought."""
+    return -outcomes.sums(log_probs.exp() * log_probs * outcomes.is_whole, texts)
