@@ -14,6 +14,9 @@ is an error. A model that writes its answers may write valid ones only (--constr
     python inference.py --model_path outputs/sft --interactive
     python inference.py --model_path outputs/sft --demo
 
+    # beside each answer, the labels that hold 90 % of the right ones; more than three of them are no answer
+    python inference.py --model_path outputs/sft --test_data_path comments.tsv --coverage 0.9 --max_set_size 3
+
     # the vLLM engine; eight processes, a GPU each; the third of eight machines' shares of a large file
     python inference.py --model_path outputs/merged --backend vllm --test_data_path comments.tsv
     python inference.py --model_path outputs/merged --test_data_path comments.tsv --workers 8
@@ -52,7 +55,7 @@ from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
 from data.engine.models import adapter_stack, check_model_path, pick_device
 from data.engine.precision import pick_precision
-from data.engine.predictor import Predictor
+from data.engine.predictor import Predictor, check_promise
 from data.files import (
     INFERENCE_FILE,
     PREDICTIONS_FILE,
@@ -107,6 +110,11 @@ class Args:
         False, "also of a model that writes its answers: how probable each label is, compared as answers (--text, "
         "--interactive and --demo always say)",
     )  # fmt: skip
+    coverage: float | None = flag(
+        None, "also give the set of labels that holds this share of the right ones, such as 0.9, which the model was "
+        "calibrated for (--coverage in training, or scripts.calibrate)",
+    )  # fmt: skip
+    max_set_size: int | None = flag(None, "with --coverage: abstain where the set has more labels (default: never)")
     # how free text is drawn (emotion-summary)
     max_new_tokens: int | None = flag(None, "tokens at which a summary is cut off (default: as trained, else 1024)")
     temperature: float | None = flag(
@@ -207,6 +215,7 @@ def main(args: Args) -> None:
         raise UserError(f"--probabilities: task {contract.task.name} has no labels")
     if args.compile and contract.sampling is not None:
         raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
+    check_promise(contract, args.coverage, args.max_set_size, args.model_path, settings_of(args))
     free = contract.sampling is not None or (contract.objective == "generate" and not args.constrained)
     if args.probabilities and free:
         raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
@@ -226,7 +235,7 @@ def main(args: Args) -> None:
         else:
             for where, text in [("--text", args.text)] if args.text != "-" else texts_from_stdin():
                 asked = task.asked_in(text, where)
-                print(json.dumps(asdict(predictor.predict(asked)), ensure_ascii=False), flush=True)
+                print(json.dumps(predictor.predict(asked).as_dict(), ensure_ascii=False), flush=True)
 
 
 def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Args:
@@ -240,8 +249,13 @@ def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Arg
 
 def open_predictor(args: Args, probabilities: bool) -> Predictor:
     """The model the flags name."""
-    settings = {field.name: getattr(args, field.name) for field in fields(PredictionSettings)}
-    return Predictor(**settings | {"probabilities": probabilities})
+    settings = asdict(replace(settings_of(args), probabilities=probabilities))
+    return Predictor(**settings, coverage=args.coverage, max_set_size=args.max_set_size)
+
+
+def settings_of(args: Args) -> PredictionSettings:
+    """The flags that say how to predict."""
+    return PredictionSettings(**{field.name: getattr(args, field.name) for field in fields(PredictionSettings)})
 
 
 def predict_file(args: Args, contract: Contract) -> None:
@@ -348,6 +362,8 @@ def shown(prediction: Prediction, free: bool = False, most: int = 5) -> str:
     if free:
         return f"{prediction.completion}{cut}"
     lines = [f"  {', '.join(prediction.labels) or f'no label in {prediction.completion!r}'}{confidence}{cut}"]
+    if prediction.label_set is not None:
+        lines.append(f"  set: {prediction.set_in_words}")
     ranked = sorted((prediction.probabilities or {}).items(), key=lambda item: -item[1])
     lines += [f"    {share:>6.1%}  {'█' * round(share * 30):<30}  {label}" for label, share in ranked[:most]]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from data.arguments import UserError, one_line, spelled
+from data.conformal import Promise, check_rows
 from data.encoding import Encoder, Objective, PromptEncoder
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
 from data.labels import LabelTask
@@ -57,6 +59,7 @@ class Contract:
         head: shape of the classifier head ("linear", "mlp"), None without one.
         thresholds: label -> probability from which it is predicted, None where nothing was calibrated.
         temperature: divides the scores before they become probabilities (1.0 = not calibrated).
+        coverage: what sets of labels were calibrated for, None where nothing is promised.
         max_length: tokens of prompt and answer together.
         sampling: how an answer is drawn that is free text, of at most so many tokens; None where answers are labels.
         prompt: the words around a text as token ids, as they were when the run began; None = as the tokenizer spells
@@ -81,6 +84,7 @@ class Contract:
     head: Literal["linear", "mlp"] | None = None
     thresholds: dict[str, float] | None = None
     temperature: float = 1.0
+    coverage: Promise | None = None
     max_length: int = DEFAULT_MAX_LENGTH
     sampling: Sampling | None = None
     prompt: PromptIds | None = None
@@ -107,6 +111,8 @@ class Contract:
             raise ValueError("cot: a summary has no reasoning before it")
         if self.cot and self.objective != "generate":
             raise ValueError(f"cot: objective {self.objective} writes no reasoning")
+        if self.coverage is not None and (self.cot or self.sampling is not None):
+            raise ValueError("coverage: only labels without reasoning have probabilities")
         if self.thresholds is not None:
             if set(self.thresholds) != set(self.task.labels):
                 raise ValueError(f"thresholds: are of {list(self.thresholds)}, not of the labels")
@@ -129,6 +135,33 @@ class Contract:
         if isinstance(self.task, SummaryTask):
             return SummaryEncoder(self.task, tokenizer, self.max_length, self.sampling.max_new_tokens, self.prompt)
         return Encoder(self.task, tokenizer, self.cot, self.max_length, self.objective, self.prompt)
+
+    def promise(self, level: float, model_path: str) -> Promise:
+        """The promise that `--coverage` asks for.
+
+        Raises:
+            UserError: it cannot be, or the directory `model_path`, whose contract this is, promises another or none.
+        """
+        check_rows(level, sys.maxsize)
+        self.check_promises()
+        if not (Path(model_path) / TASK_FILE).is_file():
+            raise UserError(f"--coverage {level}: {model_path} is untuned, and only a trained model promises something")
+        again = f"python -m scripts.calibrate --model_path {model_path} --dev_data_path FILE --coverage {level}"
+        if self.coverage is None:
+            raise UserError(f"--coverage {level}: {model_path} promises nothing yet; {again} does it")
+        if self.coverage.level != level:
+            raise UserError(
+                f"--coverage {level} contradicts {Path(model_path) / TASK_FILE}: calibrated for {self.coverage.level}; "
+                f"for another, {again}"
+            )
+        return self.coverage
+
+    def check_promises(self) -> None:
+        """Raise a `UserError` where there is nothing that `--coverage` could be of."""
+        if self.sampling is not None:
+            raise UserError(f"--coverage: task {self.task.name} has no labels")
+        if self.cot:
+            raise UserError("--coverage: not of answers with reasoning (--cot), which have no probabilities of labels")
 
     def frozen(self, encoder: PromptEncoder) -> "Contract":
         """This contract, by which a text is asked about for ever as `encoder` does now."""

@@ -7,7 +7,7 @@ A text walks down once: `LabelTask.messages` (or `.plain_prompt`) -> `data/encod
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -60,6 +60,9 @@ class Prediction:
             geometric mean of its tokens' probabilities, before temperature and penalties.
         probabilities: label -> probability, where the backend measured them.
         truncated: the text was longer than `max_length` allows and was cut.
+        label_set: the labels of which a promised share is right (`data.conformal`), in the task's order; None where
+            nothing was promised.
+        abstained: the set has more labels than were allowed, so that `labels` are not to be relied on.
     """
 
     labels: tuple[str, ...]
@@ -69,11 +72,29 @@ class Prediction:
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
     truncated: bool = False
+    label_set: tuple[str, ...] | None = None
+    abstained: bool = False
 
     @property
     def label(self) -> str | None:
         """The first label, or None: the one that counts in a single-label task."""
         return self.labels[0] if self.labels else None
+
+    @property
+    def promised(self) -> dict[str, Any]:
+        """The last two fields, where something was promised: files and output without `--coverage` lack them."""
+        return {} if self.label_set is None else {"label_set": self.label_set, "abstained": self.abstained}
+
+    @property
+    def set_in_words(self) -> str:
+        """The set of labels that is promised, or that it has too many to be an answer; "" where there is none."""
+        found = ", ".join(self.label_set or ())
+        return f"abstains, {len(self.label_set)} labels may be right: {found}" if self.abstained else found
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name, but for the last two where nothing was promised."""
+        kept = {each.name: getattr(self, each.name) for each in fields(self)[:-2]}
+        return kept | self.promised
 
 
 @dataclass(frozen=True)
@@ -286,7 +307,7 @@ class LabelTask(Prompted):
 
     def result_row(self, example: "Example", prediction: Prediction) -> dict[str, Any]:
         """What predictions.jsonl says of one text."""
-        return self.given(example) | {
+        answer = {
             "labels": prediction.labels,
             "probabilities": prediction.probabilities,
             "confidence": prediction.confidence,
@@ -294,6 +315,7 @@ class LabelTask(Prompted):
             "completion": prediction.completion,
             "truncated": prediction.truncated,
         }
+        return self.given(example) | answer | prediction.promised
 
     def check_row(self, row: dict[str, Any], place: str) -> None:
         """Raise a `UserError` that names `place` where a row is none that `result_row` gives."""

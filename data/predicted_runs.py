@@ -13,7 +13,7 @@ from data.arguments import UserError, one_line
 from data.contract import Contract
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, TASK_FILE, file_hash, read_json
 from data.labels import CUSTOM_TEMPLATE, LabelTask, Prediction, label_problem
-from data.prediction_rows import check_row, rows_of
+from data.prediction_rows import answer_of, check_row, rows_of
 from data.summaries.cases import PROCESS
 from data.summaries.task import KIND, SUMMARY_TASKS, SummaryTask
 from data.tasks import Task
@@ -63,7 +63,7 @@ class PredictedRun:
     @property
     def predictions(self) -> list[Prediction]:
         """What was answered to each of the n rows, as far as it is scored."""
-        return [Prediction(tuple(row["labels"]), bool(row["valid"])) for row in self.rows]
+        return [answer_of(row) for row in self.rows]
 
     def probabilities(self, task: Task) -> numpy.ndarray | None:
         """The probabilities (n, K), labels in the task's order; None where a row has none."""

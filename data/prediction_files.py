@@ -26,7 +26,7 @@ from data.files import (
 )
 from data.labels import Prediction
 from data.loading import TaskRow
-from data.prediction_rows import row_in
+from data.prediction_rows import ASKED_FOR, row_in
 from data.tasks import Task
 
 PART_NAME = "predictions-{i}-of-{n}.jsonl"  # of a file that several machines share
@@ -128,7 +128,7 @@ def _is_row_of(line: bytes, example: TaskRow, task: Task) -> bool:
     except UserError:
         return False
     expected = task.result_row(example, Prediction((), valid=False))
-    return row.keys() == expected.keys() and task.given(example).items() <= row.items()
+    return row.keys() - ASKED_FOR == expected.keys() and task.given(example).items() <= row.items()
 
 
 def _unfinished(path: Path) -> tuple[Path, Path]:
@@ -147,7 +147,7 @@ def begun_with(path: Path, flag: str) -> Any:
 def different_settings(before: Settings, now: Settings, place: str) -> str | None:
     """In words, the first flag or file in which the settings of `place` differ from those of now."""
     for name, value in now["flags"].items():
-        if name not in before["flags"] or before["flags"][name] != value:
+        if before["flags"].get(name) != value:  # one that an earlier EmoTune had not is as if it was not given
             found = spelled(before["flags"].get(name))
             return f"--{name} {spelled(value)}: {place} began with {one_line(found, 100)}"
     for role, file in now["files"].items():

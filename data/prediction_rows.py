@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy
 
 from data.arguments import UserError, one_line
 from data.calibration import calibration_scores, probabilities
+from data.conformal import set_scores
 from data.contract import Contract
 from data.files import is_of_type
 from data.labels import LabelTask, Prediction
@@ -21,7 +22,9 @@ from data.tasks import Task
 NEEDED = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool}
 FIELDS = NEEDED | {
     "probabilities": dict | None, "confidence": float | None, "completion": str, "truncated": bool,
+    "label_set": list | None, "abstained": bool,
 }  # fmt: skip
+ASKED_FOR = {"label_set", "abstained"}  # a row has them where a flag asked for them
 
 
 def row_in(line: bytes, place: str, task: Task | None = None) -> dict[str, Any]:
@@ -64,7 +67,7 @@ def check_fields(row: dict[str, Any], place: str) -> None:
 
 def check_row(row: dict[str, Any], place: str, task: LabelTask) -> None:
     """Raise a `UserError` that names `place` where a row's labels or its probabilities are not of the task."""
-    for label in (*(row["gold"] or ()), *row["labels"]):
+    for label in (*(row["gold"] or ()), *row["labels"], *(row.get("label_set") or ())):
         if not isinstance(label, str) or label not in task.ids:
             shown = one_line(repr(label), 60)
             raise UserError(f"{place}: id {row['id']!r} has label {shown}, which task {task.name} has not")
@@ -131,7 +134,8 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
 
     Returns:
         `n`; where the rows have gold labels, `label_metrics`; where they have probabilities, too, `ece`, `brier` and
-        `auc`, and under `uncalibrated` the first two without the contract's temperature.
+        `auc`, and under `uncalibrated` the first two without the contract's temperature; where they have sets of
+        labels, `data.conformal.set_scores`.
     """
     task = contract.task
     gold: list[tuple[str, ...]] = []
@@ -142,9 +146,10 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
     for count, row in enumerate(rows, start=1):  # noqa: B007
         if row["gold"] is None:
             continue
-        labels, answer = tuple(row["gold"]), (tuple(row["labels"]), row["valid"])
+        labels = tuple(row["gold"])
         gold.append(one.setdefault(labels, labels))
-        predicted.append(one.setdefault(answer, Prediction(*answer)))
+        answer = answer_of(row)
+        predicted.append(one.setdefault((answer.labels, answer.valid, answer.label_set, answer.abstained), answer))
         if row["probabilities"] is not None:
             flat.extend(map(row["probabilities"].__getitem__, task.labels))
     if not gold:
@@ -154,13 +159,29 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
         calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
         results |= calibration_scores(calibrated, gold, task)
         if contract.objective != "generate":
-            plain = probabilities(_scores(calibrated, contract), contract.activation)
+            plain = probabilities(scores_of(calibrated, contract), contract.activation)
             before = calibration_scores(plain, gold, task)
             results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
-    return results
+    return results | promised_scores(gold, predicted)
 
 
-def _scores(calibrated, contract: Contract) -> numpy.ndarray:
+def answer_of(row: dict[str, Any]) -> Prediction:
+    """What was answered to a row, as far as it is scored."""
+    found = row.get("label_set")
+    return Prediction(
+        tuple(row["labels"]),
+        row["valid"],
+        label_set=None if found is None else tuple(found),
+        abstained=row.get("abstained", False),
+    )
+
+
+def promised_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Prediction]) -> dict[str, Any]:
+    """See `data.conformal.set_scores`; nothing where an answer has no set."""
+    return {} if any(each.label_set is None for each in predicted) else set_scores(gold, predicted)
+
+
+def scores_of(calibrated, contract: Contract) -> numpy.ndarray:
     """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
     from scipy.special import logit
 

@@ -1,5 +1,6 @@
 """Predict a file, write what was predicted, and score it; calibrate and score a finished run."""
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError
-from data.calibration import calibrate
+from data.calibration import calibrate, probabilities
+from data.conformal import fit_promise
+from data.contract import Contract
 from data.engine.predictor import Predictor
 from data.files import CALIBRATION_FILE, PREDICTIONS_FILE, SUMMARY_FILE, exclusive, write_json
 from data.loading import Example, ExampleFile, TaskRow
@@ -77,20 +80,61 @@ def predicted_rows(
 
 
 def calibrate_run(
-    directory: str, examples: Sequence[Example], batch_size: int, precision: str
-) -> dict[str, dict[str, float]]:
+    directory: str, examples: Sequence[Example], batch_size: int, precision: str, coverage: float | None = None,
+    device: str | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Fit temperature and thresholds of a finished run on labelled texts, and write them into its `task.json`.
+
+    Args:
+        directory: the run.
+        examples: the texts with their gold labels.
+        batch_size, precision, device: see `data.engine.backends.PredictionSettings`.
+        coverage: share of the gold labels that sets of labels are calibrated to hold; None = nothing is promised.
+
+    Raises:
+        UserError: too few texts for `coverage`.
 
     Returns:
         The metrics `before` and `after`, on these same texts; also in the run's `calibration.json`.
     """
-    predictor = Predictor(directory, batch_size=batch_size, precision=precision)
-    contract = predictor.contract
+    predictor = Predictor(directory, batch_size=batch_size, precision=precision, device=device)
+    contract, gold = predictor.contract, [example.labels for example in examples]
     scores = predictor.label_scores([example.text for example in examples], progress=True)
-    fitted, metrics = calibrate(scores, [example.labels for example in examples], contract.task, contract.activation)
-    replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds).save(directory)
-    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **metrics})
+    fitted, metrics = calibrate(scores, gold, contract.task, contract.activation)
+    promise = None
+    if coverage is not None:
+        of_labels = probabilities(scores, contract.activation, fitted.temperature)
+        promise = fit_promise(of_labels, gold, contract.task, coverage)
+    replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds, coverage=promise).save(directory)
+    promised = {"coverage": asdict(promise)} if promise else {}
+    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **promised, **metrics})
     return metrics
+
+
+def is_promised(directory: str, coverage: float | None) -> bool:
+    """Whether a finished run promises what is wanted; None = whatever it promises will do."""
+    promise = Contract.load(directory).coverage
+    return coverage is None or (promise is not None and promise.level == coverage)
+
+
+def promise_run(
+    directory: str, examples: Sequence[Example], coverage: float | None, batch_size: int, precision: str
+) -> None:
+    """Calibrate a finished run for `coverage`, if it is wanted and not promised yet; see `calibrate_run`."""
+    if not is_promised(directory, coverage):
+        gc.collect()  # the trainer and its model hold each other; two models may not fit
+        calibrate_run(directory, examples, batch_size, precision, coverage)
+        say_promise(directory)
+
+
+def say_promise(directory: str) -> None:
+    """A line on the console that says what a run promises, if it does."""
+    promise = Contract.load(directory).coverage
+    if promise is not None:
+        print(
+            f"sets of labels hold {promise.level:.4g} of the right ones: those from a probability of "
+            f"{promise.cutoff:.4f} on, by {promise.rows:,} rows"
+        )
 
 
 def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.arguments import UserError, one_line
 from data.calibration import decide, probabilities, set_probability, weigh_answers
+from data.conformal import Promise, promised_sets
 from data.contract import Contract, contract_for
 from data.encoding import Encoder
 from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend, prompts_a_batch
@@ -37,6 +38,9 @@ class Predictor:
     Args:
         model_path: hub id or directory (see `data.engine.models.load_model`).
         task: only for an untuned model: what it is asked for.
+        coverage: give sets of labels that hold this share of the gold labels (`data.conformal`); what the model's
+            task.json promises.
+        max_set_size: abstain where a set has more labels; None = never.
         settings: the other fields of `PredictionSettings`, which are inference.py's flags. With `workers`, a script
             that makes a predictor has to do so under `if __name__ == "__main__":`.
 
@@ -45,12 +49,16 @@ class Predictor:
         contract: what the model was trained on.
         encoder: texts -> the prompts' token ids.
         backend: what computes.
+        promised: what the sets of labels are calibrated for; None = there are none.
 
     Raises:
         UserError: no model there, a setting that contradicts its task.json, or a backend that does not run it.
     """
 
-    def __init__(self, model_path: str, task: str | None = None, **settings: Any):
+    def __init__(
+        self, model_path: str, task: str | None = None, coverage: float | None = None, max_set_size: int | None = None,
+        **settings: Any,
+    ):  # fmt: skip
         check_model_path(model_path)
         asked = PredictionSettings(model_path, task, **settings)
         contract = contract_for(
@@ -66,9 +74,12 @@ class Predictor:
             raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
         if asked.probabilities and not asked.constrained and contract.objective == "generate":
             raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
+        promised = check_promise(contract, coverage, max_set_size, model_path, asked)
         precision = pick_precision(asked.precision, model_path, pick_device(asked.device))
         asked = replace(asked, precision=precision.format)
-        self._set(model_path, open_backend(asked, encoder, contract), encoder, contract, asked.probabilities)
+        probable = asked.probabilities or coverage is not None
+        self._set(model_path, open_backend(asked, encoder, contract), encoder, contract, probable)
+        self.promised, self._max_set_size = promised, max_set_size
         precision.say(sys.stderr)
 
     @classmethod
@@ -83,6 +94,7 @@ class Predictor:
 
     def _set(self, name: str, backend: Backend, encoder: Encoder, contract: Contract, probabilities: bool) -> None:
         self._name, self._closed = name, False
+        self.promised, self._max_set_size = None, None
         self.backend, self.encoder, self.contract, self.task = backend, encoder, contract, contract.task
         self._probabilities = probabilities and not contract.cot  # behind no reasoning, a label is no answer
         self._lock = threading.Lock()
@@ -142,7 +154,16 @@ class Predictor:
             predictions = [self._most_probable(*each) for each in weighed]
         else:
             predictions, cuts = self._by_length(self.backend.answers, attrgetter("confidence"), texts, bar, first)
+        if self.promised is not None:
+            predictions = self._with_sets(predictions)
         return [replace(p, truncated=True) if cut else p for p, cut in zip(predictions, cuts, strict=True)]
+
+    def _with_sets(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Predictions with probabilities, and the sets of labels that are promised."""
+        of_labels = [[p.probabilities[label] for label in self.task.labels] for p in predictions]
+        most = self._max_set_size or len(self.task.labels)
+        sets = promised_sets(of_labels, self.promised.cutoff, self.task)
+        return [replace(p, label_set=s, abstained=len(s) > most) for p, s in zip(predictions, sets, strict=True)]
 
     def generate_summary(self, case_description: Sequence[str], consultation_process: Sequence[str]) -> str:
         """The experience and reflection that a model of summaries writes on one case; `predict` says more of it.
@@ -239,6 +260,31 @@ def check_texts(texts: Sequence[Any], task: Task, first: int = 0) -> None:
     for number, text in enumerate(texts, start=first + 1):
         if problem := task.problem(text):
             raise ValueError(f"text {number} {problem}")
+
+
+def check_promise(
+    contract: Contract, coverage: float | None, max_set_size: int | None, model_path: str,
+    settings: PredictionSettings | None = None,
+) -> Promise | None:  # fmt: skip
+    """The promise under which sets of labels are given; None where `--coverage` asks for none.
+
+    Raises:
+        UserError: the model promises something else or nothing, or there are no probabilities under the settings
+            (None = there are).
+    """
+    if coverage is None:
+        if max_set_size is not None:
+            raise UserError(f"--max_set_size {max_set_size}: does nothing without --coverage")
+        return None
+    if max_set_size is not None and max_set_size < 1:
+        raise UserError(f"--max_set_size {max_set_size}: must be at least 1")
+    if settings is not None and settings.backend == "vllm":
+        raise UserError("--coverage: needs probabilities of labels; hf gives them, vllm does not")
+    if settings is not None and settings.load_in_4bit:
+        raise UserError("--coverage: what is promised is of the weights as they are, not of --load_in_4bit")
+    if settings is not None and not settings.constrained and contract.objective == "generate":
+        raise UserError("--coverage: needs probabilities of valid answers, and --constrained off writes others, too")
+    return contract.promise(coverage, model_path)
 
 
 def _not_one_text(texts: Iterable[str]) -> Iterable[str]:
