@@ -22,6 +22,7 @@ Gold = Sequence[Sequence[str]]
 
 DEFAULT_THRESHOLD = 0.5
 MIN_POSITIVES = 10  # texts with a label from which it gets a threshold of its own
+LEAST_PROBABILITY = 1e-6
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 ECE_BINS = 15
 
@@ -56,6 +57,22 @@ def probabilities(scores, activation: Activation, temperature: float = 1.0) -> n
         raise ValueError(f"temperature {temperature}: must be above 0")
     scaled = _finite(scores) / temperature
     return softmax(scaled, axis=1) if activation == "softmax" else expit(scaled)
+
+
+def scores_of(probabilities, activation: Activation, least: float = LEAST_PROBABILITY) -> numpy.ndarray:
+    """Probabilities (n, K) -> scores (n, K) that have them at temperature 1 (softmax forgets a common summand).
+
+    Args:
+        probabilities: see above.
+        activation: see `probabilities`.
+        least: what is taken for a smaller probability; of an answer that was not looked at, 0 is known.
+    """
+    from scipy.special import logit
+
+    given = numpy.asarray(probabilities, dtype=float)
+    if activation == "softmax":
+        return numpy.log(numpy.maximum(given, least))
+    return logit(numpy.clip(given, least, 1 - 1e-7))
 
 
 def decide(probabilities, task: Task, thresholds: dict[str, float] | None) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from data.arguments import UserError, one_line
-from data.calibration import calibration_scores, probabilities
+from data.calibration import calibration_scores, probabilities, scores_of
 from data.conformal import set_scores
 from data.contract import Contract
 from data.files import is_of_type
@@ -149,7 +149,7 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
         labels = tuple(row["gold"])
         gold.append(one.setdefault(labels, labels))
         answer = answer_of(row)
-        predicted.append(one.setdefault((answer.labels, answer.valid, answer.label_set, answer.abstained), answer))
+        predicted.append(one.setdefault(answer, answer))
         if row["probabilities"] is not None:
             flat.extend(map(row["probabilities"].__getitem__, task.labels))
     if not gold:
@@ -159,8 +159,8 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
         calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
         results |= calibration_scores(calibrated, gold, task)
         if contract.objective != "generate":
-            plain = probabilities(scores_of(calibrated, contract), contract.activation)
-            before = calibration_scores(plain, gold, task)
+            scores = scores_of(calibrated, contract.activation, numpy.finfo(numpy.float32).tiny) * contract.temperature
+            before = calibration_scores(probabilities(scores, contract.activation), gold, task)
             results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
     return results | promised_scores(gold, predicted)
 
@@ -179,13 +179,3 @@ def answer_of(row: dict[str, Any]) -> Prediction:
 def promised_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Prediction]) -> dict[str, Any]:
     """See `data.conformal.set_scores`; nothing where an answer has no set."""
     return {} if any(each.label_set is None for each in predicted) else set_scores(gold, predicted)
-
-
-def scores_of(calibrated, contract: Contract) -> numpy.ndarray:
-    """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
-    from scipy.special import logit
-
-    tiny = numpy.finfo(numpy.float32).tiny
-    if contract.activation == "softmax":
-        return numpy.log(numpy.maximum(calibrated, tiny)) * contract.temperature
-    return logit(numpy.clip(calibrated.astype(float), tiny, 1 - 1e-7)) * contract.temperature

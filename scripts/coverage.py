@@ -26,12 +26,11 @@ from typing import Any
 import numpy
 
 from data.arguments import UserError, check_at_least, flag, run
-from data.calibration import fit_temperature, probabilities
+from data.calibration import fit_temperature, probabilities, scores_of
 from data.conformal import TOP_ALONE, check_rows, fit_promise, missed_share, promised_sets
 from data.contract import Contract
 from data.files import exclusive, write_json
 from data.predicted_runs import PredictedRun, read_run
-from data.prediction_rows import scores_of
 from data.report.tables import markdown_table
 from data.tasks import Task
 
@@ -84,7 +83,7 @@ def analyse(of_labels, gold: Gold, contract: Contract, level: float, resplits: i
         `std` over the splits; the same as `refitted` of the coverage where the temperature is fitted, too.
     """
     draw, task, half = numpy.random.default_rng(seed), contract.task, len(gold) // 2
-    scores = scores_of(of_labels, contract)
+    scores = scores_of(of_labels, contract.activation) * contract.temperature
     coverage, refitted, sizes = [], [], []
     for _ in range(resplits):
         order = draw.permutation(len(gold))

@@ -26,11 +26,11 @@ from data.engine.backends import TransformersBackend
 from data.engine.generation import generate_greedy, keeps_whole_cache, shared_length
 from data.engine.models import check_model_path, load_model, pick_device
 from data.files import exclusive, file_hash
-from data.labels import DEMO_TEXTS
+from data.labels import DEMO_TEXTS, Prediction
 from data.loading import Example, load_examples
 from data.prediction_files import PredictionFile
 from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, Task
-from inference import Args, Predictor, evaluate, main, prediction_settings
+from inference import Args, Predictor, evaluate, main, prediction_settings, shown
 from scripts import gather
 from tests.conftest import ROOT, SAMPLE
 
@@ -634,6 +634,14 @@ def test_a_conversation(file_args, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", end_of_file)
     main(args)
+
+
+def test_a_set_of_labels_as_a_person_reads_it():
+    few = Prediction(("joy",), True, confidence=0.8, probabilities={"joy": 0.8, "fear": 0.2}, label_set=("joy",))
+    assert shown(few).splitlines()[:2] == ["  joy  (80%)", "  set: joy"]
+    many = dataclasses.replace(few, label_set=("fear", "joy"), abstained=True)
+    assert shown(many).splitlines()[1] == "  set: abstains, 2 labels may be right: fear, joy"
+    assert len(shown(dataclasses.replace(few, label_set=None)).splitlines()) == 3
 
 
 def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
