@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.answers import AnswerTrie, answer_grammar
 from data.encoding import MAX_ANSWER_LABELS, Encoder
-from data.engine import constrained
+from data.engine import readers
 from data.engine.constrained import ConstrainedWriter
 from data.engine.models import load_model
 from data.engine.tree_attention import computes_spans, enable_packing, ordinary_attention, read_on
@@ -213,7 +213,7 @@ def read_in(request, model, monkeypatch):
         assert enable_packing(model, 512)
         assert computes_spans(model)
     else:
-        monkeypatch.setattr(constrained, "keeps_whole_cache", lambda _: request.param == "cache")
+        monkeypatch.setattr(readers, "keeps_whole_cache", lambda _: request.param == "cache")
     yield
     model.set_attn_implementation("sdpa")
 
@@ -246,7 +246,7 @@ def test_one_label_is_written_in_one_pass(model, tokenizer, monkeypatch):
     enable_packing(model, 512)
     writer = ConstrainedWriter(model, AnswerTrie(encoder), encoder.head_ids, tokenizer.pad_token_id)
     passes = []
-    monkeypatch.setattr(constrained, "read_on", lambda *args: (passes.append(1), read_on(*args))[1])
+    monkeypatch.setattr(readers, "read_on", lambda *args: (passes.append(1), read_on(*args))[1])
     writer.write(encoder.prompt_ids(["thanks a lot"]))
     assert len(passes) == 1
     model.set_attn_implementation("sdpa")

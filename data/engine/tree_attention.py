@@ -150,8 +150,7 @@ def row_inputs(model, row: PackedRow) -> dict[str, Any]:
         row: the row, on the model's device.
     """
     bare = bare_model(model)
-    attention, device = bare.config._attn_implementation, row.input_ids.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else bare.dtype
+    attention, dtype = bare.config._attn_implementation, computed_in(bare)
     inputs = {
         "input_ids": row.input_ids[None],  # (1, N)
         "position_ids": row.position_ids[None],  # (1, N)
@@ -164,6 +163,12 @@ def row_inputs(model, row: PackedRow) -> dict[str, Any]:
     if attention == "flex_attention":
         return inputs | {"attention_mask": block_mask(row.subtree_end)}
     return inputs | {"attention_mask": dense_mask(row.subtree_end, dtype)}
+
+
+def computed_in(model) -> torch.dtype:
+    """The number format a model computes its attention in: that of autocast, or of its weights."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
 def target_log_probs(model, row: PackedRow) -> Tensor:
