@@ -59,6 +59,8 @@ class Prediction:
             valid answers may be written, among those (and given the reasoning, if there is any). Of free text, the
             geometric mean of its tokens' probabilities, before temperature and penalties.
         probabilities: label -> probability, where the backend measured them.
+        pruned_mass: where labels are written, and have probabilities: how probable the answers are that were not looked
+            at. Before a temperature, a label's probability is at least what is given, and at most that much more.
         truncated: the text was longer than `max_length` allows and was cut.
     """
 
@@ -69,6 +71,7 @@ class Prediction:
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
     truncated: bool = False
+    pruned_mass: float | None = None
 
     @property
     def label(self) -> str | None:
@@ -286,14 +289,19 @@ class LabelTask(Prompted):
 
     def result_row(self, example: "Example", prediction: Prediction) -> dict[str, Any]:
         """What predictions.jsonl says of one text."""
-        return self.given(example) | {
-            "labels": prediction.labels,
-            "probabilities": prediction.probabilities,
-            "confidence": prediction.confidence,
-            "valid": prediction.valid,
-            "completion": prediction.completion,
-            "truncated": prediction.truncated,
-        }
+        pruned = {} if prediction.pruned_mass is None else {"pruned_mass": prediction.pruned_mass}
+        return (
+            self.given(example)
+            | pruned
+            | {
+                "labels": prediction.labels,
+                "probabilities": prediction.probabilities,
+                "confidence": prediction.confidence,
+                "valid": prediction.valid,
+                "completion": prediction.completion,
+                "truncated": prediction.truncated,
+            }
+        )
 
     def check_row(self, row: dict[str, Any], place: str) -> None:
         """Raise a `UserError` that names `place` where a row is none that `result_row` gives."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from data.arguments import UserError, one_line
-from data.calibration import calibration_scores, probabilities
+from data.calibration import calibration_scores, probabilities, scores_of
 from data.contract import Contract
 from data.files import is_of_type
 from data.labels import LabelTask, Prediction
@@ -21,6 +21,7 @@ from data.tasks import Task
 NEEDED = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool}
 FIELDS = NEEDED | {
     "probabilities": dict | None, "confidence": float | None, "completion": str, "truncated": bool,
+    "pruned_mass": float | None,
 }  # fmt: skip
 
 
@@ -78,9 +79,10 @@ def check_row(row: dict[str, Any], place: str, task: LabelTask) -> None:
         )
     if found is not None and not all(is_of_type(p, float) and 0 <= p <= 1 for p in found.values()):
         raise UserError(f"{place}: id {row['id']!r} has probabilities that are not from 0 to 1")
-    confidence = row.get("confidence")
-    if confidence is not None and not -0.01 <= confidence <= 1.01:  # rounding
-        raise UserError(f"{place}: id {row['id']!r} has a confidence that is not from 0 to 1")
+    for name in ("confidence", "pruned_mass"):
+        value = row.get(name)
+        if value is not None and not -0.01 <= value <= 1.01:  # rounding
+            raise UserError(f"{place}: id {row['id']!r} has a {name} that is not from 0 to 1")
 
 
 def rows_of(path: str | Path, task: Task | None = None) -> Iterator[dict[str, Any]]:
@@ -153,18 +155,7 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
     if len(flat) == len(gold) * len(task.labels):
         calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
         results |= calibration_scores(calibrated, gold, task)
-        if contract.objective != "generate":
-            plain = probabilities(_scores(calibrated, contract), contract.activation)
-            before = calibration_scores(plain, gold, task)
-            results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
+        scores = scores_of(calibrated, contract.activation, numpy.finfo(numpy.float32).tiny) * contract.temperature
+        before = calibration_scores(probabilities(scores, contract.activation), gold, task)
+        results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
     return results
-
-
-def _scores(calibrated, contract: Contract) -> numpy.ndarray:
-    """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
-    from scipy.special import logit
-
-    tiny = numpy.finfo(numpy.float32).tiny
-    if contract.activation == "softmax":
-        return numpy.log(numpy.maximum(calibrated, tiny)) * contract.temperature
-    return logit(numpy.clip(calibrated.astype(float), tiny, 1 - 1e-7)) * contract.temperature

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError
-from data.calibration import calibrate
+from data.calibration import better_decision, calibrate, scores_of
 from data.engine.predictor import Predictor
 from data.files import CALIBRATION_FILE, PREDICTIONS_FILE, SUMMARY_FILE, exclusive, write_json
 from data.loading import Example, ExampleFile, TaskRow
@@ -81,15 +81,35 @@ def calibrate_run(
 ) -> dict[str, dict[str, float]]:
     """Fit temperature and thresholds of a finished run on labelled texts, and write them into its `task.json`.
 
+    Where labels are written (without reasoning), it also chooses there what decides, the answer or the thresholds, by
+    the task's default metric on these texts, of which thresholds see each only when they were fitted on others
+    (`data.calibration.better_decision`). A line on the console says which.
+
     Returns:
         The metrics `before` and `after`, on these same texts; also in the run's `calibration.json`.
+
+    Raises:
+        UserError: a run whose answers are not labels alone.
     """
     predictor = Predictor(directory, batch_size=batch_size, precision=precision)
-    contract = predictor.contract
-    scores = predictor.label_scores([example.text for example in examples], progress=True)
-    fitted, metrics = calibrate(scores, [example.labels for example in examples], contract.task, contract.activation)
+    contract = replace(predictor.contract, temperature=1.0, thresholds=None, decide="answer")
+    task, gold = contract.task, [example.labels for example in examples]
+    texts, chosen = [example.text for example in examples], {}
+    if contract.objective == "generate":
+        if not contract.writes_labels:
+            raise UserError(f"{directory}: its answers are not labels alone, so there is nothing to calibrate")
+        predictor.contract = contract  # of a run that was calibrated before, too
+        weighed = predictor.predict_batch(texts, progress=True)
+        scores = scores_of([list(one.probabilities.values()) for one in weighed], contract.activation)
+        decide, metric = better_decision([one.labels for one in weighed], scores, gold, task, contract.activation)
+        contract, chosen = replace(contract, decide=decide), {"decide": decide, task.default_metric: metric}
+        compared = ", ".join(f"{way} {value:.4f}" for way, value in metric.items())
+        print(f"labels are decided by {decide}: {task.default_metric} of {compared} (cross-fitted)")
+    else:
+        scores = predictor.label_scores(texts, progress=True)
+    fitted, metrics = calibrate(scores, gold, task, contract.activation)
     replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds).save(directory)
-    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **metrics})
+    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **chosen, **metrics})
     return metrics
 
 
