@@ -119,7 +119,12 @@ def test_cross_fitted_thresholds_never_saw_what_they_decide():
         shares[i, GROUPS.ids[label]] = 0.9
     scores = scores_of(shares, "sigmoid")
     assert cross_fitted(scores, gold, GROUPS, "sigmoid") == gold
-    assert cross_fitted(scores[:3], gold[:3], GROUPS, "sigmoid")[1] == ("negative",)  # of the others none is positive
+    both = [("negative",), ("negative", "positive"), ("negative",)]  # without the second, none is positive
+    shares = numpy.array([[0.01, 0.9, 0.01, 0.01], [0.01, 0.9, 0.01, 0.3], [0.01, 0.9, 0.01, 0.01]])
+    scores = scores_of(shares, "sigmoid")
+    assert cross_fitted(scores, both, GROUPS, "sigmoid")[1] == ("negative",)
+    fitted, _ = calibrate(scores, both, GROUPS, "sigmoid")
+    assert decide(probabilities(scores, "sigmoid", fitted.temperature), GROUPS, fitted.thresholds) == both
 
 
 def test_what_decides_is_what_is_better():

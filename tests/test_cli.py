@@ -113,7 +113,7 @@ CASES = {
     "vllm in four bits": (f"{INFER} --text hi --backend vllm --load_in_4bit", "--load_in_4bit: is for hf, not for vllm"),
     "pruned mass of all": (f"{INFER} --text hi --pruned_mass 1", "--pruned_mass 1.0: must be from 0 to below 1"),
     "thresholds of reasoned answers": (f"{INFER} --text hi --decide thresholds --cot", "--decide thresholds: is for models that write labels alone; this one reasons"),
-    "thresholds of free answers": (f"{INFER} --text hi --decide thresholds --constrained off", "--constrained off: gives no probabilities, and thresholds of them decide; give --decide answer"),
+    "thresholds of free answers": (f"{INFER} --text hi --decide thresholds --constrained off", "--constrained off: there are then no probabilities, but thresholds of them decide; give --decide answer"),
     "an unknown way to decide": (f"{INFER} --text hi --decide chance", "--decide: invalid choice: 'chance'"),
     "vllm device": (f"{INFER} --text hi --backend vllm --device cuda:1", "--device: vllm takes the GPUs it sees"),
     "GPUs without vllm": (f"{INFER} --text hi --tensor_parallel_size 2", "--tensor_parallel_size 2: needs --backend vllm"),

@@ -169,7 +169,7 @@ def test_constrained_answers_are_valid_whatever_the_model(tiny_model_dir):
         assert prediction.valid
         assert prediction.labels
         assert 0 < prediction.confidence <= 1
-        assert prediction.probabilities is None
+        assert 0 <= prediction.pruned_mass < 1
 
 
 def test_constrained_reasoning(tiny_model_dir):
@@ -196,7 +196,7 @@ def test_a_label_is_as_probable_as_the_answers_that_hold_it(tiny_model_dir, name
     task, encoder = predictor.task, predictor.encoder
     trie, sets = AnswerTrie(encoder), list(label_sets(task))
     model = load_model(str(tiny_model_dir), "fp32", "cpu")
-    for text, one, less, bare in zip(texts, predictor.predict_batch(texts), pruned, written, strict=True):
+    for _, one, less, bare in zip(texts, predictor.predict_batch(texts), pruned, written, strict=True):
         assert bare.probabilities is bare.pruned_mass is None
         for way in (one, less):
             assert (way.labels, way.completion, way.valid) == (bare.labels, bare.completion, True)
@@ -205,7 +205,7 @@ def test_a_label_is_as_probable_as_the_answers_that_hold_it(tiny_model_dir, name
         assert 0 <= less.pruned_mass <= 0.1
         for label, share in one.probabilities.items():
             assert less.probabilities[label] - 1e-5 <= share <= less.probabilities[label] + less.pruned_mass + 1e-5
-    (prompt,) = encoder.prompt_ids([text])  # the last one by hand
+    (prompt,) = encoder.prompt_ids(texts[-1:])  # the last one by hand
     expected = dict.fromkeys(task.labels, 0.0)
     with torch.inference_mode():
         for labels in sets:
@@ -253,11 +253,11 @@ def test_thresholds_decide_of_written_labels(tiny_model_dir, tmp_path, tokenizer
         assert by.confidence == pytest.approx(by.probabilities[by.labels[0]])
 
 
-@pytest.mark.parametrize("flags, message", [
+@pytest.mark.parametrize(("flags", "message"), [
     (dict(cot=True), "--decide thresholds: is for models that write labels alone; this one reasons"),
     (dict(objective="score"), "--decide thresholds: is for models that write labels alone; this one has objective score"),
-    (dict(constrained=False), "--constrained off: gives no probabilities, and thresholds of them decide"),
-    (dict(probabilities=False), "--probabilities off: gives no probabilities, and thresholds of them decide"),
+    (dict(constrained=False), "--constrained off: there are then no probabilities, but thresholds of them decide"),
+    (dict(probabilities=False), "--probabilities off: there are then no probabilities, but thresholds of them decide"),
 ], ids=str)  # fmt: skip
 def test_thresholds_need_probabilities(tiny_model_dir, flags, message):
     with pytest.raises(UserError, match=message):
@@ -386,15 +386,15 @@ def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "out")
 
     asked = []
-    answers = TransformersBackend.answers
+    weighed = TransformersBackend.weighed
 
     def stopping(self, prompts):
         asked.extend(prompts)
         if len(asked) > 10:
             raise KeyboardInterrupt
-        return answers(self, prompts)
+        return weighed(self, prompts)
 
-    monkeypatch.setattr(TransformersBackend, "answers", stopping)
+    monkeypatch.setattr(TransformersBackend, "weighed", stopping)
     with pytest.raises(KeyboardInterrupt):
         main(file_args)
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
@@ -404,7 +404,7 @@ def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--limit 3: .* began with None"):
         main(dataclasses.replace(file_args, limit=3))
     asked.clear()
-    monkeypatch.setattr(TransformersBackend, "answers", lambda self, p: asked.extend(p) or answers(self, p))
+    monkeypatch.setattr(TransformersBackend, "weighed", lambda self, p: asked.extend(p) or weighed(self, p))
     main(dataclasses.replace(file_args, batch_size=3))
     assert len(asked) == 12
     assert [json.loads(line)["labels"] for line in lines(tmp_path / "out" / "predictions.jsonl")] == [
