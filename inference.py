@@ -49,13 +49,14 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
-from data.contract import Contract, Precision, contract_for
+from data.calibration import Decision
+from data.contract import Contract, Precision, contract_for, decided_by
 from data.encoding import Objective
-from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
 from data.engine.models import adapter_stack, check_model_path, pick_device
 from data.engine.precision import pick_precision
 from data.engine.predictor import Predictor, check_promise
+from data.engine.settings import BackendName, PredictionSettings, weighs_answers
 from data.files import (
     INFERENCE_FILE,
     PREDICTIONS_FILE,
@@ -70,6 +71,7 @@ from data.files import (
 )
 from data.labels import Prediction
 from data.loading import ExampleFile
+from data.marginals import PRUNED_MASS
 from data.predicted_runs import output_directory
 from data.prediction_files import PART_NAME, Settings, begun_with
 from data.sampling import Sampling
@@ -106,9 +108,17 @@ class Args:
     )
     cot: bool | None = flag(None, "ask for reasoning before the answer (default: as trained)")
     constrained: bool = flag(True, "a model that writes its answers may write valid ones only")
-    probabilities: bool = flag(
-        False, "also of a model that writes its answers: how probable each label is, compared as answers (--text, "
-        "--interactive and --demo always say)",
+    probabilities: bool | None = flag(
+        None, "also of a model that writes its answers: how probable each label is, in all valid answers together "
+        "(default: on, but for vllm, where it takes several times as long; never with --cot or --constrained off)",
+    )  # fmt: skip
+    pruned_mass: float = flag(
+        PRUNED_MASS, "probability of the answers that need not be looked at for that; each text's own is noted with it"
+    )
+    decide: Decision | None = flag(
+        None, "of a model that writes its answers: answer = the labels it writes; thresholds = those whose probability "
+        "reaches the label's threshold, 0.5 where none was fitted, in a single-label task the most probable one "
+        "(default: what was better on the validation rows in training, else answer)",
     )  # fmt: skip
     coverage: float | None = flag(
         None, "also give the set of labels that holds this share of the right ones, such as 0.9, which the model was "
@@ -175,6 +185,8 @@ class Args:
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
         check_at_least(self, batch_size=1, limit=1, max_length=1, tensor_parallel_size=1, workers=1)
+        if not 0 <= self.pruned_mass < 1:
+            raise UserError(f"--pruned_mass {self.pruned_mass}: must be from 0 to below 1")
         i, n = self.part
         if not 1 <= i <= n:
             raise UserError(f"--shard {self.shard}: expected i/n with i from 1 to n, such as 3/8")
@@ -182,8 +194,6 @@ class Args:
             raise UserError(f"--workers {self.workers}: is for a file (--test_data_path)")
         if self.backend == "vllm" and self.load_in_4bit:
             raise UserError("--load_in_4bit: is for hf, not for vllm")
-        if self.backend == "vllm" and self.probabilities:
-            raise UserError("--probabilities: hf gives them, vllm does not")
         if self.backend == "vllm" and self.compile:
             raise UserError("--compile: is for hf and bert; vllm does so by itself")
         if self.backend == "vllm" and self.workers > 1:
@@ -209,23 +219,17 @@ def main(args: Args) -> None:
     contract = contract_for(
         args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective, drawn
     )
-    if args.probabilities and contract.cot:
-        raise UserError("--probabilities: not of answers with reasoning (--cot)")
-    if args.probabilities and contract.sampling is not None:
-        raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+    weighs_answers(args, decided_by(contract, args.decide))
     if args.compile and contract.sampling is not None:
         raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
-    check_promise(contract, args.coverage, args.max_set_size, args.model_path, settings_of(args))
-    free = contract.sampling is not None or (contract.objective == "generate" and not args.constrained)
-    if args.probabilities and free:
-        raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
+    check_promise(contract, args.coverage, args.max_set_size, args.model_path, args)
     if args.test_data_path is not None:
         predict_file(args, contract)
         return
     if args.text not in (None, "-"):
         asked = contract.task.asked_in(args.text, "--text")
         args = in_its_language(args, contract, [asked])
-    with open_predictor(args, probabilities=args.backend != "vllm" and not free) as predictor:
+    with open_predictor(args) as predictor:
         task = predictor.task
         if args.demo:
             for text in task.demo:
@@ -247,15 +251,10 @@ def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Arg
     return replace(args, task=task.name)
 
 
-def open_predictor(args: Args, probabilities: bool) -> Predictor:
+def open_predictor(args: Args) -> Predictor:
     """The model the flags name."""
-    settings = asdict(replace(settings_of(args), probabilities=probabilities))
+    settings = {field.name: getattr(args, field.name) for field in fields(PredictionSettings)}
     return Predictor(**settings, coverage=args.coverage, max_set_size=args.max_set_size)
-
-
-def settings_of(args: Args) -> PredictionSettings:
-    """The flags that say how to predict."""
-    return PredictionSettings(**{field.name: getattr(args, field.name) for field in fields(PredictionSettings)})
 
 
 def predict_file(args: Args, contract: Contract) -> None:
@@ -270,7 +269,7 @@ def predict_file(args: Args, contract: Contract) -> None:
         precision = pick_precision(begun or args.precision, args.model_path, pick_device(args.device))
         args = replace(args, precision=precision.format)  # which decides what is predicted
         settings = prediction_settings(args, draws=contract.sampling is not None) | examples.span
-        with open_predictor(args, args.probabilities) as predictor:
+        with open_predictor(args) as predictor:
             precision.say(sys.stderr)
             if rejected:
                 write_json_lines(output_dir / REJECTED_FILE, rejected)

@@ -216,7 +216,10 @@ class Args:
         None, "checkpoint every N steps (default: with each scoring); the best is always kept"
     )
     save_total_limit: int | None = flag(None, "checkpoints kept, the best among them (default: by task, else 2)")
-    calibration: bool = flag(True, "after classify and score: fit temperature and thresholds on all validation rows")
+    calibration: bool = flag(
+        True, "after training: fit temperature and thresholds on all validation rows; where labels are written, choose "
+        "there what decides, the answer or thresholds of its labels' probabilities (not with --cot, nor for summaries)",
+    )  # fmt: skip
     coverage: float | None = flag(
         None, "promise sets of labels that hold this share of the right ones, such as 0.9 (inference.py --coverage); "
         "calibrated on all validation rows",
@@ -491,7 +494,9 @@ def loss_settings(args: Args, data: Data, contract: Contract) -> "LossSettings":
 
     weights = None
     if args.class_weights == "balanced":
-        weights = balanced_weights(data.train, data.task.labels, yes_or_no=contract.activation == "sigmoid")
+        weights = balanced_weights(
+            data.train, data.task.labels, yes_or_no=args.objective == "classify" and contract.activation == "sigmoid"
+        )
     return LossSettings(weights, args.focal_gamma if args.loss == "focal" else 0.0, args.label_smoothing)
 
 
@@ -603,8 +608,8 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
 def calibrate(args: Args, data: Data) -> None:
     """Temperature, thresholds and promise of a finished run, if they are wanted and not there yet."""
     done = (Path(args.output_dir) / CALIBRATION_FILE).is_file() and is_promised(args.output_dir, args.coverage)
-    written = args.objective == "generate" and args.coverage is None
-    if written or not args.calibration or not data.dev or done:
+    weighed = args.objective != "generate" or (not args.cot and data.task.sampling is None)
+    if not weighed or not args.calibration or not data.dev or done:
         return
     gc.collect()
     metrics = calibrate_run(args.output_dir, data.dev, args.predict_batch_size, args.precision, args.coverage)

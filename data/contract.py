@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from data.arguments import UserError, one_line, spelled
+from data.calibration import Activation, Decision
 from data.conformal import Promise, check_rows
 from data.encoding import Encoder, Objective, PromptEncoder
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
@@ -60,6 +61,8 @@ class Contract:
         thresholds: label -> probability from which it is predicted, None where nothing was calibrated.
         temperature: divides the scores before they become probabilities (1.0 = not calibrated).
         coverage: what sets of labels were calibrated for, None where nothing is promised.
+        decide: what the labels are where they are written: those of the answer, or those whose probability in all
+            answers reaches their threshold (in a single-label task the most probable one).
         max_length: tokens of prompt and answer together.
         sampling: how an answer is drawn that is free text, of at most so many tokens; None where answers are labels.
         prompt: the words around a text as token ids, as they were when the run began; None = as the tokenizer spells
@@ -85,6 +88,7 @@ class Contract:
     thresholds: dict[str, float] | None = None
     temperature: float = 1.0
     coverage: Promise | None = None
+    decide: Decision = "answer"
     max_length: int = DEFAULT_MAX_LENGTH
     sampling: Sampling | None = None
     prompt: PromptIds | None = None
@@ -113,6 +117,8 @@ class Contract:
             raise ValueError(f"cot: objective {self.objective} writes no reasoning")
         if self.coverage is not None and (self.cot or self.sampling is not None):
             raise ValueError("coverage: only labels without reasoning have probabilities")
+        if self.decide == "thresholds" and not self.writes_labels:
+            raise ValueError("decide thresholds: is for labels that are written, without reasoning before them")
         if self.thresholds is not None:
             if set(self.thresholds) != set(self.task.labels):
                 raise ValueError(f"thresholds: are of {list(self.thresholds)}, not of the labels")
@@ -121,10 +127,16 @@ class Contract:
                     raise ValueError(f"threshold of {label} is {threshold}: must be from 0 to 1")
 
     @property
-    def activation(self) -> Literal["softmax", "sigmoid"]:
-        """What turns the labels' scores into probabilities: labels compete, but for a head that may find several."""
-        several = self.objective == "classify" and self.task.kind == "multi_label"
+    def activation(self) -> Activation:
+        """What turns the labels' scores into probabilities: labels compete, but where a head or an answer may have
+        several; where each is compared as an answer of its own, they always do."""
+        several = self.objective != "score" and self.task.kind == "multi_label"
         return "sigmoid" if several else "softmax"
+
+    @property
+    def writes_labels(self) -> bool:
+        """Whether an answer is labels alone, so that all answers can be listed, and weighed."""
+        return self.objective == "generate" and not self.cot and self.sampling is None
 
     def encoder(self, tokenizer) -> PromptEncoder:
         """Texts -> token ids under this contract; `tokenizer` is a Hugging Face tokenizer.
@@ -263,6 +275,21 @@ def contract_for(
         task, cot=bool(cot), max_length=max_length or default_max_length(task), base_model=model_path,
         objective=objective or "generate", sampling=drawn_with(task.sampling, sampling),
     )  # fmt: skip
+
+
+def decided_by(contract: Contract, decide: Decision | None) -> Contract:
+    """`contract` with the labels of written answers decided as `--decide` says; None = as they are.
+
+    Raises:
+        UserError: it is asked for where no labels are written.
+    """
+    if decide is None:
+        return contract
+    if not contract.writes_labels:
+        what = "reasons before its answer" if contract.cot else f"has objective {contract.objective}"
+        what = what if contract.sampling is None else f"writes free text (task {contract.task.name})"
+        raise UserError(f"--decide {decide}: is for models that write labels alone; this one {what}")
+    return replace(contract, decide=decide)
 
 
 def default_max_length(task: Task) -> int:

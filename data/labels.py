@@ -59,6 +59,8 @@ class Prediction:
             valid answers may be written, among those (and given the reasoning, if there is any). Of free text, the
             geometric mean of its tokens' probabilities, before temperature and penalties.
         probabilities: label -> probability, where the backend measured them.
+        pruned_mass: where labels are written, and have probabilities: how probable the answers are that were not looked
+            at. Before a temperature, a label's probability is at least what is given, and at most that much more.
         truncated: the text was longer than `max_length` allows and was cut.
         label_set: the labels of which a promised share is right (`data.conformal`), in the task's order; None where
             nothing was promised.
@@ -72,6 +74,7 @@ class Prediction:
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
     truncated: bool = False
+    pruned_mass: float | None = None
     label_set: tuple[str, ...] | None = None
     abstained: bool = False
 
@@ -307,6 +310,7 @@ class LabelTask(Prompted):
 
     def result_row(self, example: "Example", prediction: Prediction) -> dict[str, Any]:
         """What predictions.jsonl says of one text."""
+        pruned = {} if prediction.pruned_mass is None else {"pruned_mass": prediction.pruned_mass}
         answer = {
             "labels": prediction.labels,
             "probabilities": prediction.probabilities,
@@ -315,7 +319,7 @@ class LabelTask(Prompted):
             "completion": prediction.completion,
             "truncated": prediction.truncated,
         }
-        return self.given(example) | answer | prediction.promised
+        return self.given(example) | pruned | answer | prediction.promised
 
     def check_row(self, row: dict[str, Any], place: str) -> None:
         """Raise a `UserError` that names `place` where a row is none that `result_row` gives."""

@@ -22,9 +22,10 @@ from data.tasks import Task
 NEEDED = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool}
 FIELDS = NEEDED | {
     "probabilities": dict | None, "confidence": float | None, "completion": str, "truncated": bool,
+    "pruned_mass": float | None,
     "label_set": list | None, "abstained": bool,
 }  # fmt: skip
-ASKED_FOR = {"label_set", "abstained"}  # a row has them where a flag asked for them
+ASKED_FOR = {"label_set", "abstained", "pruned_mass"}  # a row has them where a flag asked for them
 
 
 def row_in(line: bytes, place: str, task: Task | None = None) -> dict[str, Any]:
@@ -81,9 +82,10 @@ def check_row(row: dict[str, Any], place: str, task: LabelTask) -> None:
         )
     if found is not None and not all(is_of_type(p, float) and 0 <= p <= 1 for p in found.values()):
         raise UserError(f"{place}: id {row['id']!r} has probabilities that are not from 0 to 1")
-    confidence = row.get("confidence")
-    if confidence is not None and not -0.01 <= confidence <= 1.01:  # rounding
-        raise UserError(f"{place}: id {row['id']!r} has a confidence that is not from 0 to 1")
+    for name in ("confidence", "pruned_mass"):
+        value = row.get(name)
+        if value is not None and not -0.01 <= value <= 1.01:  # rounding
+            raise UserError(f"{place}: id {row['id']!r} has a {name} that is not from 0 to 1")
 
 
 def rows_of(path: str | Path, task: Task | None = None) -> Iterator[dict[str, Any]]:
@@ -158,10 +160,9 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
     if len(flat) == len(gold) * len(task.labels):
         calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
         results |= calibration_scores(calibrated, gold, task)
-        if contract.objective != "generate":
-            scores = scores_of(calibrated, contract.activation, numpy.finfo(numpy.float32).tiny) * contract.temperature
-            before = calibration_scores(probabilities(scores, contract.activation), gold, task)
-            results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
+        scores = scores_of(calibrated, contract.activation, numpy.finfo(numpy.float32).tiny) * contract.temperature
+        before = calibration_scores(probabilities(scores, contract.activation), gold, task)
+        results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
     return results | promised_scores(gold, predicted)
 
 

@@ -42,11 +42,11 @@ from typing import Any, Literal
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
 from data.contract import Precision, contract_for
 from data.encoding import Objective
-from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import predicted_rows
 from data.engine.models import check_model_path, pick_device
 from data.engine.precision import pick_precision
 from data.engine.predictor import Predictor
+from data.engine.settings import BackendName, PredictionSettings
 from data.files import exclusive, write_json
 from data.labels import Prediction
 from data.loading import Example, ExampleFile

@@ -297,8 +297,7 @@ def serve(args: Args, port: int) -> None:
 
     predictor = Predictor(
         args.model_path, args.task, label_path=args.label_path, batch_size=args.batch_size, precision=args.precision,
-        device=args.device, objective=args.objective, probabilities=True, coverage=args.coverage,
-        max_set_size=args.max_set_size,
+        device=args.device, objective=args.objective, coverage=args.coverage, max_set_size=args.max_set_size,
     )  # fmt: skip
     page = build(predictor, Path(args.model_path).name)
     fonts = ["system-ui", "Segoe UI", "Roboto", "Noto Sans CJK SC", "sans-serif"]  # none from elsewhere

@@ -15,6 +15,7 @@ from data.arguments import UserError
 from data.conformal import Promise, check_rows, fit_promise, missed_share, promised_sets, rows_needed, set_scores
 from data.contract import Contract
 from data.labels import Prediction
+from data.loading import load_examples
 from data.prediction_rows import rows_of
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
@@ -233,6 +234,31 @@ def test_a_run_promises_and_inference_keeps_it(run, capsys):
     assert not {"label_set", "abstained"} & json.loads(capsys.readouterr().out).keys()
 
 
+@pytest.mark.parametrize("task", [EMOTION, GROUPS], ids=lambda task: task.kind)
+def test_written_answers_have_sets_too(sft_args, task):  # noqa: F811
+    """What is promised of the probabilities in calibration is kept by those of inference: they are the same."""
+    labels = {"joy": "positive", "sadness": "negative", "anger": "negative,neutral"}
+    folder = Path(sft_args.train_data_path).parent
+    for name in ("train", "dev"):
+        rows = [(text, label) for label, texts in TEXTS.items() for text in texts]
+        if task is GROUPS:
+            ids = [",".join(str(GROUPS.ids[each]) for each in labels[label].split(",")) for _, label in rows]
+            lines = [f"{text}\t{ids[n]}\tc{n}" for n, (text, _) in enumerate(rows)]
+            (folder / f"{name}.tsv").write_text("\n".join(lines))
+    ending = "tsv" if task is GROUPS else "txt"
+    args = dataclasses.replace(
+        sft_args, task=task.name, objective="generate", max_steps=8, test_data_path=None, coverage=0.75,
+        train_data_path=str(folder / f"train.{ending}"), dev_data_path=str(folder / f"dev.{ending}"),
+    )  # fmt: skip
+    train(args)
+    dev = load_examples(args.dev_data_path, task)
+    with Predictor(args.output_dir, precision="fp32", coverage=0.75) as predictor:
+        found = predictor.predict_batch([example.text for example in dev])
+    missed = sum(missed_share(example.labels, one.label_set) for example, one in zip(dev, found, strict=True))
+    assert missed <= 13 / 4 - 1
+    assert all(one.probabilities and one.label_set for one in found)
+
+
 def test_a_file_of_sets_goes_on_only_as_one(run, monkeypatch):
     inference.main(infer(run, coverage=0.75))
     whole = lines(run)
@@ -276,7 +302,7 @@ def test_what_is_not_promised(run, flags, message):
     ("contract", "flags", "message"),
     [
         (Contract(EMOTION, cot=True), {}, r"--coverage: not of answers with reasoning"),
-        (Contract(EMOTION), {"backend": "vllm"}, r"--coverage: needs probabilities of labels; hf gives them, vllm"),
+        (Contract(EMOTION), {"backend": "vllm"}, r"--coverage: needs probabilities of labels: --probabilities on"),
         (Contract(EMOTION), {"constrained": False}, r"--coverage: needs probabilities of valid answers"),
         (Contract(EMOTION), {}, r"promises nothing yet; python -m scripts.calibrate --model_path .* --coverage 0.9"),
     ],

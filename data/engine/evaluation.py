@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError
-from data.calibration import calibrate, probabilities
+from data.calibration import better_decision, calibrate, probabilities, scores_of
 from data.conformal import fit_promise
 from data.contract import Contract
 from data.engine.predictor import Predictor
@@ -85,29 +85,46 @@ def calibrate_run(
 ) -> dict[str, dict[str, float]]:  # fmt: skip
     """Fit temperature and thresholds of a finished run on labelled texts, and write them into its `task.json`.
 
+    Where labels are written (without reasoning), it also chooses there what decides, the answer or the thresholds, by
+    the task's default metric on these texts, of which thresholds see each only when they were fitted on others
+    (`data.calibration.better_decision`). A line on the console says which.
+
     Args:
         directory: the run.
         examples: the texts with their gold labels.
-        batch_size, precision, device: see `data.engine.backends.PredictionSettings`.
+        batch_size, precision, device: see `data.engine.settings.PredictionSettings`.
         coverage: share of the gold labels that sets of labels are calibrated to hold; None = nothing is promised.
-
-    Raises:
-        UserError: too few texts for `coverage`.
 
     Returns:
         The metrics `before` and `after`, on these same texts; also in the run's `calibration.json`.
+
+    Raises:
+        UserError: a run whose answers are not labels alone.
     """
     predictor = Predictor(directory, batch_size=batch_size, precision=precision, device=device)
-    contract, gold = predictor.contract, [example.labels for example in examples]
-    scores = predictor.label_scores([example.text for example in examples], progress=True)
-    fitted, metrics = calibrate(scores, gold, contract.task, contract.activation)
+    contract = replace(predictor.contract, temperature=1.0, thresholds=None, decide="answer")
+    task, gold = contract.task, [example.labels for example in examples]
+    texts, chosen = [example.text for example in examples], {}
+    if contract.objective == "generate":
+        if not contract.writes_labels:
+            raise UserError(f"{directory}: its answers are not labels alone, so there is nothing to calibrate")
+        predictor.contract = contract  # of a run that was calibrated before, too
+        weighed = predictor.predict_batch(texts, progress=True)
+        scores = scores_of([list(one.probabilities.values()) for one in weighed], contract.activation)
+        decide, metric = better_decision([one.labels for one in weighed], scores, gold, task, contract.activation)
+        contract, chosen = replace(contract, decide=decide), {"decide": decide, task.default_metric: metric}
+        compared = ", ".join(f"{way} {value:.4f}" for way, value in metric.items())
+        print(f"labels are decided by {decide}: {task.default_metric} of {compared} (cross-fitted)")
+    else:
+        scores = predictor.label_scores(texts, progress=True)
+    fitted, metrics = calibrate(scores, gold, task, contract.activation)
     promise = None
     if coverage is not None:
         of_labels = probabilities(scores, contract.activation, fitted.temperature)
-        promise = fit_promise(of_labels, gold, contract.task, coverage)
+        promise = fit_promise(of_labels, gold, task, coverage)
+        chosen["coverage"] = asdict(promise)
     replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds, coverage=promise).save(directory)
-    promised = {"coverage": asdict(promise)} if promise else {}
-    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **promised, **metrics})
+    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **chosen, **metrics})
     return metrics
 
 

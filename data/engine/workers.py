@@ -62,7 +62,7 @@ class Workers:
         """See `Backend.scores`."""
         return self._spread("scores", prompts)
 
-    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
+    def weighed(self, prompts: Prompts) -> list[Prediction]:
         """See `Backend.weighed`."""
         return self._spread("weighed", prompts)
 
