@@ -14,6 +14,9 @@ is an error. A model that writes its answers may write valid ones only (--constr
     python inference.py --model_path outputs/sft --interactive
     python inference.py --model_path outputs/sft --demo
 
+    # beside each answer, the labels that hold 90 % of the right ones; more than three of them are no answer
+    python inference.py --model_path outputs/sft --test_data_path comments.tsv --coverage 0.9 --max_set_size 3
+
     # the vLLM engine; eight processes, a GPU each; the third of eight machines' shares of a large file
     python inference.py --model_path outputs/merged --backend vllm --test_data_path comments.tsv
     python inference.py --model_path outputs/merged --test_data_path comments.tsv --workers 8
@@ -46,13 +49,14 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
-from data.contract import Contract, Precision, contract_for
+from data.calibration import Decision
+from data.contract import Contract, Precision, contract_for, decided_by
 from data.encoding import Objective
-from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import evaluate
 from data.engine.models import adapter_stack, check_model_path, pick_device
 from data.engine.precision import pick_precision
-from data.engine.predictor import Predictor
+from data.engine.predictor import Predictor, check_promise
+from data.engine.settings import BackendName, PredictionSettings, weighs_answers
 from data.files import (
     INFERENCE_FILE,
     PREDICTIONS_FILE,
@@ -65,10 +69,11 @@ from data.files import (
     write_json,
     write_json_lines,
 )
-from data.labels import Prediction
 from data.loading import ExampleFile
+from data.marginals import PRUNED_MASS
 from data.predicted_runs import output_directory
 from data.prediction_files import PART_NAME, Settings, begun_with
+from data.predictions import Prediction
 from data.sampling import Sampling
 
 # files of a model's directory that decide what it says
@@ -106,10 +111,23 @@ class Args:
         None, "an untuned model may also answer that none of the labels applies (multi_label; default: as trained)"
     )
     constrained: bool = flag(True, "a model that writes its answers may write valid ones only")
-    probabilities: bool = flag(
-        False, "also of a model that writes its answers: how probable each label is, compared as answers (--text, "
-        "--interactive and --demo always say)",
+    probabilities: bool | None = flag(
+        None, "also of a model that writes its answers: how probable each label is, in all valid answers together "
+        "(default: on, but for vllm, where it takes several times as long; never with --cot or --constrained off)",
     )  # fmt: skip
+    pruned_mass: float = flag(
+        PRUNED_MASS, "probability of the answers that need not be looked at for that; each text's own is noted with it"
+    )
+    decide: Decision | None = flag(
+        None, "of a model that writes its answers: answer = the labels it writes; thresholds = those whose probability "
+        "reaches the label's threshold, 0.5 where none was fitted, in a single-label task the most probable one "
+        "(default: what was better on the validation rows in training, else answer)",
+    )  # fmt: skip
+    coverage: float | None = flag(
+        None, "also give the set of labels that holds this share of the right ones, such as 0.9, which the model was "
+        "calibrated for (--coverage in training, or scripts.calibrate)",
+    )  # fmt: skip
+    max_set_size: int | None = flag(None, "with --coverage: abstain where the set has more labels (default: never)")
     # how free text is drawn (emotion-summary)
     max_new_tokens: int | None = flag(None, "tokens at which a summary is cut off (default: as trained, else 1024)")
     temperature: float | None = flag(
@@ -170,6 +188,8 @@ class Args:
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
         check_at_least(self, batch_size=1, limit=1, max_length=1, tensor_parallel_size=1, workers=1)
+        if not 0 <= self.pruned_mass < 1:
+            raise UserError(f"--pruned_mass {self.pruned_mass}: must be from 0 to below 1")
         i, n = self.part
         if not 1 <= i <= n:
             raise UserError(f"--shard {self.shard}: expected i/n with i from 1 to n, such as 3/8")
@@ -177,8 +197,6 @@ class Args:
             raise UserError(f"--workers {self.workers}: is for a file (--test_data_path)")
         if self.backend == "vllm" and self.load_in_4bit:
             raise UserError("--load_in_4bit: is for hf, not for vllm")
-        if self.backend == "vllm" and self.probabilities:
-            raise UserError("--probabilities: hf gives them, vllm does not")
         if self.backend == "vllm" and self.compile:
             raise UserError("--compile: is for hf and bert; vllm does so by itself")
         if self.backend == "vllm" and self.workers > 1:
@@ -204,22 +222,17 @@ def main(args: Args) -> None:
     contract = contract_for(
         args.model_path, args.task, args.label_path, args.cot, args.max_length, args.objective, drawn, args.allow_none
     )
-    if args.probabilities and contract.cot:
-        raise UserError("--probabilities: not of answers with reasoning (--cot)")
-    if args.probabilities and contract.sampling is not None:
-        raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+    weighs_answers(args, decided_by(contract, args.decide))
     if args.compile and contract.sampling is not None:
         raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
-    free = contract.sampling is not None or (contract.objective == "generate" and not args.constrained)
-    if args.probabilities and free:
-        raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
+    check_promise(contract, args.coverage, args.max_set_size, args.model_path, args)
     if args.test_data_path is not None:
         predict_file(args, contract)
         return
     if args.text not in (None, "-"):
         asked = contract.task.asked_in(args.text, "--text")
         args = in_its_language(args, contract, [asked])
-    with open_predictor(args, probabilities=args.backend != "vllm" and not free) as predictor:
+    with open_predictor(args) as predictor:
         task = predictor.task
         if args.demo:
             for text in task.demo:
@@ -229,7 +242,7 @@ def main(args: Args) -> None:
         else:
             for where, text in [("--text", args.text)] if args.text != "-" else texts_from_stdin():
                 asked = task.asked_in(text, where)
-                print(json.dumps(asdict(predictor.predict(asked)), ensure_ascii=False), flush=True)
+                print(json.dumps(predictor.predict(asked).as_dict(), ensure_ascii=False), flush=True)
 
 
 def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Args:
@@ -241,10 +254,10 @@ def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Arg
     return replace(args, task=task.name)
 
 
-def open_predictor(args: Args, probabilities: bool) -> Predictor:
+def open_predictor(args: Args) -> Predictor:
     """The model the flags name."""
     settings = {field.name: getattr(args, field.name) for field in fields(PredictionSettings)}
-    return Predictor(**settings | {"probabilities": probabilities})
+    return Predictor(**settings, coverage=args.coverage, max_set_size=args.max_set_size)
 
 
 def predict_file(args: Args, contract: Contract) -> None:
@@ -259,7 +272,7 @@ def predict_file(args: Args, contract: Contract) -> None:
         precision = pick_precision(begun or args.precision, args.model_path, pick_device(args.device))
         args = replace(args, precision=precision.format)  # which decides what is predicted
         settings = prediction_settings(args, draws=contract.sampling is not None) | examples.span
-        with open_predictor(args, args.probabilities) as predictor:
+        with open_predictor(args) as predictor:
             precision.say(sys.stderr)
             if rejected:
                 write_json_lines(output_dir / REJECTED_FILE, rejected)
@@ -351,6 +364,8 @@ def shown(prediction: Prediction, free: bool = False, most: int = 5) -> str:
     if free:
         return f"{prediction.completion}{cut}"
     lines = [f"  {prediction.in_words(f'no label in {prediction.completion!r}')}{confidence}{cut}"]
+    if prediction.label_set is not None:
+        lines.append(f"  set: {prediction.set_in_words}")
     ranked = sorted((prediction.probabilities or {}).items(), key=lambda item: -item[1])
     lines += [f"    {share:>6.1%}  {'█' * round(share * 30):<30}  {label}" for label, share in ranked[:most]]
     return "\n".join(lines)

@@ -40,9 +40,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, run
+from data.conformal import check_rows
 from data.contract import DEFAULT_MAX_LENGTH, Contract, Precision
 from data.encoding import Encoder, Objective
-from data.engine.evaluation import calibrate_run, score_run
+from data.engine.evaluation import calibrate_run, is_promised, say_promise, score_run
 from data.engine.fingerprints import fingerprint
 from data.engine.memory import use_huge_pages
 from data.engine.models import (
@@ -116,7 +117,7 @@ OF_ENCODERS = {"objective": "classify", "prompt": "text_only"}
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
-    "max_steps", "predict_batch_size", "prefix_sharing", "compile", "calibration", "search",
+    "max_steps", "predict_batch_size", "prefix_sharing", "compile", "calibration", "coverage", "search",
 )  # fmt: skip
 
 
@@ -221,7 +222,14 @@ class Args:
         None, "checkpoint every N steps (default: with each scoring); the best is always kept"
     )
     save_total_limit: int | None = flag(None, "checkpoints kept, the best among them (default: by task, else 2)")
-    calibration: bool = flag(True, "after classify and score: fit temperature and thresholds on all validation rows")
+    calibration: bool = flag(
+        True, "after training: fit temperature and thresholds on all validation rows; where labels are written, choose "
+        "there what decides, the answer or thresholds of its labels' probabilities (not with --cot, nor for summaries)",
+    )  # fmt: skip
+    coverage: float | None = flag(
+        None, "promise sets of labels that hold this share of the right ones, such as 0.9 (inference.py --coverage); "
+        "calibrated on all validation rows",
+    )  # fmt: skip
     logging_steps: int = flag(10, "report the loss every N steps")
     predict_batch_size: int = flag(32, "texts a batch in prediction")
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
@@ -237,6 +245,10 @@ class Args:
             check_needed(self, "freeze_embeddings", needs="--tuning full, the only one under which they learn")
         if self.task is None and self.label_path is None:
             raise UserError("--task or --label_path is needed: which labels to learn")
+        if self.coverage is not None and not self.calibration:
+            raise UserError(f"--coverage {self.coverage}: is calibrated, so it needs --calibration on")
+        if self.coverage is not None and self.cot:
+            raise UserError(f"--coverage {self.coverage}: not of answers with reasoning (--cot)")
         if self.objective is not None:
             check_objective(self)
 
@@ -268,7 +280,7 @@ def check_task(args: Args, task: Task) -> None:
     if task.sampling is None:
         check_needed(args, "max_new_tokens", needs="a task whose answer is free text (emotion-summary)")
     else:
-        check_needed(args, "cot", "allow_none", "class_weights", "head", needs="a task of labels")
+        check_needed(args, "cot", "allow_none", "class_weights", "head", "coverage", needs="a task of labels")
 
 
 def with_defaults(args: Args, task: Task) -> Args:
@@ -490,7 +502,9 @@ def loss_settings(args: Args, data: Data, contract: Contract) -> "LossSettings":
 
     weights = None
     if args.class_weights == "balanced":
-        weights = balanced_weights(data.train, data.task.labels, yes_or_no=contract.activation == "sigmoid")
+        weights = balanced_weights(
+            data.train, data.task.labels, yes_or_no=args.objective == "classify" and contract.activation == "sigmoid"
+        )
     return LossSettings(weights, args.focal_gamma if args.loss == "focal" else 0.0, args.label_smoothing)
 
 
@@ -602,15 +616,17 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
 
 
 def calibrate(args: Args, data: Data) -> None:
-    """Temperature and thresholds of a finished run, if they are wanted and not there yet."""
-    done = (Path(args.output_dir) / CALIBRATION_FILE).is_file()
-    if args.objective == "generate" or not args.calibration or not data.dev or done:
+    """Temperature, thresholds and promise of a finished run, if they are wanted and not there yet."""
+    done = (Path(args.output_dir) / CALIBRATION_FILE).is_file() and is_promised(args.output_dir, args.coverage)
+    weighed = args.objective != "generate" or (not args.cot and data.task.sampling is None)
+    if not weighed or not args.calibration or not data.dev or done:
         return
     gc.collect()
-    metrics = calibrate_run(args.output_dir, data.dev, args.predict_batch_size, args.precision)
+    metrics = calibrate_run(args.output_dir, data.dev, args.predict_batch_size, args.precision, args.coverage)
     shown = ("ece", "brier", "f1_macro")
     changes = (f"{n} {metrics['before'][n]:.4f} -> {metrics['after'][n]:.4f}" for n in shown)
     print(f"calibrated on {len(data.dev)} validation rows: {', '.join(changes)}")
+    say_promise(args.output_dir)
 
 
 def train_and_score(args: Args, data: Data) -> bool:
@@ -662,6 +678,8 @@ def main(args: Args) -> None:
     if args.objective == "generate":
         say_what_is_over(data)
     data = replace(data, task=with_prompt(data.task, args.prompt))
+    if args.coverage is not None:
+        check_rows(args.coverage, len(data.dev))
     if args.search is not None:
         if not data.dev:
             raise UserError("--search: there are no validation rows to choose by")

@@ -56,9 +56,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.answers import MOST_LISTED
 from data.arguments import UserError, flag, is_first_process, one_line, process_count, run
+from data.conformal import check_rows
 from data.contract import Contract, Precision, contract_for
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.engine.evaluation import score_run
+from data.engine.evaluation import promise_run, score_run
 from data.engine.fingerprints import fingerprint
 from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
 from data.files import TASK_FILE
@@ -108,7 +109,7 @@ OF_SAMPLING = (
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
     "max_steps", "predict_batch_size", "prefix_sharing", "compile", "vllm_server_host", "vllm_server_port",
-    "vllm_gpu_memory_utilization",
+    "vllm_gpu_memory_utilization", "coverage",
 )  # fmt: skip
 
 
@@ -226,6 +227,10 @@ class Args:
         None, "checkpoint every N steps (default: with each scoring); the best is always kept"
     )
     save_total_limit: int = flag(2, "checkpoints kept, the best one among them")
+    coverage: float | None = flag(
+        None, "promise sets of labels that hold this share of the right ones, such as 0.9 (inference.py --coverage); "
+        "calibrated on all validation rows",
+    )  # fmt: skip
     logging_steps: int = flag(5, "report rewards, and keep the answers of a step, every N steps")
     predict_batch_size: int = flag(32, "texts a batch when greedy answers are scored")
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
@@ -547,6 +552,7 @@ def train_and_score(args: Args, data: Data, started: Contract) -> bool:
         args = with_precision(args)
         if not reinforce(args, data, started, checkpoint):
             return False
+    promise_run(args.output_dir, data.dev, args.coverage, args.predict_batch_size, args.precision)
     write_run_report(args.output_dir)
     if data.test:
         gc.collect()  # the trainer and its model hold each other; two models may not fit
@@ -571,6 +577,9 @@ def main(args: Args) -> None:
     data = load_data(args, started.task, kind_known, most_labels=started.task.most_labels if trained_before else None)
     say_what_is_over(data)
     check_texts(args, len(data.train))
+    if args.coverage is not None:
+        started.check_promises()
+        check_rows(args.coverage, len(data.dev))
     with one_run_in(args.output_dir):
         reports = train_and_score(args, data, started)
     if reports:

@@ -39,7 +39,16 @@ from data.engine.models import (
 )
 from data.engine.precision import in_fp32, pick_precision
 from data.engine.predictor import Predictor
-from data.files import ADAPTER_FILE, TASK_FILE, check_free_disk, file_hash, read_json, sample_hash, write_json
+from data.files import (
+    ADAPTER_FILE,
+    CALIBRATION_FILE,
+    TASK_FILE,
+    check_free_disk,
+    file_hash,
+    read_json,
+    sample_hash,
+    write_json,
+)
 from data.loading import load_examples
 from data.replacing import alone_beside, check_place, file_sizes, settle, staging_folder, take_place
 
@@ -116,7 +125,9 @@ def check_target(target: Path, overwrite: bool) -> None:
     except UserError as error:
         raise UserError(f"--output_dir {target}: {error}; {refused}") from error
     ours = (
-        {REPORT, *report["files"]} if "files" in report else {path.name for path in target.iterdir() if path.is_file()}
+        {REPORT, CALIBRATION_FILE, *report["files"]}
+        if "files" in report
+        else {path.name for path in target.iterdir() if path.is_file()}
     )
     for path in sorted(target.iterdir()):
         predictions = any(path.glob("predictions*.jsonl")) and not any(path.rglob(TASK_FILE))

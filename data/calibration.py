@@ -3,8 +3,9 @@
 A temperature makes the probabilities as sure as they are right; a threshold for each label decides what a multi-label
 task predicts. Both are fitted on validation rows and stand in task.json.
 
-Shapes: n texts, K labels in the task's order. `scores` (n, K) are logits of a head or summed log-probabilities of
-candidate answers; `gold` is one label tuple a text.
+Shapes: n texts, K labels in the task's order. `scores` (n, K) are logits of a head, summed log-probabilities of
+candidate answers, or of the probabilities of the labels in written answers the logarithm (single-label) or the logit
+(multi-label), `scores_of`; `gold` is one label tuple a text.
 """
 
 from collections.abc import Sequence
@@ -13,15 +14,18 @@ from typing import Literal
 
 import numpy
 
-from data.labels import Prediction
 from data.metrics import label_metrics
+from data.predictions import Prediction
 from data.tasks import Task
 
 Activation = Literal["softmax", "sigmoid"]
+Decision = Literal["answer", "thresholds"]
 Gold = Sequence[Sequence[str]]
 
 DEFAULT_THRESHOLD = 0.5
 MIN_POSITIVES = 10  # texts with a label from which it gets a threshold of its own
+LEAST_PROBABILITY = 1e-6
+FOLDS = 5
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 ECE_BINS = 15
 
@@ -58,6 +62,22 @@ def probabilities(scores, activation: Activation, temperature: float = 1.0) -> n
     return softmax(scaled, axis=1) if activation == "softmax" else expit(scaled)
 
 
+def scores_of(probabilities, activation: Activation, least: float = LEAST_PROBABILITY) -> numpy.ndarray:
+    """Probabilities (n, K) -> scores (n, K) that have them at temperature 1 (softmax forgets a common summand).
+
+    Args:
+        probabilities: see above.
+        activation: see `probabilities`.
+        least: what is taken for a smaller probability; of an answer that was not looked at, 0 is known.
+    """
+    from scipy.special import logit
+
+    given = numpy.asarray(probabilities, dtype=float)
+    if activation == "softmax":
+        return numpy.log(numpy.maximum(given, least))
+    return logit(numpy.clip(given, least, 1 - 1e-7))
+
+
 def decide(probabilities, task: Task, thresholds: dict[str, float] | None) -> list[tuple[str, ...]]:
     """Probabilities (n, K) -> labels of each text, in the task's order.
 
@@ -91,39 +111,6 @@ def set_probability(probabilities, labels: Sequence[str], task: Task, activation
     if activation == "softmax":
         return float(probabilities[chosen].sum())
     return float(numpy.where(chosen, probabilities, 1 - probabilities).prod())
-
-
-def weigh_answers(
-    scores: Sequence[float], several: Sequence[str], task: Task, temperature: float = 1.0
-) -> tuple[tuple[str, ...], float, numpy.ndarray]:
-    """One distribution over the answers that were compared: the answer it stands for, and what it says of each label.
-
-    A label's probability is that of all answers that hold it together. In a multi-label task they need not add up to 1.
-
-    Args:
-        scores: of the K labels as answers of their own, and behind them that of one answer with several labels, or with
-            none where the task allows it, if there is one.
-        several: the labels of that answer, which the model has written, else none.
-        task: the labels.
-        temperature: see `probabilities`.
-
-    Returns:
-        The answer that was written where it holds the most probable label, so that asking for probabilities changes as
-        few answers as can be, or where it is that none applies and more probable than every label, else that label
-        alone; its probability, and those of the labels (K,).
-
-    Raises:
-        ValueError: see `probabilities`.
-    """
-    shares = probabilities([scores], "softmax", temperature)[0]
-    alone, together = shares[: len(task.labels)], shares[len(task.labels) :]
-    of_labels = alone.copy()
-    of_labels[[task.ids[label] for label in several]] += together
-    of_labels = of_labels.clip(max=1.0)  # a sum's last digit
-    best = int(of_labels.argmax())
-    if task.labels[best] in several or (len(together) and not several and together[0] > of_labels[best]):
-        return tuple(several), float(together[0]), of_labels
-    return (task.labels[best],), float(alone[best]), of_labels
 
 
 def fit_temperature(scores, gold: Gold, task: Task, activation: Activation) -> float:
@@ -233,12 +220,64 @@ def calibrate(
     Raises:
         ValueError: see `fit_temperature`.
     """
-    temperature = fit_temperature(scores, gold, task, activation)
-    calibrated = probabilities(scores, activation, temperature)
-    thresholds = fit_thresholds(calibrated, gold, task) if task.kind == "multi_label" else None
+    fitted = fit(scores, gold, task, activation)
+    calibrated = probabilities(scores, activation, fitted.temperature)
     before = _metrics(probabilities(scores, activation), gold, task, None)
-    after = _metrics(calibrated, gold, task, thresholds)
-    return Calibration(temperature, thresholds), {"before": before, "after": after}
+    after = _metrics(calibrated, gold, task, fitted.thresholds)
+    return fitted, {"before": before, "after": after}
+
+
+def fit(scores, gold: Gold, task: Task, activation: Activation) -> Calibration:
+    """`calibrate` without the metrics."""
+    temperature = fit_temperature(scores, gold, task, activation)
+    if task.kind != "multi_label":
+        return Calibration(temperature, None)
+    return Calibration(temperature, fit_thresholds(probabilities(scores, activation, temperature), gold, task))
+
+
+def cross_fitted(scores, gold: Gold, task: Task, activation: Activation) -> list[tuple[str, ...]]:
+    """What temperature and thresholds decide of texts that they were not fitted on.
+
+    Of n texts, those with i % 5 == k are decided by what was fitted on the others, for each k (5-fold cross-fitting;
+    Stone, 1974, "Cross-Validatory Choice and Assessment of Statistical Predictions"). Thresholds that were fitted on
+    the very texts they are measured on would look better than they are.
+
+    Raises:
+        ValueError: see `fit_temperature`; fewer than two texts.
+    """
+    scores, folds = _finite(scores), numpy.arange(len(gold)) % FOLDS
+    decided: list[tuple[str, ...]] = [()] * len(gold)
+    for fold in range(min(FOLDS, len(gold))):
+        (inside,), (others,) = (folds == fold).nonzero(), (folds != fold).nonzero()
+        fitted = fit(scores[others], [gold[i] for i in others], task, activation)
+        shares = probabilities(scores[inside], activation, fitted.temperature)
+        for i, labels in zip(inside, decide(shares, task, fitted.thresholds), strict=True):
+            decided[i] = labels
+    return decided
+
+
+def better_decision(
+    answers: Gold, scores, gold: Gold, task: Task, activation: Activation
+) -> tuple[Decision, dict[str, float]]:
+    """Whether written answers or thresholds of their labels' probabilities are better, by the task's default metric.
+
+    Args:
+        answers: the labels of each text in the answer that was written.
+        scores, gold, task, activation: see `calibrate`; the thresholds are those of `cross_fitted`.
+
+    Returns:
+        "thresholds" where they are better, else "answer"; and the metric under both.
+    """
+    ways = {"answer": answers}
+    if len(gold) > 1:
+        ways["thresholds"] = cross_fitted(scores, gold, task, activation)
+    metrics = {
+        way: label_metrics(gold, [Prediction(tuple(labels), valid=True) for labels in decided], task)[
+            task.default_metric
+        ]
+        for way, decided in ways.items()
+    }
+    return max(metrics, key=metrics.get), metrics  # the first of equal ones
 
 
 def _metrics(probabilities, gold: Gold, task: Task, thresholds: dict[str, float] | None) -> dict[str, float]:

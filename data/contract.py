@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -12,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from data.arguments import UserError, one_line, spelled
+from data.calibration import Activation, Decision
+from data.conformal import Promise, check_rows
 from data.encoding import Encoder, Objective, PromptEncoder
 from data.files import ADAPTER_FILE, TASK_FILE, read_json, write_json
 from data.labels import LabelTask
@@ -57,6 +60,9 @@ class Contract:
         head: shape of the classifier head ("linear", "mlp"), None without one.
         thresholds: label -> probability from which it is predicted, None where nothing was calibrated.
         temperature: divides the scores before they become probabilities (1.0 = not calibrated).
+        coverage: what sets of labels were calibrated for, None where nothing is promised.
+        decide: what the labels are where they are written: those of the answer, or those whose probability in all
+            answers reaches their threshold (in a single-label task the most probable one).
         max_length: tokens of prompt and answer together.
         sampling: how an answer is drawn that is free text, of at most so many tokens; None where answers are labels.
         prompt: the words around a text as token ids, as they were when the run began; None = as the tokenizer spells
@@ -81,6 +87,8 @@ class Contract:
     head: Literal["linear", "mlp"] | None = None
     thresholds: dict[str, float] | None = None
     temperature: float = 1.0
+    coverage: Promise | None = None
+    decide: Decision = "answer"
     max_length: int = DEFAULT_MAX_LENGTH
     sampling: Sampling | None = None
     prompt: PromptIds | None = None
@@ -109,6 +117,10 @@ class Contract:
             raise ValueError(f"cot: objective {self.objective} writes no reasoning")
         if self.task.allow_none and self.objective == "score":
             raise ValueError("allow_none: objective score asks which of the labels is right")
+        if self.coverage is not None and (self.cot or self.sampling is not None):
+            raise ValueError("coverage: only labels without reasoning have probabilities")
+        if self.decide == "thresholds" and not self.writes_labels:
+            raise ValueError("decide thresholds: is for labels that are written, without reasoning before them")
         if self.thresholds is not None:
             if set(self.thresholds) != set(self.task.labels):
                 raise ValueError(f"thresholds: are of {list(self.thresholds)}, not of the labels")
@@ -117,10 +129,16 @@ class Contract:
                     raise ValueError(f"threshold of {label} is {threshold}: must be from 0 to 1")
 
     @property
-    def activation(self) -> Literal["softmax", "sigmoid"]:
-        """What turns the labels' scores into probabilities: labels compete, but for a head that may find several."""
-        several = self.objective == "classify" and self.task.kind == "multi_label"
+    def activation(self) -> Activation:
+        """What turns the labels' scores into probabilities: labels compete, but where a head or an answer may have
+        several; where each is compared as an answer of its own, they always do."""
+        several = self.objective != "score" and self.task.kind == "multi_label"
         return "sigmoid" if several else "softmax"
+
+    @property
+    def writes_labels(self) -> bool:
+        """Whether an answer is labels alone, so that all answers can be listed, and weighed."""
+        return self.objective == "generate" and not self.cot and self.sampling is None
 
     def encoder(self, tokenizer) -> PromptEncoder:
         """Texts -> token ids under this contract; `tokenizer` is a Hugging Face tokenizer.
@@ -131,6 +149,33 @@ class Contract:
         if isinstance(self.task, SummaryTask):
             return SummaryEncoder(self.task, tokenizer, self.max_length, self.sampling.max_new_tokens, self.prompt)
         return Encoder(self.task, tokenizer, self.cot, self.max_length, self.objective, self.prompt)
+
+    def promise(self, level: float, model_path: str) -> Promise:
+        """The promise that `--coverage` asks for.
+
+        Raises:
+            UserError: it cannot be, or the directory `model_path`, whose contract this is, promises another or none.
+        """
+        check_rows(level, sys.maxsize)
+        self.check_promises()
+        if not (Path(model_path) / TASK_FILE).is_file():
+            raise UserError(f"--coverage {level}: {model_path} is untuned, and only a trained model promises something")
+        again = f"python -m scripts.calibrate --model_path {model_path} --dev_data_path FILE --coverage {level}"
+        if self.coverage is None:
+            raise UserError(f"--coverage {level}: {model_path} promises nothing yet; {again} does it")
+        if self.coverage.level != level:
+            raise UserError(
+                f"--coverage {level} contradicts {Path(model_path) / TASK_FILE}: calibrated for {self.coverage.level}; "
+                f"for another, {again}"
+            )
+        return self.coverage
+
+    def check_promises(self) -> None:
+        """Raise a `UserError` where there is nothing that `--coverage` could be of."""
+        if self.sampling is not None:
+            raise UserError(f"--coverage: task {self.task.name} has no labels")
+        if self.cot:
+            raise UserError("--coverage: not of answers with reasoning (--cot), which have no probabilities of labels")
 
     def frozen(self, encoder: PromptEncoder) -> "Contract":
         """This contract, by which a text is asked about for ever as `encoder` does now."""
@@ -235,6 +280,21 @@ def contract_for(
         task, cot=bool(cot), max_length=max_length or default_max_length(task), base_model=model_path,
         objective=objective or "generate", sampling=drawn_with(task.sampling, sampling),
     )  # fmt: skip
+
+
+def decided_by(contract: Contract, decide: Decision | None) -> Contract:
+    """`contract` with the labels of written answers decided as `--decide` says; None = as they are.
+
+    Raises:
+        UserError: it is asked for where no labels are written.
+    """
+    if decide is None:
+        return contract
+    if not contract.writes_labels:
+        what = "reasons before its answer" if contract.cot else f"has objective {contract.objective}"
+        what = what if contract.sampling is None else f"writes free text (task {contract.task.name})"
+        raise UserError(f"--decide {decide}: is for models that write labels alone; this one {what}")
+    return replace(contract, decide=decide)
 
 
 def default_max_length(task: Task) -> int:

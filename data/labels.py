@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from data.folding import composed, folded
+from data.predictions import NONE, Prediction
 from data.prompts import Prompted
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _TAGS = re.compile(r"</?(?:think|answer)>")
 THINK = "<think>\n"  # opens the reasoning
 
 DEFAULT_MOST_LABELS = 5  # of an answer, where no training data says more: GoEmotions never has more
-NONE = "none"  # the answer that no label applies
 
 ANSWER_FORM = {
     "single_label": "Answer with one of them.",
@@ -48,47 +48,6 @@ DEMO_TEXTS = (
     "房间又小又吵，一晚上没睡好。",
 )
 _GAPS = re.compile(r"\{(text|labels|answer_form)\}")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one completion says.
-
-    Attributes:
-        labels: labels of the task, in the task's order, without repeats. Empty when none could be read, and (`valid`
-            then) when the answer is that none applies.
-        valid: the completion is an answer to the letter: only known labels, each once, nothing around them. Free text
-            is one if it came to its end.
-        rationale: the reasoning between `<think>` tags, if there is any.
-        completion: the text the model wrote.
-        confidence: probability of the whole answer under the model, 0 to 1, where the backend measured it; where only
-            valid answers may be written, among those (and given the reasoning, if there is any). Of free text, the
-            geometric mean of its tokens' probabilities, before temperature and penalties.
-        probabilities: label -> probability, where the backend measured them.
-        truncated: the text was longer than `max_length` allows and was cut.
-    """
-
-    labels: tuple[str, ...]
-    valid: bool
-    rationale: str | None = None
-    completion: str = ""
-    confidence: float | None = None
-    probabilities: dict[str, float] | None = None
-    truncated: bool = False
-
-    @property
-    def label(self) -> str | None:
-        """The first label, or None: the one that counts in a single-label task."""
-        return self.labels[0] if self.labels else None
-
-    @property
-    def unread(self) -> bool:
-        """Nothing could be read of the answer, which is another thing than that no label applies."""
-        return not self.labels and not self.valid
-
-    def in_words(self, unread: str) -> str:
-        """The labels as a person reads them; `unread` stands for an answer in which there was nothing to read."""
-        return ", ".join(self.labels) or (NONE if self.valid else unread)
 
 
 @dataclass(frozen=True)
@@ -326,7 +285,8 @@ class LabelTask(Prompted):
 
     def result_row(self, example: "Example", prediction: Prediction) -> dict[str, Any]:
         """What predictions.jsonl says of one text."""
-        return self.given(example) | {
+        pruned = {} if prediction.pruned_mass is None else {"pruned_mass": prediction.pruned_mass}
+        answer = {
             "labels": prediction.labels,
             "probabilities": prediction.probabilities,
             "confidence": prediction.confidence,
@@ -334,6 +294,7 @@ class LabelTask(Prompted):
             "completion": prediction.completion,
             "truncated": prediction.truncated,
         }
+        return self.given(example) | pruned | answer | prediction.promised
 
     def check_row(self, row: dict[str, Any], place: str) -> None:
         """Raise a `UserError` that names `place` where a row is none that `result_row` gives."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy
 
-from data.labels import Prediction
+from data.predictions import Prediction
 from data.tasks import Task
 
 # What `--metric_for_best` accepts, beside "loss"; each is a key of `label_metrics`.
@@ -16,6 +16,14 @@ LABEL_METRICS = (
 )
 # where there are probabilities: keys of `data.calibration.calibration_scores`, as a summary shows them
 PROBABILITY_METRICS = {"auc": "AUC", "ece": "ECE", "brier": "Brier score"}
+# where there are sets of labels: keys of `data.conformal.set_scores`
+SET_METRICS = {
+    "coverage": ("coverage", "right labels that stand in their text's set"),
+    "mean_set_size": ("labels a set", ""),
+    "abstained_rate": ("abstained", "the set is too large"),
+    "coverage_answered": ("  else covered", ""),
+    "accuracy_answered": ("  else right", "the whole label set right"),
+}
 
 
 def label_metrics(gold: Sequence[Sequence[str]], predictions: Sequence[Prediction], task: Task) -> dict[str, Any]:
@@ -118,6 +126,11 @@ def format_summary(scores: dict[str, Any], title: str) -> str:
         f"Jaccard        {scores['jaccard']:.4f}",
         f"invalid rate   {scores['invalid_rate']:.4f}",
         *(f"{shown:<15}{scores[name]:.4f}" for name, shown in PROBABILITY_METRICS.items() if name in scores),
+        *(
+            f"{shown:<15}{scores[name]:.4f}{f'   ({note})' * bool(note)}"
+            for name, (shown, note) in SET_METRICS.items()
+            if name in scores
+        ),
         "",
         f"{'label':<20}{'precision':>10}{'recall':>10}{'f1':>10}{'support':>10}",
     ]

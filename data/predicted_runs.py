@@ -13,8 +13,9 @@ from data.arguments import UserError, one_line
 from data.contract import Contract
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, TASK_FILE, file_hash, read_json
 from data.folding import folded
-from data.labels import CUSTOM_TEMPLATE, NONE, LabelTask, Prediction, label_problem
+from data.labels import CUSTOM_TEMPLATE, NONE, LabelTask, label_problem
 from data.prediction_rows import answer_of, check_row, rows_of
+from data.predictions import Prediction
 from data.summaries.cases import PROCESS
 from data.summaries.task import KIND, SUMMARY_TASKS, SummaryTask
 from data.tasks import Task

@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,23 @@ from typing import Any
 import numpy
 
 from data.arguments import UserError, one_line
-from data.calibration import calibration_scores, probabilities
+from data.calibration import calibration_scores, probabilities, scores_of
+from data.conformal import set_scores
 from data.contract import Contract
 from data.files import is_of_type
-from data.labels import LabelTask, Prediction
+from data.labels import LabelTask
 from data.metrics import is_right, label_metrics
+from data.predictions import Prediction
 from data.tasks import Task
 
 # those of the first line every row has; what an earlier EmoTune wrote may lack the others
 NEEDED = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool}
 FIELDS = NEEDED | {
     "probabilities": dict | None, "confidence": float | None, "completion": str, "truncated": bool,
+    "pruned_mass": float | None,
+    "label_set": list | None, "abstained": bool,
 }  # fmt: skip
+ASKED_FOR = {"label_set", "abstained", "pruned_mass"}  # a row has them where a flag asked for them
 
 
 def row_in(line: bytes, place: str, task: Task | None = None) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def check_fields(row: dict[str, Any], place: str) -> None:
 
 def check_row(row: dict[str, Any], place: str, task: LabelTask) -> None:
     """Raise a `UserError` that names `place` where a row's labels or its probabilities are not of the task."""
-    for label in (*(row["gold"] or ()), *row["labels"]):
+    for label in (*(row["gold"] or ()), *row["labels"], *(row.get("label_set") or ())):
         if not isinstance(label, str) or label not in task.ids:
             shown = one_line(repr(label), 60)
             raise UserError(f"{place}: id {row['id']!r} has label {shown}, which task {task.name} has not")
@@ -78,14 +83,10 @@ def check_row(row: dict[str, Any], place: str, task: LabelTask) -> None:
         )
     if found is not None and not all(is_of_type(p, float) and 0 <= p <= 1 for p in found.values()):
         raise UserError(f"{place}: id {row['id']!r} has probabilities that are not from 0 to 1")
-    confidence = row.get("confidence")
-    if confidence is not None and not -0.01 <= confidence <= 1.01:  # rounding
-        raise UserError(f"{place}: id {row['id']!r} has a confidence that is not from 0 to 1")
-
-
-def answer_of(row: dict[str, Any]) -> Prediction:
-    """What was answered in a row, as far as it is scored."""
-    return Prediction(tuple(row["labels"]), bool(row["valid"]))
+    for name in ("confidence", "pruned_mass"):
+        value = row.get(name)
+        if value is not None and not -0.01 <= value <= 1.01:  # rounding
+            raise UserError(f"{place}: id {row['id']!r} has a {name} that is not from 0 to 1")
 
 
 def is_right_row(row: dict[str, Any]) -> bool:
@@ -141,7 +142,8 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
 
     Returns:
         `n`; where the rows have gold labels, `label_metrics`; where they have probabilities, too, `ece`, `brier` and
-        `auc`, and under `uncalibrated` the first two without the contract's temperature.
+        `auc`, and under `uncalibrated` the first two without the contract's temperature; where they have sets of
+        labels, `data.conformal.set_scores`.
     """
     task = contract.task
     gold: list[tuple[str, ...]] = []
@@ -152,9 +154,10 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
     for count, row in enumerate(rows, start=1):  # noqa: B007
         if row["gold"] is None:
             continue
-        labels, answer = tuple(row["gold"]), (tuple(row["labels"]), row["valid"])
+        labels = tuple(row["gold"])
         gold.append(one.setdefault(labels, labels))
-        predicted.append(one.setdefault(answer, Prediction(*answer)))
+        answer = answer_of(row)
+        predicted.append(one.setdefault(answer, answer))
         if row["probabilities"] is not None:
             flat.extend(map(row["probabilities"].__getitem__, task.labels))
     if not gold:
@@ -163,18 +166,23 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
     if len(flat) == len(gold) * len(task.labels):
         calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
         results |= calibration_scores(calibrated, gold, task)
-        if contract.objective != "generate":
-            plain = probabilities(_scores(calibrated, contract), contract.activation)
-            before = calibration_scores(plain, gold, task)
-            results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
-    return results
+        scores = scores_of(calibrated, contract.activation, numpy.finfo(numpy.float32).tiny) * contract.temperature
+        before = calibration_scores(probabilities(scores, contract.activation), gold, task)
+        results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
+    return results | promised_scores(gold, predicted)
 
 
-def _scores(calibrated, contract: Contract) -> numpy.ndarray:
-    """Probabilities -> scores that have them under the contract's temperature (softmax forgets a common summand)."""
-    from scipy.special import logit
+def answer_of(row: dict[str, Any]) -> Prediction:
+    """What was answered to a row, as far as it is scored."""
+    found = row.get("label_set")
+    return Prediction(
+        tuple(row["labels"]),
+        row["valid"],
+        label_set=None if found is None else tuple(found),
+        abstained=row.get("abstained", False),
+    )
 
-    tiny = numpy.finfo(numpy.float32).tiny
-    if contract.activation == "softmax":
-        return numpy.log(numpy.maximum(calibrated, tiny)) * contract.temperature
-    return logit(numpy.clip(calibrated.astype(float), tiny, 1 - 1e-7)) * contract.temperature
+
+def promised_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Prediction]) -> dict[str, Any]:
+    """See `data.conformal.set_scores`; nothing where an answer has no set."""
+    return {} if any(each.label_set is None for each in predicted) else set_scores(gold, predicted)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 
-from data.labels import Prediction
 from data.loading import Example
 from data.metrics import is_right
 from data.perturbing.perturbations import PERTURBATIONS, Language, perturb
+from data.predictions import Prediction
 from data.significance import bootstrap_scores
 from data.tasks import Task
 

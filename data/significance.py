@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy
 
-from data.labels import Prediction
 from data.metrics import indicators, is_right, similarity
+from data.predictions import Prediction
 from data.tasks import Task
 
 Gold = Sequence[Sequence[str]]

@@ -30,9 +30,9 @@ from data.contract import Precision, contract_for
 from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
 from data.files import as_json, exclusive, write_text
-from data.labels import Prediction
 from data.loading import Example, ExampleFile
 from data.predicted_runs import TEST_FOLDER, output_directory
+from data.predictions import Prediction
 from data.report.analyses import ATTENTION_FILE
 from data.report.heat_map import HEAT_MAP_FILE, NOTE, TITLES, heat_map_page
 from data.tasks import check_has_labels

@@ -42,7 +42,6 @@ from typing import Any, Literal
 
 from data.arguments import UserError, check_output_dir, flag, run
 from data.files import PREDICTIONS_FILE, RESULTS_FILE, exclusive, write_json, write_text
-from data.labels import Prediction
 from data.predicted_runs import (
     PredictedRun,
     check_same_rows,
@@ -53,6 +52,7 @@ from data.predicted_runs import (
     written_task,
 )
 from data.prediction_rows import is_right_row
+from data.predictions import Prediction
 from data.report.comparison import COLUMNS, NUMBERS_OF_TRAINING, TRAINING_COLUMNS, pages, table
 from data.report.run_files import read_run_file
 from data.report.tables import is_number

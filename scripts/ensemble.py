@@ -26,12 +26,13 @@ import numpy
 from data.arguments import UserError, check_output_dir, flag, run
 from data.calibration import calibration_scores, decide, set_probability
 from data.files import PREDICTIONS_FILE, TASK_FILE, exclusive
-from data.labels import LabelTask, Prediction
+from data.labels import LabelTask
 from data.loading import Example
 from data.metrics import label_metrics
 from data.predicted_runs import PredictedRun, check_same_rows, read_run
 from data.prediction_files import new_predictions, remove_results, write_results
 from data.prediction_rows import check_row
+from data.predictions import Prediction
 from data.tasks import Task, check_has_labels, check_same_labels, resolve_task
 
 TABLE = {

@@ -42,18 +42,18 @@ from typing import Any, Literal
 from data.arguments import UserError, check_at_least, check_output_dir, flag, run
 from data.contract import Precision, contract_for
 from data.encoding import Objective
-from data.engine.backends import BackendName, PredictionSettings
 from data.engine.evaluation import predicted_rows
 from data.engine.models import check_model_path, pick_device
 from data.engine.precision import pick_precision
 from data.engine.predictor import Predictor
+from data.engine.settings import BackendName, PredictionSettings
 from data.files import exclusive, write_json
-from data.labels import Prediction
 from data.loading import Example, ExampleFile
 from data.perturbing.perturbations import PERTURBATIONS, fitting, main_language
 from data.predicted_runs import output_directory
 from data.prediction_files import PredictionFile, begun_with
 from data.prediction_rows import rows_of
+from data.predictions import Prediction
 from data.report.tables import markdown_table
 from data.robustness import LEVEL, ROBUSTNESS_FILE, Copy, distinct_texts, measure, perturbed_copies
 from data.tasks import Task, check_has_labels, resolve_task

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Literal
 from data.arguments import UserError, check_at_least, flag, run
 from data.contract import Precision, contract_for
 from data.engine.models import check_model_path
-from data.engine.predictor import Predictor
+from data.engine.predictor import Predictor, check_promise
 from data.files import exclusive
-from data.labels import DEMO_TEXTS, Prediction
+from data.labels import DEMO_TEXTS
 from data.loading import read_examples
+from data.predictions import Prediction
 from data.tasks import Task, check_has_labels
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class Args:
     task: str | None = flag(None, "task to ask an untuned model for: a built-in task, single_label or multi_label")
     label_path: str | None = flag(None, "labels.txt of your own task: one label a line, line number = id")
     objective: Literal["generate", "score"] | None = flag(None, "how an untuned model answers (default: generate)")
+    coverage: float | None = flag(
+        None, "also give the set of labels that holds this share of the right ones, such as 0.9, which the model was "
+        "calibrated for (--coverage in training, or scripts.calibrate)",
+    )  # fmt: skip
+    max_set_size: int | None = flag(None, "with --coverage: abstain where the set has more labels (default: never)")
     port: int = flag(7860, "port of the page; 0 = any that is free")
     batch_size: int = flag(32, "texts a batch")
     precision: Precision = flag(
@@ -156,7 +162,8 @@ def answer(predictor: Predictor, text: str) -> tuple[str, dict[str, float]]:
     if not check_texts([text]):
         return "", {}
     prediction = predictor.predict(text)
-    return f"### {_labels(prediction)}", prediction.probabilities or {}
+    promised = f"\n\nSet: {prediction.set_in_words}" if prediction.label_set is not None else ""
+    return f"### {_labels(prediction)}{promised}", prediction.probabilities or {}
 
 
 def table(predictor: Predictor, texts: Iterable[str]) -> tuple[list[list[str]], str | None]:
@@ -168,22 +175,31 @@ def table(predictor: Predictor, texts: Iterable[str]) -> tuple[list[list[str]], 
     if not texts:
         return [], None
     predictions = predictor.predict_batch(texts)
-    rows = [[text, _labels(p), f"{p.confidence:.1%}"] for text, p in zip(texts, predictions, strict=True)]
+    rows = [
+        [text, _labels(p), f"{p.confidence:.1%}", *([] if p.label_set is None else [p.set_in_words])]
+        for text, p in zip(texts, predictions, strict=True)
+    ]
     path = Path(tempfile.mkdtemp(prefix="emotune-")) / "predictions.csv"
     with path.open("w", encoding="utf-8-sig", newline="") as file:  # with a mark by which Excel knows UTF-8
         writer = csv.writer(file)
-        writer.writerow(map(plain_cell, [*HEADER, *predictor.task.labels]))
-        for (text, labels, _), p in zip(rows, predictions, strict=True):
+        writer.writerow(map(plain_cell, [*header(predictor), *predictor.task.labels]))
+        for (text, labels, _, *promised), p in zip(rows, predictions, strict=True):
             probabilities = (p.probabilities or {}).values()
             writer.writerow(
                 [
                     plain_cell(text),
                     plain_cell(labels),
                     f"{p.confidence:.6f}",
+                    *map(plain_cell, promised),
                     *(f"{value:.6f}" for value in probabilities),
                 ]
             )
     return rows, str(path)
+
+
+def header(predictor: Predictor) -> list[str]:
+    """The columns of the table."""
+    return HEADER if predictor.promised is None else [*HEADER, f"{predictor.promised.level:g} set"]
 
 
 def plain_cell(text: str) -> str:
@@ -251,7 +267,7 @@ def build(predictor: Predictor, title: str) -> "Blocks":
             several = gradio.Textbox(label="Texts, one a line", lines=6, elem_id="several")
             read_several = gradio.Button("Read all", variant="primary", elem_id="read-several")
             upload = gradio.File(label="or a file: TSV, CSV, JSON Lines, Parquet, text", type="filepath", height=140)
-            found = gradio.Dataframe(headers=HEADER, label="Labels", wrap=True, elem_id="found")
+            found = gradio.Dataframe(headers=header(predictor), label="Labels", wrap=True, elem_id="found")
             saved = gradio.DownloadButton("Save as CSV")
             read_several.click(read_all, several, [found, saved], api_name="read_all")
             upload.change(read_file, upload, [found, saved], api_name="read_file")
@@ -260,8 +276,9 @@ def build(predictor: Predictor, title: str) -> "Blocks":
 
 def main(args: Args) -> None:
     check_model_path(args.model_path)
-    task = contract_for(args.model_path, args.task, args.label_path, objective=args.objective).task
-    check_has_labels(task, args.task, args.model_path, "the page")
+    contract = contract_for(args.model_path, args.task, args.label_path, objective=args.objective)
+    check_has_labels(contract.task, args.task, args.model_path, "the page")
+    check_promise(contract, args.coverage, args.max_set_size, args.model_path)
     port = free_port(args.port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # an exit that leaves nothing behind
@@ -281,7 +298,7 @@ def serve(args: Args, port: int) -> None:
 
     predictor = Predictor(
         args.model_path, args.task, label_path=args.label_path, batch_size=args.batch_size, precision=args.precision,
-        device=args.device, objective=args.objective, probabilities=True,
+        device=args.device, objective=args.objective, coverage=args.coverage, max_set_size=args.max_set_size,
     )  # fmt: skip
     page = build(predictor, Path(args.model_path).name)
     fonts = ["system-ui", "Segoe UI", "Roboto", "Noto Sans CJK SC", "sans-serif"]  # none from elsewhere

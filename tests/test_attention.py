@@ -29,7 +29,8 @@ from data.engine.scoring import answer_batch, answer_scores
 from data.engine.span_attention import SPAN_ATTENTION
 from data.engine.tree_attention import enable_packing
 from data.engine.unpadded import UNPADDED_ATTENTION, enable_unpadding
-from data.labels import LabelTask, Prediction
+from data.labels import LabelTask
+from data.predictions import Prediction
 from data.report.analyses import read_attention
 from data.report.heat_map import NOTE, TITLES, heat_map_page, static_rows
 from data.spelling import Spelling

@@ -9,14 +9,16 @@ from sklearn.metrics import brier_score_loss, f1_score, roc_auc_score
 
 from data.calibration import (
     Calibration,
+    better_decision,
     calibrate,
     calibration_scores,
+    cross_fitted,
     decide,
     fit_temperature,
     fit_thresholds,
     probabilities,
+    scores_of,
     set_probability,
-    weigh_answers,
 )
 from data.labels import LabelTask
 from data.tasks import BUILT_IN_TASKS
@@ -100,40 +102,50 @@ def test_scores_far_from_zero_do_not_overflow():
     assert numpy.isfinite(fit_temperature(scores, [("Negative",), ("Positive",)], SST2, "softmax"))
 
 
-@without_deadline
-@given(
-    st.lists(st.floats(-50, 0), min_size=5, max_size=5),
-    st.booleans(),
-    st.sets(st.sampled_from(GROUPS.labels), min_size=2),
-)
-def test_the_most_probable_label_is_in_the_answer(scores, several, labels):
-    labels = tuple(label for label in GROUPS.labels if label in labels) if several else ()
-    answer, confidence, of_labels = weigh_answers(scores if several else scores[:4], labels, GROUPS)
-    best = GROUPS.labels[of_labels.argmax()]
-    assert best in answer
-    assert answer == (labels if best in labels else (best,))
-    shares = softmax(scores if several else scores[:4])
-    assert confidence == pytest.approx(shares[4] if answer == labels else shares[GROUPS.ids[best]])
-    for label, share, probability in zip(GROUPS.labels, shares[:4], of_labels, strict=True):
-        assert probability == pytest.approx(share + (shares[4] if label in labels else 0))
-        assert 0 <= probability <= 1
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_scores_have_the_probabilities_they_are_of(activation):
+    shares = numpy.array([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]])
+    assert probabilities(scores_of(shares, activation), activation) == pytest.approx(shares)
+    # of what was not looked at, 0 is known; no score is infinite
+    assert numpy.isfinite(scores_of([[0.0, 1.0]], activation)).all()
+    assert probabilities(scores_of([[0.0, 1.0]], activation), activation) == pytest.approx(
+        numpy.array([[0, 1]]), abs=1e-5
+    )
 
 
-def test_answers_weighed_by_hand():
-    scores = numpy.log([0.3, 0.1, 0.15, 0.05, 0.4])
-    # positive and neutral each gain 0.4; neutral comes to 0.55
-    answer, confidence, of_labels = weigh_answers(scores, ("neutral", "positive"), GROUPS)
-    assert answer == ("neutral", "positive")
-    assert confidence == pytest.approx(0.4)
-    assert of_labels.tolist() == pytest.approx([0.3, 0.1, 0.55, 0.45])
-    # the answer that was written is less probable than one of its labels alone: it is still what the model writes
-    answer, confidence, _ = weigh_answers(numpy.log([0.5, 0.1, 0.1, 0.1, 0.2]), ("ambiguous", "positive"), GROUPS)
-    assert (answer, confidence) == (("ambiguous", "positive"), pytest.approx(0.2))
-    # another label alone is more probable than all of its own
-    answer, confidence, _ = weigh_answers(numpy.log([0.1, 0.1, 0.5, 0.1, 0.2]), ("ambiguous", "positive"), GROUPS)
-    assert (answer, confidence) == (("neutral",), pytest.approx(0.5))
-    with pytest.raises(ValueError, match="not finite"):
-        weigh_answers([0, numpy.nan], (), SST2)
+def test_cross_fitted_thresholds_never_saw_what_they_decide():
+    """One text in five holds the label at a probability that no other has: what is fitted on the others lacks it."""
+    gold = [("positive",) if i % 2 else ("negative",) for i in range(40)]
+    shares = numpy.full((40, 4), 0.01)
+    for i, (label,) in enumerate(gold):
+        shares[i, GROUPS.ids[label]] = 0.9
+    scores = scores_of(shares, "sigmoid")
+    assert cross_fitted(scores, gold, GROUPS, "sigmoid") == gold
+    both = [("negative",), ("negative", "positive"), ("negative",)]  # without the second, none is positive
+    shares = numpy.array([[0.01, 0.9, 0.01, 0.01], [0.01, 0.9, 0.01, 0.3], [0.01, 0.9, 0.01, 0.01]])
+    scores = scores_of(shares, "sigmoid")
+    assert cross_fitted(scores, both, GROUPS, "sigmoid")[1] == ("negative",)
+    fitted, _ = calibrate(scores, both, GROUPS, "sigmoid")
+    assert decide(probabilities(scores, "sigmoid", fitted.temperature), GROUPS, fitted.thresholds) == both
+
+
+def test_what_decides_is_what_is_better():
+    gold = [("positive",) if i % 2 else ("negative",) for i in range(40)]
+    right = numpy.full((40, 4), 0.01)
+    for i, (label,) in enumerate(gold):
+        right[i, GROUPS.ids[label]] = 0.3  # below what any threshold is that nothing was fitted for
+    scores = scores_of(right, "sigmoid")
+    wrong = [("neutral",)] * 40
+    assert better_decision(wrong, scores, gold, GROUPS, "sigmoid") == (
+        "thresholds", {"answer": 0.0, "thresholds": pytest.approx(0.5)}
+    )  # fmt: skip
+    assert better_decision(gold, scores, gold, GROUPS, "sigmoid")[0] == "answer"  # of two that are equal
+    assert better_decision(gold[:1], scores[:1], gold[:1], GROUPS, "sigmoid")[0] == "answer"
+    # chance looks good on the rows it was fitted on alone
+    chance = numpy.random.default_rng(0).random((40, 4))
+    _, metrics = better_decision(gold, scores_of(chance, "sigmoid"), gold, GROUPS, "sigmoid")
+    flattered = calibrate(scores_of(chance, "sigmoid"), gold, GROUPS, "sigmoid")[1]["after"]["f1_macro"]
+    assert metrics["thresholds"] < flattered
 
 
 def test_no_texts():
@@ -449,14 +461,6 @@ def test_no_label_need_reach_its_threshold():
     assert decide(shares, OR_NONE, None) == [(), ("ambiguous",)]
     assert decide(shares, OR_NONE, {"negative": 0.3}) == [("negative",), ("ambiguous",)]
     assert set_probability(shares[0], (), OR_NONE, "sigmoid") == pytest.approx(0.9 * 0.7 * 0.8 * 0.75)
-
-
-def test_the_answer_that_none_applies_is_weighed():
-    answer, confidence, of_labels = weigh_answers(numpy.log([0.2, 0.1, 0.15, 0.05, 0.5]), (), OR_NONE)
-    assert (answer, confidence) == ((), pytest.approx(0.5))
-    assert of_labels.tolist() == pytest.approx([0.2, 0.1, 0.15, 0.05])
-    answer, confidence, _ = weigh_answers(numpy.log([0.2, 0.4, 0.05, 0.05, 0.3]), (), OR_NONE)
-    assert (answer, confidence) == (("negative",), pytest.approx(0.4))
 
 
 def test_fitted_on_texts_without_a_label():

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from data.conformal import Promise
 from data.contract import Contract
+from data.files import file_hash
 from data.sampling import Sampling
 from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
-    "-m scripts.compare", "-m scripts.confidence", "-m scripts.ensemble", "-m scripts.gather",
+    "-m scripts.calibrate", "-m scripts.compare", "-m scripts.confidence", "-m scripts.coverage", "-m scripts.ensemble", "-m scripts.gather",
     "-m scripts.judge_summaries", "-m scripts.report", "-m scripts.reward_curve", "-m scripts.robustness",
     "-m scripts.summary_scores", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
@@ -124,7 +126,10 @@ CASES = {
     "no such part": (f"{INFER} --test_data_path {{dir}}/good.tsv --shard 9/8", "--shard 9/8: expected i/n with i from 1 to n"),
     "no part": (f"{INFER} --test_data_path {{dir}}/good.tsv --shard third", "--shard third: expected i/n with i from 1 to n"),
     "vllm in four bits": (f"{INFER} --text hi --backend vllm --load_in_4bit", "--load_in_4bit: is for hf, not for vllm"),
-    "vllm probabilities": (f"{INFER} --text hi --backend vllm --probabilities", "--probabilities: hf gives them, vllm does not"),
+    "pruned mass of all": (f"{INFER} --text hi --pruned_mass 1", "--pruned_mass 1.0: must be from 0 to below 1"),
+    "thresholds of reasoned answers": (f"{INFER} --text hi --decide thresholds --cot", "--decide thresholds: is for models that write labels alone; this one reasons"),
+    "thresholds of free answers": (f"{INFER} --text hi --decide thresholds --constrained off", "--constrained off: there are then no probabilities, but thresholds of them decide; give --decide answer"),
+    "an unknown way to decide": (f"{INFER} --text hi --decide chance", "--decide: invalid choice: 'chance'"),
     "vllm device": (f"{INFER} --text hi --backend vllm --device cuda:1", "--device: vllm takes the GPUs it sees"),
     "GPUs without vllm": (f"{INFER} --text hi --tensor_parallel_size 2", "--tensor_parallel_size 2: needs --backend vllm"),
     "no GPUs": (f"{INFER} --text hi --tensor_parallel_size 0", "--tensor_parallel_size 0: must be at least 1"),
@@ -181,6 +186,33 @@ CASES = {
     "confidence: no such run": ("scripts/confidence.py {dir}/nowhere", "{dir}/nowhere/predictions.jsonl: cannot be read (No such file"),
     "confidence: none at all": ("scripts/confidence.py {dir}/unsure", "{dir}/unsure/predictions.jsonl: no row has a confidence, so there is nothing to analyse: predict again"),
     "confidence: over one": ("scripts/confidence.py {dir}/oversure", "{dir}/oversure/predictions.jsonl:1: id '1' has a confidence that is not from 0 to 1"),
+    "a promise of everything": (f"{SFT} --coverage 1", "--coverage 1.0: must be from 0.01 to 0.9999"),
+    "a promise of nothing": (f"{GRPO} --coverage 0", "--coverage 0.0: must be from 0.01 to 0.9999"),
+    "a promise without calibration": (f"{SFT} --coverage 0.9 --calibration off", "--coverage 0.9: is calibrated, so it needs --calibration on"),
+    "a promise of reasoning": (f"{SFT} --coverage 0.9 --cot", "--coverage 0.9: not of answers with reasoning (--cot)"),
+    "a promise on two rows": (f"{SFT} --coverage 0.9 --dev_data_path {{dir}}/good.tsv", "--coverage 0.9: needs at least 9 validation rows, found 2"),
+    "grpo: a promise on two rows": (f"{GRPO} --coverage 0.9 --dev_data_path {{dir}}/good.tsv --num_generations 2 --batch_size 2", "--coverage 0.9: needs at least 9 validation rows, found 2"),
+    "a promise of summaries": (f"{SUMMARY_SFT} --coverage 0.9", "--coverage 0.9: does nothing without a task of labels"),
+    "a promise that was not made": ("inference.py --model_path {dir}/trained --text hi --coverage 0.9", "--coverage 0.9: {dir}/trained promises nothing yet; python -m scripts.calibrate --model_path {dir}/trained"),
+    "another promise than was made": ("inference.py --model_path {dir}/promising --text hi --coverage 0.8", "--coverage 0.8 contradicts {dir}/promising/task.json: calibrated for 0.9"),
+    "a promise of an untuned model": (f"{INFER} --text hi --coverage 0.9", "--coverage 0.9: {model} is untuned, and only a trained model promises"),
+    "a promise of the engine": ("inference.py --model_path {dir}/promising --text hi --coverage 0.9 --backend vllm", "--coverage: needs probabilities of labels: --probabilities on"),
+    "a promise of free answers": ("inference.py --model_path {dir}/promising --text hi --coverage 0.9 --constrained off", "--coverage: needs probabilities of valid answers"),
+    "a promise of a counsellor": ("inference.py --model_path {dir}/counsellor --demo --coverage 0.9", "--coverage: task emotion-summary-en has no labels"),
+    "sets without a promise": (f"{INFER} --text hi --max_set_size 3", "--max_set_size 3: does nothing without --coverage"),
+    "sets of nothing": ("inference.py --model_path {dir}/promising --text hi --coverage 0.9 --max_set_size 0", "--max_set_size 0: must be at least 1"),
+    "web: another promise than was made": ("scripts/web.py --model_path {dir}/promising --coverage 0.8", "--coverage 0.8 contradicts {dir}/promising/task.json: calibrated for 0.9"),
+    "calibrate: which model": ("scripts/calibrate.py --dev_data_path {dir}/good.tsv", "--model_path is needed: a run, or a merged model"),
+    "calibrate: on what": ("scripts/calibrate.py --model_path {dir}/trained", "--dev_data_path is needed: labelled rows"),
+    "calibrate: an untuned model": ("scripts/calibrate.py --model_path {model} --dev_data_path {dir}/good.tsv", "--model_path {model}: no task.json there; a run or a merged model is calibrated"),
+    "calibrate: summaries": ("scripts/calibrate.py --model_path {dir}/counsellor --dev_data_path {dir}/told.jsonl", "task emotion-summary-en has no labels, and a calibration needs some"),
+    "calibrate: rows it was trained on": ("scripts/calibrate.py --model_path {dir}/promising --dev_data_path {dir}/group.tsv", "--dev_data_path {dir}/group.tsv: the model was trained on these rows; use others"),
+    "calibrate: too few rows": ("scripts/calibrate.py --model_path {dir}/trained --dev_data_path {dir}/group.tsv --coverage 0.9", "--coverage 0.9: needs at least 9 rows in {dir}/group.tsv, found 2"),
+    "calibrate: no promise": ("scripts/calibrate.py --model_path {dir}/trained --dev_data_path {dir}/group.tsv --coverage 1.5", "--coverage 1.5: must be from 0.01 to 0.9999"),
+    "coverage: of what": ("scripts/coverage.py", "--runs is needed: folders with a predictions.jsonl"),
+    "coverage: without probabilities": ("scripts/coverage.py {dir}/tested", "{dir}/tested/predictions.jsonl: has no probabilities (inference.py --probabilities gives them)"),
+    "coverage: an odd set": ("scripts/coverage.py {dir}/oddset", "{dir}/oddset/predictions.jsonl:1: label_set is 'joy', so this is no line of predictions"),
+    "coverage: a set of nobody": ("scripts/coverage.py {dir}/setless", "{dir}/setless/predictions.jsonl:1: id '1' has label 'awe', which task setless has not"),
     "confidence: labels of nobody": ("scripts/confidence.py {dir}/trained/test", "{dir}/trained/test/predictions.jsonl:1: id '1' has label 'joy', which task goemotions-group has not"),
     "confidence: fewer than no examples": ("scripts/confidence.py {dir}/unsure --examples -1", "--examples -1: must be at least 0"),
     "confidence: the same run twice": ("scripts/confidence.py {dir}/unsure {dir}/run/../unsure", "--runs: {dir}/run/../unsure has the same predictions as {dir}/unsure"),
@@ -380,6 +412,12 @@ def write_files(directory: Path, model_dir: Path) -> None:
         "run/adapter_config.json": "{}",
         "moved/adapter_config.json": '{"base_model_name_or_path": "models/gone"}',
         "trained/config.json": "{}",
+        "promising/config.json": "{}",
+        "group.tsv": "fine\t3\tc1\nno\t1\tc2\n",
+        "oddset/test_results.json": '{"per_label": {"joy": {}, "fear": {}}}',
+        "oddset/predictions.jsonl": '{"id": "1", "text": "hi", "gold": ["joy"], "labels": ["joy"], "valid": true, "label_set": "joy", "abstained": false}\n',
+        "setless/test_results.json": '{"per_label": {"joy": {}, "fear": {}}}',
+        "setless/predictions.jsonl": '{"id": "1", "text": "hi", "gold": ["joy"], "labels": ["joy"], "valid": true, "label_set": ["awe"], "abstained": false}\n',
         "counsellor/config.json": "{}",
         "odd/test_results.json": '{"accuracy": "high"}',
         "odd/predictions.jsonl": '{"id": "1", "text": "hi", "gold": "joy", "labels": ["joy"], "valid": true}\n',
@@ -427,7 +465,10 @@ def write_files(directory: Path, model_dir: Path) -> None:
     for name, content in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    Contract(replace(BUILT_IN_TASKS["goemotions-group"], most_labels=2)).save(trained)
+    group = replace(BUILT_IN_TASKS["goemotions-group"], most_labels=2)
+    Contract(group).save(trained)
+    learnt = {"train_data_path": file_hash(directory / "group.tsv")}
+    Contract(group, coverage=Promise(0.9, 0.2, 99), data_hashes=learnt).save(directory / "promising")
     Contract(BUILT_IN_TASKS["emotion-summary-en"], max_length=4096, sampling=Sampling()).save(directory / "counsellor")
     Contract(BUILT_IN_TASKS["emotion-summary-zh"], max_length=8192, sampling=Sampling()).save(directory / "writes")
     os.mkfifo(directory / "pipe")

@@ -8,8 +8,8 @@ import pytest
 from data.arguments import UserError
 from data.contract import Contract
 from data.files import exclusive
-from data.labels import Prediction
 from data.metrics import label_metrics
+from data.predictions import Prediction
 from data.report.comparison import KNOWN_COLUMNS
 from data.report.tables import in_chinese
 from data.report.training_facts import training_facts

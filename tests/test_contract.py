@@ -4,6 +4,7 @@ import json
 import pytest
 
 from data.arguments import UserError
+from data.conformal import Promise
 from data.contract import Contract, check_run_settings, contract_for
 from data.encoding import Encoder
 from data.learning.checkpoints import check_same_task
@@ -344,6 +345,14 @@ def test_a_task_json_of_version_1(tmp_path, plain_tokenizer, written, asked, pro
     assert kept == json.loads(written)["task"] | {"allow_none": False, "most_labels": 5}
 
 
+def test_a_promise_is_kept_in_task_json(tmp_path):
+    contract = Contract(GROUP, objective="classify", coverage=Promise(0.9, 0.1234567890123, 99))
+    contract.save(tmp_path)
+    assert Contract.load(tmp_path) == contract
+    with pytest.raises(ValueError, match="coverage: only labels without reasoning have probabilities"):
+        dataclasses.replace(contract, objective="generate", cot=True)
+
+
 def test_headers_are_refused_as_the_name_says(tmp_path):
     (tmp_path / "task.json").write_text(OF_A_GROUP_RUN)
     (tmp_path / "dev.tsv").write_text("text\tlabels\tid\nfine\t3\tc1\n")
@@ -373,6 +382,13 @@ def test_headers_are_refused_as_the_name_says(tmp_path):
         (("thresholds",), {"neutral": 0.5}, "thresholds: are of ['neutral']"),
         (("thresholds",), dict.fromkeys(GROUP.labels, 1.5), "threshold of ambiguous is 1.5: must be from 0 to 1"),
         (("thresholds",), dict.fromkeys(GROUP.labels, "0.5"), "thresholds.ambiguous is '0.5': "),
+        (("coverage",), 0.9, "coverage is 0.9: "),
+        (("coverage",), {"level": 0.9, "cutoff": 0.2}, "coverage.rows"),
+        (("coverage",), {"level": 0.9, "cutoff": "0.2", "rows": 99}, "coverage.cutoff is '0.2': "),
+        (("coverage",), {"level": 1.9, "cutoff": 0.2, "rows": 99}, "level 1.9: must be from 0.01 to 0.9999"),
+        (("coverage",), {"level": 0.9, "cutoff": 1.2, "rows": 99}, "cutoff 1.2: must be from 0 to 1"),
+        (("coverage",), {"level": 0.9, "cutoff": 0.2, "rows": 8}, "rows 8: level 0.9 needs at least 9"),
+        (("coverage",), {"level": 0.9, "cutoff": 0.2, "rows": 99, "of": 1}, "coverage.of is 1: "),
         (("max_length",), 0, "max_length 0: must be at least 1 and"),
         (("max_length",), 10**30, "must be at least 1 and below 2**31"),
         (("max_length",), 300.5, "max_length is 300.5: "),

@@ -20,9 +20,9 @@ from data.engine.generation import generate_greedy, sample_answers
 from data.engine.models import load_model, load_tokenizer
 from data.engine.span_attention import SPAN_ATTENTION
 from data.engine.tree_attention import computes_packed_rows, ordinary_attention
-from data.labels import Prediction
 from data.learning.rewards import Rewards, format_reward, jaccard_reward, length_reward
 from data.loading import load_examples
+from data.predictions import Prediction
 from data.tasks import BUILT_IN_TASKS
 from inference import Predictor
 from main_grpo import (
@@ -313,7 +313,7 @@ def adapter(directory: str | Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_from_start_to_scores(args, tmp_path):
-    args = dataclasses.replace(args, test_data_path=str(tmp_path / "test.tsv"), beta=0.1)
+    args = dataclasses.replace(args, test_data_path=str(tmp_path / "test.tsv"), beta=0.1, coverage=0.75)
     main(args)
     out = Path(args.output_dir)
     rows = rewards_csv(args)
@@ -339,6 +339,9 @@ def test_a_run_from_start_to_scores(args, tmp_path):
     predictor = Predictor(str(out), precision="fp32")
     assert predictor.contract.task == ORIGINAL
     assert predictor.contract.max_length == 1024
+    assert (predictor.contract.coverage.level, predictor.contract.coverage.rows) == (0.75, 6)
+    with Predictor(str(out), precision="fp32", coverage=0.75) as promising:
+        assert promising.predict("so happy").label_set
 
 
 def test_the_same_run_with_and_without_sharing(args, tmp_path):

@@ -13,11 +13,13 @@ from math import exp
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from scipy.special import softmax
+from scipy.special import expit, logit
 
+from data.answers import AnswerTrie, label_sets
 from data.arguments import UserError
 from data.confidence import analyse
 from data.contract import Contract
@@ -32,8 +34,9 @@ from data.labels import DEMO_TEXTS
 from data.loading import Example, load_examples
 from data.predicted_runs import read_run
 from data.prediction_files import PredictionFile
+from data.predictions import Prediction
 from data.tasks import BUILT_IN_TASKS, LABEL_TASKS, Task
-from inference import Args, Predictor, evaluate, main, prediction_settings
+from inference import Args, Predictor, evaluate, main, prediction_settings, shown
 from scripts import gather
 from tests.conftest import ROOT, SAMPLE
 
@@ -215,7 +218,7 @@ def test_constrained_answers_are_valid_whatever_the_model(tiny_model_dir):
         assert prediction.valid
         assert prediction.labels
         assert 0 < prediction.confidence <= 1
-        assert prediction.probabilities is None
+        assert 0 <= prediction.pruned_mass < 1
 
 
 def test_constrained_reasoning(tiny_model_dir):
@@ -226,39 +229,88 @@ def test_constrained_reasoning(tiny_model_dir):
         assert prediction.completion.startswith("<think>\n")
 
 
-@pytest.mark.parametrize("name", ["emotion", "goemotions-original"])
-def test_labels_and_probabilities_are_one_distribution(tiny_model_dir, name):
-    """The most probable label is always among the labels, and what the answers come to is what they were scored."""
+def sample_texts(count: int) -> list[str]:
+    task = BUILT_IN_TASKS["goemotions-original"]
+    return [example.text for example in load_examples(SAMPLE / "test.tsv", task)][:count]
+
+
+@pytest.mark.parametrize("name", ["emotion", "goemotions-group"])
+def test_a_label_is_as_probable_as_the_answers_that_hold_it(tiny_model_dir, name):
+    """Against every answer scored by itself; the labels are those that are written without probabilities."""
     flags = dict(task=name, precision="fp32", device="cpu", batch_size=7)
-    texts = [example.text for example in load_examples(SAMPLE / "test.tsv", BUILT_IN_TASKS["goemotions-original"])][:40]
-    predictor = Predictor(str(tiny_model_dir), probabilities=True, **flags)
-    written = Predictor(str(tiny_model_dir), **flags).predict_batch(texts)
-    alone, task = predictor.label_scores(texts), predictor.task
-    several = 0
-    for one, bare, scores in zip(predictor.predict_batch(texts), written, alone, strict=True):
-        best = max(one.probabilities, key=one.probabilities.get)
-        assert best in one.labels
-        assert one.valid
-        assert one.completion == task.target(one.labels)
-        if task.kind == "single_label":
-            assert one.labels == (best,)
-            assert sum(one.probabilities.values()) == pytest.approx(1)
-            assert one.probabilities == pytest.approx(dict(zip(task.labels, softmax(scores), strict=True)), abs=1e-5)
-            continue
-        assert one.labels in ((best,), bare.labels)
-        # e^score of the single answers, and of the one that was written: their shares, whatever the others
-        shares = {label: one.probabilities[label] for label in task.labels if label not in bare.labels}
-        ratios = [share / exp(scores[task.ids[label]] - max(scores)) for label, share in shares.items() if share > 1e-6]
-        assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3)
-        if len(bare.labels) > 1:
-            several += 1
-            rest = ratios[0] * exp(scores[task.ids[bare.labels[0]]] - max(scores))
-            together = one.probabilities[bare.labels[0]] - rest
-            singles = sum(ratios[0] * exp(score - max(scores)) for score in scores)
-            assert singles + together == pytest.approx(1, abs=1e-3)
-            if len(one.labels) > 1:
-                assert one.confidence == pytest.approx(together, abs=1e-3)
-    assert task.kind == "single_label" or several > 10
+    texts = sample_texts(20)
+    predictor = Predictor(str(tiny_model_dir), pruned_mass=0.0, **flags)
+    pruned = Predictor(str(tiny_model_dir), pruned_mass=0.1, **flags).predict_batch(texts)
+    written = Predictor(str(tiny_model_dir), probabilities=False, **flags).predict_batch(texts)
+    task, encoder = predictor.task, predictor.encoder
+    trie, sets = AnswerTrie(encoder), list(label_sets(task))
+    model = load_model(str(tiny_model_dir), "fp32", "cpu")
+    for _, one, less, bare in zip(texts, predictor.predict_batch(texts), pruned, written, strict=True):
+        assert bare.probabilities is bare.pruned_mass is None
+        for way in (one, less):
+            assert (way.labels, way.completion, way.valid) == (bare.labels, bare.completion, True)
+            assert way.confidence == pytest.approx(bare.confidence, abs=1e-5)
+        assert one.pruned_mass == pytest.approx(0, abs=1e-6)
+        assert 0 <= less.pruned_mass <= 0.1
+        for label, share in one.probabilities.items():
+            assert less.probabilities[label] - 1e-5 <= share <= less.probabilities[label] + less.pruned_mass + 1e-5
+    (prompt,) = encoder.prompt_ids(texts[-1:])  # the last one by hand
+    expected = dict.fromkeys(task.labels, 0.0)
+    with torch.inference_mode():
+        for labels in sets:
+            ids = encoder.answer_ids(labels)
+            logits, node, log_prob = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 :], trie.root, 0.0
+            for row, token in zip(logits, ids, strict=False):
+                tokens = list(node.children)
+                log_prob += float(row[tokens].log_softmax(-1)[tokens.index(token)])
+                node = node.children[token]
+            for label in labels:
+                expected[label] += exp(log_prob)
+    assert one.probabilities == pytest.approx(expected, abs=1e-5)
+
+
+def test_thresholds_decide_of_written_labels(tiny_model_dir, tmp_path, tokenizer):
+    """From task.json, or --decide; with a temperature; the answer stays what the model writes."""
+    task, texts = BUILT_IN_TASKS["goemotions-group"], sample_texts(30)
+    flags = dict(precision="fp32", device="cpu")
+    plain = Predictor(str(tiny_model_dir), task.name, **flags).predict_batch(texts)
+    run = tmp_path / "run"
+    shutil.copytree(tiny_model_dir, run)
+    thresholds = dict(zip(task.labels, (0.1, 0.2, 0.3, 0.4), strict=True))
+    Contract(task, thresholds=thresholds, temperature=2.0, decide="thresholds").save(run)
+    decided = Predictor(str(run), **flags).predict_batch(texts)
+    answers = Predictor(str(run), decide="answer", **flags).predict_batch(texts)
+    for one, by, answer in zip(plain, decided, answers, strict=True):
+        shares = np.array(list(one.probabilities.values()))
+        warmer = expit(logit(shares.clip(1e-6, 1 - 1e-7)) / 2)
+        assert list(by.probabilities.values()) == pytest.approx(warmer.tolist(), abs=1e-4)
+        reached = tuple(label for label in task.labels if by.probabilities[label] >= thresholds[label])
+        assert by.labels == reached or (not reached and len(by.labels) == 1)
+        each = [by.probabilities[x] if x in by.labels else 1 - by.probabilities[x] for x in task.labels]
+        assert by.confidence == pytest.approx(np.prod(each))
+        assert by.completion == one.completion
+        assert (answer.labels, answer.confidence) == (one.labels, pytest.approx(one.confidence, abs=1e-5))
+        assert answer.probabilities == pytest.approx(by.probabilities, abs=1e-5)
+    assert [p.labels for p in decided] != [p.labels for p in plain]
+    half = Predictor(str(tiny_model_dir), task.name, decide="thresholds", **flags).predict_batch(texts)
+    for one, by in zip(plain, half, strict=True):
+        reached = tuple(label for label in task.labels if one.probabilities[label] >= 0.5)
+        assert by.labels == (reached or (max(one.probabilities, key=one.probabilities.get),))
+    single = Predictor(str(tiny_model_dir), "emotion", decide="thresholds", **flags).predict_batch(texts)
+    for by in single:
+        assert by.labels == (max(by.probabilities, key=by.probabilities.get),)
+        assert by.confidence == pytest.approx(by.probabilities[by.labels[0]])
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (dict(cot=True), "--decide thresholds: is for models that write labels alone; this one reasons"),
+    (dict(objective="score"), "--decide thresholds: is for models that write labels alone; this one has objective score"),
+    (dict(constrained=False), "--constrained off: there are then no probabilities, but thresholds of them decide"),
+    (dict(probabilities=False), "--probabilities off: there are then no probabilities, but thresholds of them decide"),
+], ids=str)  # fmt: skip
+def test_thresholds_need_probabilities(tiny_model_dir, flags, message):
+    with pytest.raises(UserError, match=message):
+        Predictor(str(tiny_model_dir), "emotion", decide="thresholds", device="cpu", **flags)
 
 
 def test_free_answers_have_no_probabilities(tiny_model_dir):
@@ -383,15 +435,15 @@ def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "out")
 
     asked = []
-    answers = TransformersBackend.answers
+    weighed = TransformersBackend.weighed
 
     def stopping(self, prompts):
         asked.extend(prompts)
         if len(asked) > 10:
             raise KeyboardInterrupt
-        return answers(self, prompts)
+        return weighed(self, prompts)
 
-    monkeypatch.setattr(TransformersBackend, "answers", stopping)
+    monkeypatch.setattr(TransformersBackend, "weighed", stopping)
     with pytest.raises(KeyboardInterrupt):
         main(file_args)
     assert not (tmp_path / "out" / "predictions.jsonl").exists()
@@ -401,7 +453,7 @@ def test_a_stopped_prediction_goes_on(file_args, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--limit 3: .* began with None"):
         main(dataclasses.replace(file_args, limit=3))
     asked.clear()
-    monkeypatch.setattr(TransformersBackend, "answers", lambda self, p: asked.extend(p) or answers(self, p))
+    monkeypatch.setattr(TransformersBackend, "weighed", lambda self, p: asked.extend(p) or weighed(self, p))
     main(dataclasses.replace(file_args, batch_size=3))
     assert len(asked) == 12
     assert [json.loads(line)["labels"] for line in lines(tmp_path / "out" / "predictions.jsonl")] == [
@@ -682,6 +734,14 @@ def test_a_conversation(file_args, monkeypatch, capsys):
 
     monkeypatch.setattr("builtins.input", end_of_file)
     main(args)
+
+
+def test_a_set_of_labels_as_a_person_reads_it():
+    few = Prediction(("joy",), True, confidence=0.8, probabilities={"joy": 0.8, "fear": 0.2}, label_set=("joy",))
+    assert shown(few).splitlines()[:2] == ["  joy  (80%)", "  set: joy"]
+    many = dataclasses.replace(few, label_set=("fear", "joy"), abstained=True)
+    assert shown(many).splitlines()[1] == "  set: abstains, 2 labels may be right: fear, joy"
+    assert len(shown(dataclasses.replace(few, label_set=None)).splitlines()) == 3
 
 
 def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):

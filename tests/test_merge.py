@@ -57,7 +57,7 @@ def scores(directory: str):
     ids=lambda way: "-".join(way.values()),
 )
 def test_a_merged_model_says_what_base_and_adapter_said(sft_args, way):  # noqa: F811
-    run = trained(sft_args, **way)
+    run = trained(sft_args, **way, coverage=0.75)
     target = merged(run)
     assert target == f"{run}-merged"
     torch.testing.assert_close(scores(target), scores(run), atol=1e-4, rtol=0)
@@ -67,6 +67,7 @@ def test_a_merged_model_says_what_base_and_adapter_said(sft_args, way):  # noqa:
     assert (report["dtype"], report["adapters"]) == ("fp32", [run])
     before, after = Contract.load(run), Contract.load(target)
     assert dataclasses.replace(before, base_fingerprint=None) == after
+    assert after.coverage.level == 0.75
     assert before.base_fingerprint is not None
     assert not (Path(target) / "adapter_config.json").exists()
     # no EmoTune code is needed to load it

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
-from data.labels import Prediction
 from data.metrics import format_summary, jaccard, label_metrics
+from data.predictions import Prediction
 from data.significance import bootstrap_intervals, mcnemar
 from data.tasks import BUILT_IN_TASKS
 

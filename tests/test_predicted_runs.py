@@ -7,9 +7,9 @@ import pytest
 import inference
 from data.arguments import UserError
 from data.contract import Contract
-from data.labels import Prediction
 from data.metrics import label_metrics
 from data.predicted_runs import read_run, written_task
+from data.predictions import Prediction
 from data.sampling import Sampling
 from data.summaries.cases import read_written
 from data.tasks import BUILT_IN_TASKS

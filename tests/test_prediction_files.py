@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from data.arguments import UserError
 from data.calibration import calibration_scores, probabilities
 from data.contract import Contract
-from data.labels import Prediction
 from data.loading import Example
 from data.metrics import label_metrics
 from data.prediction_files import PredictionFile, different_settings
 from data.prediction_rows import measure, rows_of
+from data.predictions import Prediction
 from data.tasks import BUILT_IN_TASKS
 
 TASK = BUILT_IN_TASKS["emotion"]

@@ -1,6 +1,7 @@
 """report.html: every number is recomputed here from predictions.jsonl, and read back from the page."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import random
@@ -26,6 +27,7 @@ from sklearn.metrics import (
 )
 
 from data.arguments import UserError
+from data.conformal import Promise
 from data.contract import Contract
 from data.files import file_hash
 from data.labels import CUSTOM_TEMPLATE, LabelTask
@@ -458,6 +460,30 @@ class Page(HTMLParser):
 
     def said(self, section: str) -> str:
         return " ".join(self.texts[section].split())
+
+
+def test_what_sets_of_labels_promised(tmp_path):
+    rows = [
+        row
+        | {"label_set": sorted({*row["labels"], "joy"}, key=EMOTION.ids.get), "abstained": "joy" not in row["labels"]}
+        for row in made_rows(EMOTION, 40, seed=2)
+    ]
+    run = write_run(tmp_path / "run", EMOTION, rows)
+    covered = numpy.mean([row["gold"][0] in row["label_set"] for row in rows])
+    size = numpy.mean([len(row["label_set"]) for row in rows])
+    answered = [row["gold"] == row["labels"] for row in rows if not row["abstained"]]
+    report = report_of(run)
+    expected = (
+        f"sets of labels hold {100 * covered:.1f}\xa0% of the right labels, with {size:.2f} labels in a set. "
+        f"It abstains from {100 * (1 - len(answered) / 40):.1f}\xa0% of the texts; of its answers to the others, "
+        f"{100 * numpy.mean(answered):.1f}\xa0% are right."
+    )
+    assert expected in " ".join(summary.paragraphs(report["runs"][0], EN))
+    contract = Contract.load(run)
+    dataclasses.replace(contract, coverage=Promise(0.9, 0.2, 99)).save(run)
+    said = " ".join(summary.paragraphs(report_of(run)["runs"][0], EN))
+    assert f"promise 90.0\xa0% of the right labels; on these texts they hold {100 * covered:.1f}\xa0%" in said
+    assert "承诺覆盖 90.0%" in " ".join(summary.paragraphs(report_of(run)["runs"][0], Words("zh")))
 
 
 def test_metrics_on_the_page(several):

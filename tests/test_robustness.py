@@ -11,9 +11,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from data.arguments import UserError
 from data.contract import Contract
 from data.engine.predictor import Predictor
-from data.labels import LabelTask, Prediction
+from data.labels import LabelTask
 from data.loading import Example
 from data.perturbing.perturbations import PERTURBATIONS, fitting
+from data.predictions import Prediction
 from data.report.charts import robustness_figure, save
 from data.robustness import (
     ROBUSTNESS_FILE,

@@ -11,8 +11,9 @@ from conftest import ROOT
 from data.arguments import UserError
 from data.contract import Contract
 from data.files import write_json
-from data.labels import LabelTask, Prediction
+from data.labels import LabelTask
 from data.metrics import label_metrics
+from data.predictions import Prediction
 from data.report.model_card import (
     hub_id,
     write_inference_example,

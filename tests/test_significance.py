@@ -6,8 +6,8 @@ import numpy
 import pytest
 from scipy.stats import binom
 
-from data.labels import Prediction
 from data.metrics import label_metrics
+from data.predictions import Prediction
 from data.significance import (
     METRICS,
     bootstrap_intervals,

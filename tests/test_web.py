@@ -1,6 +1,7 @@
 """The page of scripts/web.py, asked as a browser asks it."""
 
 import csv
+import dataclasses
 import http.client
 import json
 import os
@@ -17,8 +18,9 @@ import pytest
 from gradio_client import Client, handle_file
 
 from data.arguments import UserError
+from data.conformal import Promise
 from data.files import exclusive
-from data.labels import Prediction
+from data.predictions import Prediction
 from scripts import web
 from scripts.web import free_port, plain_cell, private_folder
 from tests.conftest import ROOT
@@ -181,6 +183,7 @@ def test_no_cell_is_a_formula(text, tmp_path):
     assert plain_cell(text) == f"'{text}"
     predictor = types.SimpleNamespace(
         task=types.SimpleNamespace(labels=("=label", "joy")),
+        promised=None,
         predict_batch=lambda texts: (
             [Prediction(("=label",), True, confidence=0.5, probabilities={"=label": 0.75, "joy": 0.25})] * len(texts)
         ),
@@ -192,6 +195,25 @@ def test_no_cell_is_a_formula(text, tmp_path):
     assert header == ["text", "labels", "confidence", "'=label", "joy"]
     assert (cells[:2], cells[3:]) == ([f"'{text}", "'=label"], ["0.750000", "0.250000"])
     assert plain_cell("so sad = -1") == "so sad = -1"
+
+
+def test_sets_of_labels_are_shown(tmp_path):
+    few = Prediction(("joy",), True, confidence=0.8, probabilities={"joy": 0.8, "=fear": 0.2}, label_set=("joy",))
+    many = dataclasses.replace(few, label_set=("joy", "=fear"), abstained=True)
+    predictor = types.SimpleNamespace(
+        task=types.SimpleNamespace(labels=("joy", "=fear")),
+        promised=Promise(0.9, 0.2, 50),
+        predict=lambda text: many if "?" in text else few,
+        predict_batch=lambda texts: [few, many],
+    )
+    assert web.answer(predictor, "fine")[0] == "### joy\n\nSet: joy"
+    assert web.answer(predictor, "fine?")[0] == "### joy\n\nSet: abstains, 2 labels may be right: joy, =fear"
+    rows, path = web.table(predictor, ["fine", "fine?"])
+    assert [row[3] for row in rows] == ["joy", "abstains, 2 labels may be right: joy, =fear"]
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header, *cells = csv.reader(file)
+    assert header == ["text", "labels", "confidence", "0.9 set", "joy", "'=fear"]
+    assert cells[0] == ["fine", "joy", "0.800000", "joy", "0.800000", "0.200000"]
 
 
 def test_folders_of_pages(tmp_path, monkeypatch):

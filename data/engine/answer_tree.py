@@ -25,8 +25,8 @@ from torch import Tensor
 
 from data.answers import AnswerTrie, Node
 from data.engine.readers import AnewReader, Guess, TrieModel
+from data.marginals import PRUNED_MASS
 
-PRUNED_MASS = 0.01
 MAX_TOKENS = 512  # of answers that are read behind a text
 
 
@@ -85,6 +85,13 @@ class AnswerTree:
     def __init__(self, model, trie: AnswerTrie, beginning: Sequence[int], pad_id: int):
         self._root, self._asked = trie.root, TrieModel(model, trie, beginning, pad_id)
         self._reader = self._asked.reader or AnewReader(model, pad_id)
+
+    @classmethod
+    def of(cls, trie: AnswerTrie, asked) -> "AnswerTree":
+        """A tree of what is asked in another way: `asked` has the attributes and methods of `TrieModel`."""
+        tree = cls.__new__(cls)
+        tree._root, tree._asked, tree._reader = trie.root, asked, asked.reader
+        return tree
 
     def expand(
         self, prompts: Sequence[Sequence[int]], pruned_mass: float = PRUNED_MASS, max_tokens: int = MAX_TOKENS,

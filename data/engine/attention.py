@@ -28,7 +28,7 @@ from torch import Tensor
 from data.arguments import UserError
 from data.encoding import Encoder, is_bidirectional
 from data.engine.tree_attention import bare_model
-from data.labels import Prediction
+from data.predictions import Prediction
 from data.words import Span, word_shares, word_spans
 
 if TYPE_CHECKING:

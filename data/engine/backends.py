@@ -6,81 +6,29 @@ their answers. Both are given the same ids and write under the same rules.
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from math import exp
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from data.answers import AnswerTrie
 from data.arguments import UserError
-from data.contract import Contract, Precision
-from data.encoding import RATIONALE_TOKENS, Encoder, Objective, PromptEncoder
+from data.contract import Contract
+from data.encoding import RATIONALE_TOKENS, Encoder, PromptEncoder
 from data.engine.models import compile_layers, load_model
-from data.labels import THINK, Prediction, rationale_in
-from data.sampling import Sampling
+from data.engine.settings import BackendName, PredictionSettings
+from data.labels import THINK, rationale_in
+from data.marginals import PRUNED_MASS, Marginals
+from data.predictions import Prediction
 
 if TYPE_CHECKING:
+    from data.engine.answer_tree import AnswerTree, Expansion
     from data.engine.constrained import ConstrainedWriter
 
 MAX_BATCH_TOKENS = 32_768  # of padded prompts that free text is written behind: keys and values are kept of all
 TEXT_BATCHES_AT_ONCE = 4  # of free text: more sorts better by length, and is lost by a kill
 MAX_ROW_TOKENS = 4096  # of a packed row: more only makes masks larger
-BackendName = Literal["hf", "vllm", "bert"]
 Prompts = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """How to predict: each field is the flag of inference.py of that name.
-
-    Attributes:
-        model_path: hub id or directory (see `data.engine.models.load_model`).
-        task, label_path, cot, max_length, objective, allow_none: only for an untuned model; a trained one knows
-            (`contract_for`).
-        backend: see `data.engine.predictor.pick_backend`.
-        constrained: let a model that writes its answers write valid ones only.
-        probabilities: give those of every label also where (valid) answers are written.
-        batch_size: texts a batch.
-        precision: number format of the weights; "auto" = see `data.engine.precision`.
-        device: where to put them; None = the first GPU, else the CPU.
-        load_in_4bit: keep the weights in 4 bits; not in vLLM.
-        compile: compile the model's layers; not in vLLM.
-        workers: processes that predict side by side; not in vLLM.
-        tensor_parallel_size: GPUs that vLLM spreads a model over.
-        seed: of what is drawn, where free text is written.
-        max_new_tokens, temperature, top_p, top_k, repetition_penalty: how free text is drawn (`data.sampling`); None =
-            as task.json says.
-    """
-
-    model_path: str
-    task: str | None = None
-    label_path: str | None = None
-    cot: bool | None = None
-    allow_none: bool | None = None
-    max_length: int | None = None
-    objective: Objective | None = None
-    backend: BackendName | None = None
-    constrained: bool = True
-    probabilities: bool = False
-    batch_size: int = 64
-    precision: Precision = "auto"
-    device: str | None = None
-    load_in_4bit: bool = False
-    compile: bool = False
-    workers: int = 1
-    tensor_parallel_size: int = 1
-    seed: int = 42
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    repetition_penalty: float | None = None
-
-    @property
-    def sampling(self) -> dict[str, float | None]:
-        """The fields of `Sampling` among these."""
-        return {each.name: getattr(self, each.name) for each in fields(Sampling)}
 
 
 class Backend(Protocol):
@@ -114,16 +62,9 @@ class Backend(Protocol):
             UserError: a backend that gives none.
         """
 
-    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
-        """Scores of the valid answers that are compared behind each of B prompts: of the task's K labels alone, and of
-        the answer that the model writes, where that has several labels, or none.
-
-        Returns:
-            For each prompt that answer or None, and K + 1 or K summed log-probabilities in nats, its own the last.
-
-        Raises:
-            UserError: a backend that gives none.
-        """
+    def weighed(self, prompts: Prompts) -> list[Prediction]:
+        """Those of `answers` (valid ones, without reasoning), with `pruned_mass`, and `probabilities`: a label has that
+        of all answers that hold it together, before any temperature."""
 
     def close(self) -> None:
         """Give back what it holds; nothing can be computed after it."""
@@ -147,6 +88,19 @@ def read_answer(
     if rationale is not None:
         completion = contract.task.reasoning(rationale) + completion
     return replace(contract.task.parse(completion, contract.cot), confidence=exp(log_prob))
+
+
+def weighed_answer(marginals: Marginals, encoder: Encoder, contract: Contract, tree: "Expansion") -> Prediction:
+    """All answers to a text -> prediction; see `Backend.weighed`.
+
+    Args:
+        marginals: of the encoder's task.
+        encoder, contract: what it was asked with.
+        tree: its answers.
+    """
+    written = read_answer(encoder, contract, tree.greedy.token_ids, tree.greedy.log_prob)
+    weights = ([(branch.token_ids, branch.probability) for branch in some] for some in (tree.whole, tree.closed))
+    return replace(written, probabilities=marginals.of(*weights), pruned_mass=min(tree.pruned_mass, 1.0))
 
 
 def read_text(
@@ -219,13 +173,14 @@ class TransformersBackend:
         batch_size: prompts computed at once.
         constrained: write valid answers only.
         name: "hf", or "bert" for an encoder.
+        seed, pruned_mass: see `PredictionSettings`.
     """
 
     def __init__(
         self, model, encoder: PromptEncoder, contract: Contract, batch_size: int, constrained: bool,
-        name: BackendName = "hf", seed: int = 42,
+        name: BackendName = "hf", seed: int = 42, pruned_mass: float = PRUNED_MASS,
     ):  # fmt: skip
-        self.seed = seed
+        self.seed, self.pruned_mass = seed, pruned_mass
         self.model, self.encoder, self.contract = model, encoder, contract
         self.constrained, self.name = constrained, name
         self.window = min(batch_size, TEXT_BATCHES_AT_ONCE * prompts_a_batch(contract, batch_size))
@@ -251,7 +206,7 @@ class TransformersBackend:
             settings.model_path, settings.precision, device, contract=contract, load_in_4bit=settings.load_in_4bit
         )
         writes = contract.objective == "generate"
-        if not writes or (settings.constrained and contract.sampling is None) or settings.probabilities:
+        if not writes or (settings.constrained and contract.sampling is None):
             enable_packing(model, contract.max_length)
         if model.device.type == "cpu":  # a GPU would compute a dense mask, for texts that are of like length already
             enable_unpadding(model)
@@ -260,7 +215,10 @@ class TransformersBackend:
                 raise UserError("--compile: is for heads, for labels that are compared, and on a CPU for valid answers "
                                 "without reasoning; here the model keeps a cache that grows")  # fmt: skip
             compile_layers(model)
-        return cls(model, encoder, contract, settings.batch_size, settings.constrained, settings.backend, settings.seed)
+        return cls(
+            model, encoder, contract, settings.batch_size, settings.constrained, settings.backend, settings.seed,
+            settings.pruned_mass,
+        )  # fmt: skip
 
     @cached_property
     def _writer(self) -> "ConstrainedWriter":
@@ -268,6 +226,16 @@ class TransformersBackend:
 
         # behind reasoning, prompts differ from the text on
         return ConstrainedWriter(self.model, AnswerTrie(self.encoder), self.encoder.head_ids, self._pad_id)
+
+    @cached_property
+    def _tree(self) -> "AnswerTree":
+        from data.engine.answer_tree import AnswerTree
+
+        return AnswerTree(self.model, AnswerTrie(self.encoder), self.encoder.head_ids, self._pad_id)
+
+    @cached_property
+    def _marginals(self) -> Marginals:
+        return Marginals(self.encoder)
 
     @property
     def _pad_id(self) -> int:
@@ -337,33 +305,17 @@ class TransformersBackend:
             batch = candidate_batch(prompts, candidates, form == "packed", self._pad_id, MAX_ROW_TOKENS)
             return candidate_scores(self.model, send_to_device(batch, self.model.device), len(candidates)).tolist()
 
-    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
+    def weighed(self, prompts: Prompts) -> list[Prediction]:
         """See `Backend.weighed`."""
-        import torch
-        from accelerate.utils import send_to_device
-
-        from data.engine.scoring import answer_batch, answer_scores
-        from data.engine.tree_attention import computes_packed_rows
-
-        several: list[Prediction | None] = [None] * len(prompts)
-        candidates = [self.encoder.candidate_ids()] * len(prompts)
-        if self.contract.task.kind == "multi_label":
-            for row, (ids, log_prob) in enumerate(zip(*self._writer.write(prompts), strict=True)):
-                written = read_answer(self.encoder, self.contract, ids, log_prob)
-                if written.valid and len(written.labels) != 1:
-                    several[row] = written
-                    candidates[row] = [*candidates[row], ids]
-        pairs = [(prompt, answer) for prompt, answers in zip(prompts, candidates, strict=True) for answer in answers]
-        batch = answer_batch(pairs, computes_packed_rows(self.model), self._pad_id, MAX_ROW_TOKENS)
-        with torch.inference_mode():
-            scores = iter(answer_scores(self.model, send_to_device(batch, self.model.device)).tolist())
-        return [(one, list(islice(scores, len(its)))) for one, its in zip(several, candidates, strict=True)]
+        trees = self._tree.expand(prompts, self.pruned_mass)
+        return [weighed_answer(self._marginals, self.encoder, self.contract, tree) for tree in trees]
 
     def close(self) -> None:
         """See `Backend.close`."""
         import torch
 
-        self.__dict__.pop("_writer", None)
+        for holder in ("_writer", "_tree"):
+            self.__dict__.pop(holder, None)
         self.model = None
         gc.collect()
         if torch.cuda.is_available():

@@ -1,5 +1,6 @@
 """Predict a file, write what was predicted, and score it; calibrate and score a finished run."""
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import UserError
-from data.calibration import calibrate
+from data.calibration import better_decision, calibrate, probabilities, scores_of
+from data.conformal import fit_promise
+from data.contract import Contract
 from data.engine.predictor import Predictor
 from data.files import CALIBRATION_FILE, PREDICTIONS_FILE, SUMMARY_FILE, exclusive, write_json
 from data.loading import Example, ExampleFile, TaskRow
@@ -77,20 +80,78 @@ def predicted_rows(
 
 
 def calibrate_run(
-    directory: str, examples: Sequence[Example], batch_size: int, precision: str
-) -> dict[str, dict[str, float]]:
+    directory: str, examples: Sequence[Example], batch_size: int, precision: str, coverage: float | None = None,
+    device: str | None = None,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Fit temperature and thresholds of a finished run on labelled texts, and write them into its `task.json`.
+
+    Where labels are written (without reasoning), it also chooses there what decides, the answer or the thresholds, by
+    the task's default metric on these texts, of which thresholds see each only when they were fitted on others
+    (`data.calibration.better_decision`). A line on the console says which.
+
+    Args:
+        directory: the run.
+        examples: the texts with their gold labels.
+        batch_size, precision, device: see `data.engine.settings.PredictionSettings`.
+        coverage: share of the gold labels that sets of labels are calibrated to hold; None = nothing is promised.
 
     Returns:
         The metrics `before` and `after`, on these same texts; also in the run's `calibration.json`.
+
+    Raises:
+        UserError: a run whose answers are not labels alone.
     """
-    predictor = Predictor(directory, batch_size=batch_size, precision=precision)
-    contract = predictor.contract
-    scores = predictor.label_scores([example.text for example in examples], progress=True)
-    fitted, metrics = calibrate(scores, [example.labels for example in examples], contract.task, contract.activation)
-    replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds).save(directory)
-    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **metrics})
+    predictor = Predictor(directory, batch_size=batch_size, precision=precision, device=device)
+    contract = replace(predictor.contract, temperature=1.0, thresholds=None, decide="answer")
+    task, gold = contract.task, [example.labels for example in examples]
+    texts, chosen = [example.text for example in examples], {}
+    if contract.objective == "generate":
+        if not contract.writes_labels:
+            raise UserError(f"{directory}: its answers are not labels alone, so there is nothing to calibrate")
+        predictor.contract = contract  # of a run that was calibrated before, too
+        weighed = predictor.predict_batch(texts, progress=True)
+        scores = scores_of([list(one.probabilities.values()) for one in weighed], contract.activation)
+        decide, metric = better_decision([one.labels for one in weighed], scores, gold, task, contract.activation)
+        contract, chosen = replace(contract, decide=decide), {"decide": decide, task.default_metric: metric}
+        compared = ", ".join(f"{way} {value:.4f}" for way, value in metric.items())
+        print(f"labels are decided by {decide}: {task.default_metric} of {compared} (cross-fitted)")
+    else:
+        scores = predictor.label_scores(texts, progress=True)
+    fitted, metrics = calibrate(scores, gold, task, contract.activation)
+    promise = None
+    if coverage is not None:
+        of_labels = probabilities(scores, contract.activation, fitted.temperature)
+        promise = fit_promise(of_labels, gold, task, coverage)
+        chosen["coverage"] = asdict(promise)
+    replace(contract, temperature=fitted.temperature, thresholds=fitted.thresholds, coverage=promise).save(directory)
+    write_json(Path(directory) / CALIBRATION_FILE, {"n": len(examples), **asdict(fitted), **chosen, **metrics})
     return metrics
+
+
+def is_promised(directory: str, coverage: float | None) -> bool:
+    """Whether a finished run promises what is wanted; None = whatever it promises will do."""
+    promise = Contract.load(directory).coverage
+    return coverage is None or (promise is not None and promise.level == coverage)
+
+
+def promise_run(
+    directory: str, examples: Sequence[Example], coverage: float | None, batch_size: int, precision: str
+) -> None:
+    """Calibrate a finished run for `coverage`, if it is wanted and not promised yet; see `calibrate_run`."""
+    if not is_promised(directory, coverage):
+        gc.collect()  # the trainer and its model hold each other; two models may not fit
+        calibrate_run(directory, examples, batch_size, precision, coverage)
+        say_promise(directory)
+
+
+def say_promise(directory: str) -> None:
+    """A line on the console that says what a run promises, if it does."""
+    promise = Contract.load(directory).coverage
+    if promise is not None:
+        print(
+            f"sets of labels hold {promise.level:.4g} of the right ones: those from a probability of "
+            f"{promise.cutoff:.4f} on, by {promise.rows:,} rows"
+        )
 
 
 def score_run(directory: str, examples: Sequence[Example], batch_size: int, precision: str, seed: int) -> None:

@@ -14,15 +14,17 @@ import numpy as np
 from tqdm import tqdm
 
 from data.arguments import UserError, one_line
-from data.calibration import decide, probabilities, set_probability, weigh_answers
-from data.contract import Contract, contract_for
+from data.calibration import decide, probabilities, scores_of, set_probability
+from data.conformal import Promise, promised_sets
+from data.contract import Contract, contract_for, decided_by
 from data.encoding import Encoder
-from data.engine.backends import Backend, BackendName, PredictionSettings, TransformersBackend, prompts_a_batch
+from data.engine.backends import Backend, TransformersBackend, prompts_a_batch
 from data.engine.models import check_model_path, is_encoder, load_tokenizer, pick_device, worker_devices
 from data.engine.precision import pick_precision
+from data.engine.settings import BackendName, PredictionSettings, weighs_answers
 from data.engine.vllm_backend import VllmBackend
 from data.engine.workers import Workers
-from data.labels import Prediction
+from data.predictions import Prediction
 from data.row_values import RowError
 from data.summaries.cases import case_of
 from data.tasks import Task
@@ -37,6 +39,9 @@ class Predictor:
     Args:
         model_path: hub id or directory (see `data.engine.models.load_model`).
         task: only for an untuned model: what it is asked for.
+        coverage: give sets of labels that hold this share of the gold labels (`data.conformal`); what the model's
+            task.json promises.
+        max_set_size: abstain where a set has more labels; None = never.
         settings: the other fields of `PredictionSettings`, which are inference.py's flags. With `workers`, a script
             that makes a predictor has to do so under `if __name__ == "__main__":`.
 
@@ -45,12 +50,16 @@ class Predictor:
         contract: what the model was trained on.
         encoder: texts -> the prompts' token ids.
         backend: what computes.
+        promised: what the sets of labels are calibrated for; None = there are none.
 
     Raises:
         UserError: no model there, a setting that contradicts its task.json, or a backend that does not run it.
     """
 
-    def __init__(self, model_path: str, task: str | None = None, **settings: Any):
+    def __init__(
+        self, model_path: str, task: str | None = None, coverage: float | None = None, max_set_size: int | None = None,
+        **settings: Any,
+    ):  # fmt: skip
         check_model_path(model_path)
         asked = PredictionSettings(model_path, task, **settings)
         contract = contract_for(
@@ -61,31 +70,33 @@ class Predictor:
         if contract.objective != "classify" and asked.backend == "bert":
             raise UserError(f"--objective {contract.objective}: {model_path} is an encoder, which has to use classify")
         encoder = contract.encoder(load_tokenizer(model_path))
-        if asked.probabilities and contract.sampling is not None:
-            raise UserError(f"--probabilities: task {contract.task.name} has no labels")
+        contract = decided_by(contract, asked.decide)
+        weighs = weighs_answers(asked, contract)
         if asked.compile and contract.sampling is not None:
             raise UserError(f"--compile: not for free text (task {contract.task.name}), which keeps a cache that grows")
-        if asked.probabilities and not asked.constrained and contract.objective == "generate":
-            raise UserError("--probabilities: are those of valid answers, and --constrained off writes others, too")
+        promised = check_promise(contract, coverage, max_set_size, model_path, asked)
         precision = pick_precision(asked.precision, model_path, pick_device(asked.device))
         asked = replace(asked, precision=precision.format)
-        self._set(model_path, open_backend(asked, encoder, contract), encoder, contract, asked.probabilities)
+        self._set(model_path, open_backend(asked, encoder, contract), encoder, contract, weighs)
+        self.promised, self._max_set_size = promised, max_set_size
         precision.say(sys.stderr)
 
     @classmethod
     def from_model(
         cls, model, encoder: Encoder, contract: Contract, batch_size: int = 64, constrained: bool = False
     ) -> "Predictor":
-        """A predictor around a model that is loaded already, such as one in training."""
+        """A predictor around a model that is loaded already, such as one in training; of written labels it says what
+        the answer is, whatever the contract decides by."""
         predictor = cls.__new__(cls)
         backend = TransformersBackend(model, encoder, contract, batch_size, constrained)
-        predictor._set(contract.base_model or "the model", backend, encoder, contract, probabilities=False)
+        predictor._set(contract.base_model or "the model", backend, encoder, contract, weighs=False)
         return predictor
 
-    def _set(self, name: str, backend: Backend, encoder: Encoder, contract: Contract, probabilities: bool) -> None:
+    def _set(self, name: str, backend: Backend, encoder: Encoder, contract: Contract, weighs: bool) -> None:
         self._name, self._closed = name, False
+        self.promised, self._max_set_size = None, None
         self.backend, self.encoder, self.contract, self.task = backend, encoder, contract, contract.task
-        self._probabilities = probabilities and not contract.cot  # behind no reasoning, a label is no answer
+        self._weighs = weighs
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Predictor":
@@ -138,12 +149,21 @@ class Predictor:
         if self.contract.objective != "generate":
             scores, cuts = self._by_length(self.backend.scores, sum, texts, bar, first)
             predictions = self.read(self._table(scores))
-        elif self._probabilities:
-            weighed, cuts = self._by_length(self.backend.weighed, lambda value: sum(value[1]), texts, bar, first)
-            predictions = [self._most_probable(*each) for each in weighed]
+        elif self._weighs:
+            weighed, cuts = self._by_length(self.backend.weighed, _number_in, texts, bar, first)
+            predictions = self._decided(weighed)
         else:
             predictions, cuts = self._by_length(self.backend.answers, attrgetter("confidence"), texts, bar, first)
+        if self.promised is not None:
+            predictions = self._with_sets(predictions)
         return [replace(p, truncated=True) if cut else p for p, cut in zip(predictions, cuts, strict=True)]
+
+    def _with_sets(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """Predictions with probabilities, and the sets of labels that are promised."""
+        of_labels = [[p.probabilities[label] for label in self.task.labels] for p in predictions]
+        most = self._max_set_size or len(self.task.labels)
+        sets = promised_sets(of_labels, self.promised.cutoff, self.task)
+        return [replace(p, label_set=s, abstained=len(s) > most) for p, s in zip(predictions, sets, strict=True)]
 
     def generate_summary(self, case_description: Sequence[str], consultation_process: Sequence[str]) -> str:
         """The experience and reflection that a model of summaries writes on one case; `predict` says more of it.
@@ -184,14 +204,24 @@ class Predictor:
             for row, labels in zip(of_labels, decide(of_labels, self.task, self.contract.thresholds), strict=True)
         ]
 
-    def _most_probable(self, several: Prediction | None, scores: Sequence[float]) -> Prediction:
-        """What `Backend.weighed` gives for one prompt, as a prediction whose labels and probabilities agree."""
-        labels, confidence, of_labels = weigh_answers(
-            scores, several.labels if several else (), self.task, self.contract.temperature
-        )
-        completion = several.completion if several and labels == several.labels else self.task.target(labels)
-        of_labels = dict(zip(self.task.labels, of_labels.tolist(), strict=True))
-        return Prediction(labels, True, None, completion, confidence, of_labels)
+    def _decided(self, weighed: Sequence[Prediction]) -> list[Prediction]:
+        """What `Backend.weighed` gives, with the contract's temperature, as it decides.
+
+        By thresholds, `completion` stays what the model writes, and `confidence` is of the labels that were decided: in
+        a single-label task the label's probability, else that each label by itself is as decided.
+        """
+        contract, task = self.contract, self.task
+        given = self._table([list(one.probabilities.values()) for one in weighed])
+        if contract.temperature != 1:
+            given = probabilities(scores_of(given, contract.activation), contract.activation, contract.temperature)
+        named = [dict(zip(task.labels, row.tolist(), strict=True)) for row in given]
+        predictions = [replace(one, probabilities=each) for one, each in zip(weighed, named, strict=True)]
+        if contract.decide == "answer":
+            return predictions
+        return [
+            replace(one, labels=labels, confidence=set_probability(row, labels, task, contract.activation))
+            for one, labels, row in zip(predictions, decide(given, task, contract.thresholds), given, strict=True)
+        ]
 
     def _table(self, scores: Sequence[Sequence[float]]) -> np.ndarray:
         return np.array(scores).reshape(len(scores), len(self.task.labels))
@@ -235,11 +265,41 @@ class Predictor:
             raise RuntimeError("this Predictor is closed; open a new one")
 
 
+def _number_in(weighed: Prediction) -> float:
+    return weighed.confidence + sum(weighed.probabilities.values())
+
+
 def check_texts(texts: Sequence[Any], task: Task, first: int = 0) -> None:
     """Raise a `ValueError` that names the first text, behind `first` earlier ones, that cannot be predicted."""
     for number, text in enumerate(texts, start=first + 1):
         if problem := task.problem(text):
             raise ValueError(f"text {number} {problem}")
+
+
+def check_promise(
+    contract: Contract, coverage: float | None, max_set_size: int | None, model_path: str,
+    settings: PredictionSettings | None = None,
+) -> Promise | None:  # fmt: skip
+    """The promise under which sets of labels are given; None where `--coverage` asks for none.
+
+    Raises:
+        UserError: the model promises something else or nothing, or there are no probabilities under the settings
+            (None = there are).
+    """
+    if coverage is None:
+        if max_set_size is not None:
+            raise UserError(f"--max_set_size {max_set_size}: does nothing without --coverage")
+        return None
+    if max_set_size is not None and max_set_size < 1:
+        raise UserError(f"--max_set_size {max_set_size}: must be at least 1")
+    if settings is not None and settings.load_in_4bit:
+        raise UserError("--coverage: what is promised is of the weights as they are, not of --load_in_4bit")
+    if settings is not None and not settings.constrained and contract.objective == "generate":
+        raise UserError("--coverage: needs probabilities of valid answers, and --constrained off writes others, too")
+    contract.check_promises()
+    if settings is not None and contract.objective == "generate" and not weighs_answers(settings, contract):
+        raise UserError("--coverage: needs probabilities of labels: --probabilities on (slow in vllm)")
+    return contract.promise(coverage, model_path)
 
 
 def _not_one_text(texts: Iterable[str]) -> Iterable[str]:

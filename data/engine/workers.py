@@ -15,7 +15,7 @@ from typing import Any
 
 from data.arguments import UserError
 from data.engine.backends import Backend, Prompts
-from data.labels import Prediction
+from data.predictions import Prediction
 
 BATCHES_AT_ONCE = 4  # of each process: the processes wait for one another behind so many
 
@@ -62,7 +62,7 @@ class Workers:
         """See `Backend.scores`."""
         return self._spread("scores", prompts)
 
-    def weighed(self, prompts: Prompts) -> list[tuple[Prediction | None, list[float]]]:
+    def weighed(self, prompts: Prompts) -> list[Prediction]:
         """See `Backend.weighed`."""
         return self._spread("weighed", prompts)
 

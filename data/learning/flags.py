@@ -11,6 +11,7 @@ import os
 from dataclasses import MISSING, fields
 
 from data.arguments import UserError, check_output_dir, one_line, process_count, spelled
+from data.conformal import LEVELS
 
 MANY = 10**8
 BOUNDS = {  # flag -> smallest and largest value
@@ -40,6 +41,7 @@ BOUNDS = {  # flag -> smallest and largest value
     "focal_gamma": (0, 10),
     "label_smoothing": (0, 0.9),
     "search": (1, 10_000),
+    "coverage": LEVELS,
     "num_generations": (2, 4096),
     "max_completion_length": (1, 10_000_000),
     "length_budget": (1, 10_000_000),

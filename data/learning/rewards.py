@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.encoding import Encoder
 from data.files import REWARDS_FILE, write_text
-from data.labels import Prediction
 from data.learning.f1_reward import Counts, F1Memory
 from data.metrics import indicators, is_right, similarity
+from data.predictions import Prediction
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -217,8 +217,18 @@ def _reading(contract: Contract) -> str:
         ),
         ("answer", _drawing(contract.sampling)),
         ("reasoning", "before the answer" if contract.cot else None),
+        ("promise", _promise(contract)),
     ]
     return _table(["", ""], rows) + "\n\nThe prompt, and all else that inference keeps to, is in `task.json`."
+
+
+def _promise(contract: Contract) -> str | None:
+    """What its sets of labels are calibrated for."""
+    promise = contract.coverage
+    return promise and (
+        f"--coverage {promise.level:g}: sets that hold this share of the right labels, from a probability of "
+        f"{promise.cutoff:.4f} on, calibrated on {promise.rows:,} rows"
+    )
 
 
 def _drawing(sampling: Sampling | None) -> str | None:

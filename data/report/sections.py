@@ -16,7 +16,7 @@ import numpy
 from data.calibration import calibration_scores
 from data.confidence import NoConfidenceError, analyse
 from data.metrics import label_metrics
-from data.prediction_rows import is_right_row
+from data.prediction_rows import is_right_row, promised_scores
 from data.report.commands import commands, remedies
 from data.report.heat_map import static_rows
 from data.report.sources import Source, same_rows
@@ -89,6 +89,7 @@ def run_data(source: Source, worst: int, seed: int) -> dict[str, Any]:
         "cooccurrence": cooccurrence(scored, source) if gold and task.kind == "multi_label" else None,
         "mistakes": mistakes(scored, task.kind),
         "confidence": _confidence(source),
+        "promised": contract.coverage.level if contract and contract.coverage else None,
         "has_probabilities": run.has_probabilities,
         "errors": worst_errors(scored, worst),
         "training": source.state if any("loss" in entry for entry in source.state.get("log_history", [])) else None,
@@ -118,7 +119,7 @@ def _scores(source: Source, gold, predictions) -> dict[str, Any] | None:
     if probabilities is not None:
         kept = [row["gold"] is not None for row in source.run.rows]
         scores |= calibration_scores(probabilities[kept], gold, source.task)
-    return scores
+    return scores | promised_scores(gold, predictions)
 
 
 def _most_frequent(gold: Sequence[tuple[str, ...]]) -> dict[str, Any] | None:

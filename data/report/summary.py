@@ -16,7 +16,7 @@ NAMED = 3  # mistakes of a kind
 
 def paragraphs(run: dict[str, Any], say: Words) -> list[str]:
     """What is most worth knowing of a run, see `data.report.sections.run_data`."""
-    topics = ((_about, _how_right), (_labels, _mistakes), (_confidence,), (_robust,))
+    topics = ((_about, _how_right), (_labels, _mistakes), (_confidence,), (_promise,), (_robust,))
     gap = "" if say.language == "zh" else " "
     found = (gap.join(sentence for topic in topics_of for sentence in topic(run, say)) for topics_of in topics)
     return [paragraph for paragraph in found if paragraph]
@@ -88,6 +88,18 @@ def _confidence(run: dict[str, Any], say: Words) -> Iterator[str]:
     kept = next(row for row in found["at_coverage"] if row["at_most"] == HANDED_OVER)
     if kept["accuracy"] is not None:
         yield say("handed_over", rest=say.percent(1 - kept["coverage"]), accuracy=say.percent(kept["accuracy"]))
+
+
+def _promise(run: dict[str, Any], say: Words) -> Iterator[str]:
+    scores = run["scores"] or {}
+    if "coverage" not in scores:
+        return
+    found = {"coverage": say.percent(scores["coverage"]), "size": say.number(scores["mean_set_size"], 2)}
+    level = run["promised"]
+    yield say("sets" if level is None else "promise", level=None if level is None else say.percent(level), **found)
+    if scores["abstained_rate"]:
+        accuracy = say.percent(scores["accuracy_answered"]) if "accuracy_answered" in scores else "–"
+        yield say("abstains", share=say.percent(scores["abstained_rate"]), accuracy=accuracy)
 
 
 def verdict(confidence: float, accuracy: float, error: float) -> str:

@@ -10,6 +10,8 @@ LARGEST = sys.float_info.max**0.5
 SCORES = {
     "n": "texts", "accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1", "jaccard": "Jaccard",
     "invalid_rate": "invalid answers", "ece": "calibration error (ECE)", "brier": "Brier score", "auc": "AUC",
+    "coverage": "right labels in their set", "mean_set_size": "labels a set", "abstained_rate": "abstained",
+    "accuracy_answered": "accuracy where it did not abstain",
     "rouge1_f1": "ROUGE-1", "rouge2_f1": "ROUGE-2", "rougeL_f1": "ROUGE-L", "bleu": "BLEU",
     "words_mean": "words a summary", "distinct_2": "distinct-2", "source_overlap_4": "fours of words from the case",
     "empty_rate": "empty summaries", "unfinished_rate": "unfinished summaries",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from data.arguments import UserError
-from data.labels import Prediction
 from data.perturbing.perturbations import main_language
+from data.predictions import Prediction
 from data.prompts import Prompted
 from data.row_values import RowError
 from data.sampling import Sampling

@@ -34,8 +34,8 @@ SINGLES, WARM_UP = 100, 10  # texts predicted one by one, for the latency, and b
 class InferenceArgs(RaceArgs):
     model_path: str | None = flag(None, "a whole model that writes its answers: merged, fully tuned, or untuned")
     contestants: list[str] = flag(
-        ["generate", "mended", "free", "ours", "workers", "compiled"],
-        "which of generate, mended, vllm, free, ours, workers, compiled",
+        ["generate", "mended", "free", "bare", "ours", "workers", "compiled"],
+        "which of generate, mended, vllm, free, bare, ours, workers, compiled",
     )
     rounds: int = flag(8, "timed turns of each contestant, which share the texts")
     case: Literal["28-labels", "4-labels"] = flag("28-labels", "the prompt, and the texts")
@@ -152,7 +152,12 @@ def vllm(turns: Turns, args: InferenceArgs) -> None:
 
 def free(turns: Turns, args: InferenceArgs) -> None:
     """inference.py --constrained off."""
-    _predict(turns, args, constrained=False)
+    _predict(turns, args, constrained=False, decide="answer")
+
+
+def bare(turns: Turns, args: InferenceArgs) -> None:
+    """inference.py --probabilities off --decide answer: answers alone, as the peers give them."""
+    _predict(turns, args, probabilities=False, decide="answer")
 
 
 def ours(turns: Turns, args: InferenceArgs) -> None:
@@ -170,8 +175,8 @@ def compiled(turns: Turns, args: InferenceArgs) -> None:
     _predict(turns, args, workers=args.workers, compile=True)
 
 
-CONTESTANTS = {"generate": generate, "mended": mended, "vllm": vllm, "free": free, "ours": ours, "workers": workers,
-               "compiled": compiled}  # fmt: skip
+CONTESTANTS = {"generate": generate, "mended": mended, "vllm": vllm, "free": free, "bare": bare, "ours": ours,
+               "workers": workers, "compiled": compiled}  # fmt: skip
 
 
 def inference(args: InferenceArgs) -> None:

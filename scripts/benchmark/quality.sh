@@ -21,6 +21,7 @@ seeds                MiniLM on SST-2, three seeds, a quarter of an epoch each   
 laptop               the quickstart as it is, without AVX-512 and AMX, with one thread   ~20 minutes
 chinese              SmolLM2 on ChnSentiCorp, untuned and after 180 steps                ~20 minutes
 chinese-encoder      multilingual-e5-small on ChnSentiCorp, an epoch                     ~15 minutes
+coverage             whether sets of labels keep their promise: emotion and 4 groups       ~30 minutes
 analyses             three short runs, and one page about each: eval_full.sh              ~45 minutes
 summaries            SmolLM2 on 80 cases of LongEmotion, in bf16 and over 4 bits          ~1 hour
 grpo                 GRPO after 80 steps of fine-tuning, three seeds, and the picture    ~40 minutes
@@ -326,6 +327,20 @@ block_speed_encoder() {
     "$@" python -m scripts.benchmark encoder --case "$case" --model_path models/multilingual-e5-small --rounds 4 \
       --warmup 1
   done
+}
+
+# Heads after a few steps, scored on dev rows that chose nothing: 200 random halves of them.
+block_coverage() {
+  need_model smollm2-135m-instruct
+  need_data emotion
+  need_data goemotions/group
+  local head=(python main_SFT.py --model_path models/smollm2-135m-instruct --objective classify --learning_rate 4e-4
+    --val_ratio 0.02 --eval_steps 200)
+  "${head[@]}" --task emotion --train_data_path data/emotion/train.txt --test_data_path data/emotion/val.txt \
+    --max_steps 400 --output_dir outputs/coverage-emotion
+  "${head[@]}" --label_path data/goemotions/group/labels.txt --train_data_path data/goemotions/group/train.tsv \
+    --test_data_path data/goemotions/group/dev.tsv --max_steps 200 --output_dir outputs/coverage-group
+  python -m scripts.coverage outputs/coverage-emotion outputs/coverage-group
 }
 
 block_speed_laptop() {
