@@ -17,7 +17,7 @@ from data.engine.models import DTYPES, base_model_path
 from data.engine.settings import PredictionSettings
 from data.files import ADAPTER_FILE, read_json
 from data.labels import Prediction
-from data.marginals import Marginals
+from data.marginals import Marginals, bounds
 from data.sampling import seed_of
 
 if TYPE_CHECKING:
@@ -131,12 +131,12 @@ class VllmBackend:
 
     def weighed(self, prompts: Prompts) -> list[Prediction]:
         """See `Backend.weighed`."""
-        trees = self._tree.expand(prompts, self.pruned_mass)
+        trees = self._tree.expand(prompts, *bounds(self.pruned_mass))
         return [weighed_answer(self._marginals, self.encoder, self.contract, tree) for tree in trees]
 
     @cached_property
     def _marginals(self) -> Marginals:
-        return Marginals(self.encoder)
+        return Marginals(self.encoder, AnswerTrie(self.encoder))
 
     @cached_property
     def _tree(self) -> "AnswerTree":
