@@ -109,8 +109,8 @@ class Args:
         "(default: on, but for vllm, where it takes several times as long; never with --cot or --constrained off)",
     )  # fmt: skip
     pruned_mass: float | None = flag(
-        None, "probability of the answers that need not be looked at for that, however long it takes; each text has its own "
-        "in predictions.jsonl (default: 0.01, or more where that would take over 32 tokens of answers a text)",
+        None, "probability of the answers that need not be looked at for that, however long it takes; each text's own "
+        "is in predictions.jsonl (default: 0.01, or more where that would take over 32 tokens of answers a text)",
     )  # fmt: skip
     decide: Decision | None = flag(
         None, "of a model that writes its answers: answer = the labels it writes; thresholds = those whose probability "
