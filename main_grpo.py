@@ -48,30 +48,19 @@ again.
 """
 
 import gc
-import importlib.util
-import urllib.request
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, one_line, process_count, run
 from data.contract import Contract, Precision, contract_for
 from data.encoding import MAX_ANSWER_LABELS, RATIONALE_TOKENS, Encoder
 from data.engine.evaluation import score_run
 from data.engine.fingerprints import fingerprint
-from data.engine.models import (
-    adapter_stack,
-    base_model_path,
-    check_model_path,
-    compile_layers,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    with_adapters,
-)
-from data.files import ADAPTER_FILE, TASK_FILE, read_json
+from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
+from data.files import TASK_FILE
 from data.learning.checkpoints import (
     WholeCheckpoints,
     as_begun,
@@ -81,14 +70,14 @@ from data.learning.checkpoints import (
     is_finished,
     one_run_in,
 )
+from data.learning.f1_reward import F1Memory
 from data.learning.flags import SMALLEST_REWARD, check_needed, check_training_flags
+from data.learning.policy import check_adapter_flags, check_vllm, load_policy, with_new_adapter
 from data.learning.rewards import Rewards, reward_writer
 from data.learning.trainers import (
     Data,
-    check_positions,
     load_data,
     lora_config,
-    share_prefixes,
     subsample,
     train,
     with_precision,
@@ -101,12 +90,18 @@ from data.tasks import Task, check_has_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-    from trl import GRPOConfig, GRPOTrainer
+    from transformers import Trainer, TrainingArguments
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
-REWARDED_METRIC = {"multi_label": "jaccard", "single_label": "accuracy"}
+DEFAULT_BATCH_SIZE = {"sampled": 32, "exact": 8}  # answers; texts
+SCALED_BY = {"sampled": "group", "exact": "none"}
+METRIC_OF_REWARD = {"jaccard": "jaccard", "exact_match": "accuracy", "f1_macro": "f1_macro", "f1_micro": "f1_micro"}
+# of answers that are drawn, or of learning from them once more
+OF_SAMPLING = (
+    "temperature", "top_p", "top_k", "dynamic_sampling", "dynamic_sampling_rounds", "use_vllm", "loss_type", "epsilon",
+    "epsilon_high", "importance_sampling_level", "num_iterations", "steps_per_generation",
+    "mask_truncated_completions", "num_generations",
+)  # fmt: skip
 # Flags that may differ when a run is continued: they change where, how often and how fast it works, or how long.
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
@@ -129,14 +124,23 @@ class Args:
     skip_bad_rows: bool = flag(False, "list bad rows in rejected.jsonl instead of stopping at the first")
     cot: bool | None = flag(None, "ask for reasoning before the answer (default: as the start was trained)")
     max_length: int | None = flag(None, "tokens of prompt and answer together (default: as the start, else 512)")
+    # how
+    expectation: Literal["sampled", "exact"] = flag(
+        "sampled", "sampled = answers are drawn (GRPO); exact = the expected reward of all answers, nothing is drawn"
+    )
     # rewards
-    accuracy_weight: float = flag(1.0, "weight of the Jaccard index of predicted and gold labels (0 to 1)")
+    accuracy_reward: Literal["jaccard", "exact_match", "f1_macro", "f1_micro"] = flag(
+        "jaccard", "what predicted and gold labels earn: the Jaccard index of the two, 1 if they are the same, or what "
+        "they add to the F1 of many texts",
+    )  # fmt: skip
+    accuracy_weight: float = flag(1.0, "weight of the reward for the labels")
     format_weight: float = flag(0.5, "weight of well-formed answers (0 or 1)")
     length_weight: float = flag(0.5, "weight of the penalty for length (-1 to 0)")
     length_budget: int | None = flag(
         None, f"tokens an answer may take without penalty (default: the longest gold answer; with --cot, and "
         f"{RATIONALE_TOKENS} for reasoning)"
     )  # fmt: skip
+    f1_window: int = flag(1000, "texts after which a share of 1/e is left of what F1 rewards count")
     # drawing answers
     num_generations: int = flag(8, "answers drawn for each text, the group (G)")
     max_completion_length: int | None = flag(
@@ -155,12 +159,14 @@ class Args:
     vllm_gpu_memory_utilization: float = flag(0.3, "share of a GPU's memory for a colocated vLLM")
     # learning
     beta: float = flag(0.0, "weight of the KL divergence from the start; above 0 costs a second forward pass")
+    entropy_weight: float = flag(0.0, "exact: weight of the entropy of the valid answers")
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = flag("dapo", "how tokens' losses are averaged")
     epsilon: float = flag(0.2, "clip range of the probability ratio")
     epsilon_high: float | None = flag(None, "its upper end (default: as --epsilon; DAPO: 0.28)")
-    scale_rewards: Literal["group", "batch", "none"] = flag(
-        "group", "what advantages are divided by: a group's standard deviation, the batch's, or nothing"
-    )
+    scale_rewards: Literal["group", "batch", "none"] | None = flag(
+        None, "what advantages are divided by: the standard deviation of a text's rewards, the batch's, or nothing "
+        "(default: group; exact: none)",
+    )  # fmt: skip
     importance_sampling_level: Literal["token", "sequence"] = flag("token", "ratio a token, or a sequence (GSPO)")
     num_iterations: int = flag(1, "updates on the same answers")
     steps_per_generation: int | None = flag(None, "batches drawn at once (default: --gradient_accumulation_steps)")
@@ -176,7 +182,9 @@ class Args:
     )  # fmt: skip
     num_epochs: float = flag(1.0, "passes over the training texts")
     max_steps: int | None = flag(None, "stop after so many steps, whatever --num_epochs says")
-    batch_size: int = flag(32, "answers a step on each device: texts x --num_generations")
+    batch_size: int | None = flag(
+        None, "answers a step on each device, texts x --num_generations (default: 32); exact: texts (default: 8)"
+    )
     gradient_accumulation_steps: int = flag(1, "batches whose gradients are summed for a step")
     optimizer: Literal["adamw", "adafactor"] = flag(
         "adamw", "adafactor keeps next to nothing for each weight, where AdamW keeps eight bytes; slower on a CPU"
@@ -199,7 +207,9 @@ class Args:
     compile: bool = flag(False, "compile the model's layers: a minute at the start, then faster steps; for long runs")
     seed: int = flag(42, "seed of adapter, order, split and drawing")
     # watching and keeping
-    metric_for_best: str | None = flag(None, "chooses the best checkpoint (default: jaccard, or accuracy if one label)")
+    metric_for_best: str | None = flag(
+        None, "chooses the best checkpoint (default: what is rewarded, or accuracy if one label)"
+    )
     eval_steps: int = flag(50, "score the validation rows every N steps, and before the first")
     eval_samples: int = flag(500, "validation rows scored while training, drawn once; 0 = all")
     save_steps: int | None = flag(
@@ -212,19 +222,32 @@ class Args:
 
     def __post_init__(self):
         check_training_flags(self)
+        if self.batch_size is None:
+            self.batch_size = DEFAULT_BATCH_SIZE[self.expectation]
         if max(self.accuracy_weight, self.format_weight, self.length_weight) < SMALLEST_REWARD:
             raise UserError(
                 "--accuracy_weight, --format_weight, --length_weight: all are below "
                 f"{SMALLEST_REWARD}, so there is no reward"
             )
         self._check_needs()
-        self._check_batches()
+        if self.expectation == "sampled":
+            self._check_batches()
         if self.metric_for_best not in (None, *LABEL_METRICS):
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
+        if self.scale_rewards is None:
+            self.scale_rewards = SCALED_BY[self.expectation]
 
     def _check_needs(self) -> None:
+        if self.expectation == "exact":
+            check_needed(self, *OF_SAMPLING, needs="--expectation sampled")
+            if self.scale_rewards == "batch":
+                raise UserError("--scale_rewards batch: needs --expectation sampled; exact has group and none")
+        else:
+            check_needed(self, "entropy_weight", needs="--expectation exact")
+        if not self.accuracy_reward.startswith("f1"):
+            check_needed(self, "f1_window", needs="--accuracy_reward f1_macro or f1_micro")
         if self.use_vllm != "server":
             check_needed(self, "vllm_server_host", "vllm_server_port", needs="--use_vllm server")
         if self.use_vllm != "colocate":
@@ -258,6 +281,8 @@ class Args:
 
 def check_texts(args: Args, texts: int) -> None:
     """Raise a `UserError` when answers are drawn for more texts at once than there are: none would be drawn."""
+    if args.expectation == "exact":
+        return
     answers, shown = args.drawn_at_once()
     if texts < answers // args.num_generations:
         raise UserError(
@@ -292,104 +317,91 @@ def answer_lengths(args: Args, encoder: Encoder, train: Sequence[Example]) -> tu
     return args.length_budget or min(longest, limit), limit
 
 
-# --- model ----------------------------------------------------------------------------------------------------------
-
-
-def load_policy(args: Args, longest: int) -> "PreTrainedModel | PeftModel":
-    """The model to train, set up for packed rows where it takes them.
-
-    An adapter (a LoRA run of main_SFT.py) learns on; any other start gets a new one, unless `--tuning full`.
-
-    Args:
-        args: the stage's flags.
-        longest: tokens of the longest prompt with its answer.
-
-    Raises:
-        UserError: it does not load, is too short, or its adapter was trained on another model.
-    """
-    base, *adapters = adapter_stack(args.model_path)
-    # as in SFT: plain matrix products go backwards faster on short texts than the CPU's fused attention
-    attention = "eager" if pick_device() == "cpu" else None
-    precision = "fp32" if args.tuning == "full" else args.precision
-    model = load_model(base, precision, device="cpu", attention=attention)
-    if args.freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
-    check_positions(model, longest, args.model_path)
-    share_prefixes(args, model, longest)
-    if args.compile:
-        compile_layers(model)
-    if adapters:
-        model = with_adapters(model, base, adapters, Contract.load(args.model_path), trainable=True)
-    return model.train()
-
-
-def check_vllm(args: Args) -> None:
-    """Raise a `UserError` when `--use_vllm` asks for an engine that is not here, or a server that does not answer."""
-    if args.use_vllm == "off":
-        return
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError(f"--use_vllm {args.use_vllm}: vLLM is not installed; see requirements-vllm.txt")
-    if args.use_vllm == "server":
-        address = f"http://{args.vllm_server_host}:{args.vllm_server_port}/health"
-        try:
-            urllib.request.urlopen(address, timeout=10).close()
-        except OSError as error:
-            raise UserError(
-                f"--use_vllm server: no answer from {address} ({error}); see scripts/serve_vllm.sh"
-            ) from error
-
-
-def check_adapter_flags(args: Args) -> None:
-    """Raise a `UserError` when a flag asks for another adapter than the one the start brings, or for none."""
-    if args.tuning == "full":
-        raise UserError(f"--tuning full: {args.model_path} is an adapter, which learns on; merge it first")
-    settings = read_json(Path(args.model_path) / ADAPTER_FILE)
-    for name, key in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
-        if getattr(args, name) not in (None, settings.get(key)):
-            raise UserError(f"--{name} {getattr(args, name)}: the adapter in {args.model_path} has {settings.get(key)}")
-
-
 # --- trainer --------------------------------------------------------------------------------------------------------
 
 
-def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "GRPOTrainer":
-    """TRL's GRPOTrainer with our rewards and label metrics."""
+def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Contract) -> "Trainer":
+    """The trainer of `--expectation`, with our rewards and label metrics."""
+    from data.engine.generation import stop_token_ids
+
+    budget, limit = answer_lengths(args, encoder, data.train)
+    if is_first_process():
+        cut = f", and is cut off at {limit}" if args.expectation == "sampled" else ""
+        print(f"an answer may take {budget} tokens without penalty{cut}")
+    weights = {args.accuracy_reward: args.accuracy_weight, "format": args.format_weight, "length": args.length_weight}
+    memory = None
+    if args.accuracy_reward.startswith("f1"):
+        memory = F1Memory(args.accuracy_reward.removeprefix("f1_"), shares(data), args.f1_window)
+    rewards = Rewards(encoder, stop_token_ids(model, encoder.end_id), budget, limit, weights, memory)
+    build = sampling_trainer if args.expectation == "sampled" else exact_trainer
+    dev = subsample(data.dev, args.eval_samples, args.seed)
+    return build(
+        args, data, model, rewards,
+        contract=contract, encoder=encoder, dev=dev, predict_batch_size=args.predict_batch_size,
+    )  # fmt: skip
+
+
+def shares(data: Data) -> list[float]:
+    """Share of the training rows that have each label, (K,)."""
+    from data.learning.objectives import label_frequencies
+
+    return label_frequencies(data.train, data.task.labels)
+
+
+def sampling_trainer(args: Args, data: Data, model, rewards: Rewards, **watched) -> "Trainer":
+    """TRL's GRPOTrainer, which learns from answers that are drawn; `watched`: see `LabelEvaluationMixin`."""
     from trl import GRPOTrainer
 
-    from data.engine.generation import stop_token_ids
     from data.learning.faults import StopAtFaults
     from data.learning.group_training import GroupTraining, weights_through_a_folder
 
     class LabelGRPOTrainer(StopAtFaults, WholeCheckpoints, GroupTraining, GRPOTrainer):
         pass
 
-    budget, limit = answer_lengths(args, encoder, data.train)
-    if is_first_process():
-        print(f"an answer may take {budget} tokens without penalty, and is cut off at {limit}")
-    weights = {"jaccard": args.accuracy_weight, "format": args.format_weight, "length": args.length_weight}
-    stop_ids = stop_token_ids(model, encoder.end_id)
-    rewards = Rewards(encoder, stop_ids, budget, limit, weights)
-    dev = subsample(data.dev, args.eval_samples, args.seed)
     without_nccl = args.use_vllm == "server" and pick_device() != "cuda"
     with weights_through_a_folder() if without_nccl else nullcontext():
-        trainer = LabelGRPOTrainer(
+        return LabelGRPOTrainer(
             model=model,
             reward_funcs=rewards.functions(),
-            args=training_arguments(args, data.task, rewards, has_dev=bool(dev)),
+            args=sampling_arguments(args, data.task, rewards, has_dev=bool(watched["dev"])),
             train_dataset=prompts(data.train),
-            eval_dataset=prompts(dev) if dev else None,
-            processing_class=encoder.tokenizer,
+            eval_dataset=prompts(watched["dev"]) if watched["dev"] else None,
+            processing_class=rewards.encoder.tokenizer,
             peft_config=None if hasattr(model, "peft_config") else lora_config(args, model),
             callbacks=[reward_writer()],
-            contract=contract,
-            encoder=encoder,
-            dev=dev,
-            predict_batch_size=args.predict_batch_size,
             totals=rewards.totals,
-            stop_ids=stop_ids,
+            memory=rewards.memory,
+            stop_ids=rewards.stop_ids,
             dynamic_sampling_rounds=args.dynamic_sampling_rounds if args.dynamic_sampling else 0,
+            **watched,
         )
-    return trainer
+
+
+def exact_trainer(args: Args, data: Data, model, rewards: Rewards, **watched) -> "Trainer":
+    """Transformers' Trainer, whose objective is the expected reward; `watched`: see `LabelEvaluationMixin`."""
+    from transformers import Trainer, TrainingArguments
+
+    from data.learning.exact import ExactCollator, ExactTraining, exact_rows
+    from data.learning.faults import StopAtFaults
+
+    class ExactTrainer(StopAtFaults, WholeCheckpoints, ExactTraining, Trainer):
+        pass
+
+    encoder = rewards.encoder
+    return ExactTrainer(
+        model=with_new_adapter(args, model),
+        args=TrainingArguments(**common_arguments(args, data.task, has_dev=bool(watched["dev"])), label_names=["shift_labels"]),
+        data_collator=ExactCollator(),
+        train_dataset=exact_rows(data.train, encoder),
+        eval_dataset=exact_rows(watched["dev"], encoder) if watched["dev"] else None,
+        processing_class=encoder.tokenizer,
+        callbacks=[reward_writer()],
+        rewards=rewards,
+        beta=args.beta,
+        entropy_weight=args.entropy_weight,
+        scaled=args.scale_rewards == "group",
+        **watched,
+    )
 
 
 def prompts(examples: Sequence[Example]) -> "Dataset":
@@ -399,17 +411,52 @@ def prompts(examples: Sequence[Example]) -> "Dataset":
     return Dataset.from_list([{"prompt": e.text, "gold": list(e.labels), "id": e.id} for e in examples])
 
 
-def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) -> "GRPOConfig":
-    """Our flags as TRL's GRPOConfig."""
+def common_arguments(args: Args, task: Task, has_dev: bool) -> dict[str, Any]:
+    """Our flags as those of Transformers' TrainingArguments, which TRL's GRPOConfig extends."""
     import torch
-    from trl import GRPOConfig
 
-    return GRPOConfig(
+    rewarded = METRIC_OF_REWARD[args.accuracy_reward] if task.kind == "multi_label" else "accuracy"
+    return dict(
         output_dir=args.output_dir,
         num_train_epochs=args.num_epochs,
         max_steps=args.max_steps or -1,
         per_device_train_batch_size=args.batch_size,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type=args.lr_scheduler_type,
+        # below 1 it is a share of all steps; a rate that rises begins with 0, which would be all of a single step
+        warmup_steps=args.warmup_ratio if args.max_steps != 1 else 0,
+        optim="adafactor" if args.optimizer == "adafactor" else "adamw_torch_fused",
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        use_cpu=pick_device() == "cpu",
+        bf16=args.precision == "bf16",
+        fp16=args.precision == "fp16",
+        gradient_checkpointing=args.gradient_checkpointing,
+        seed=args.seed,
+        eval_strategy="steps" if has_dev else "no",
+        eval_on_start=has_dev,
+        eval_steps=args.eval_steps,
+        save_strategy="steps",
+        save_steps=args.save_steps or args.eval_steps,
+        save_total_limit=args.save_total_limit,
+        load_best_model_at_end=has_dev,
+        metric_for_best_model=(args.metric_for_best or rewarded) if has_dev else None,
+        greater_is_better=True if has_dev else None,
+        logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,  # it would show a loss that is not finite as 0
+        report_to=["tensorboard"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+
+
+def sampling_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) -> "TrainingArguments":
+    """Our flags as TRL's GRPOConfig."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        **common_arguments(args, task, has_dev),
         steps_per_generation=args.steps_per_generation,
         num_generations=args.num_generations,
         max_completion_length=rewards.limit,
@@ -431,35 +478,9 @@ def training_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
         importance_sampling_level=args.importance_sampling_level,
         num_iterations=args.num_iterations,
         mask_truncated_completions=args.mask_truncated_completions,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler_type,
-        # below 1 it is a share of all steps; a rate that rises begins with 0, which would be all of a single step
-        warmup_steps=args.warmup_ratio if args.max_steps != 1 else 0,
-        optim="adafactor" if args.optimizer == "adafactor" else "adamw_torch_fused",
-        weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm,
-        use_cpu=pick_device() == "cpu",
-        bf16=args.precision == "bf16",
-        fp16=args.precision == "fp16",
-        gradient_checkpointing=args.gradient_checkpointing,
-        seed=args.seed,
         per_device_eval_batch_size=args.num_generations,  # TRL asks for whole groups, though ours draws none
-        eval_strategy="steps" if has_dev else "no",
-        eval_on_start=has_dev,
-        eval_steps=args.eval_steps,
-        save_strategy="steps",
-        save_steps=args.save_steps or args.eval_steps,
-        save_total_limit=args.save_total_limit,
-        load_best_model_at_end=has_dev,
-        metric_for_best_model=(args.metric_for_best or REWARDED_METRIC[task.kind]) if has_dev else None,
-        greater_is_better=True if has_dev else None,
-        logging_steps=args.logging_steps,
-        logging_nan_inf_filter=False,  # it would show a loss that is not finite as 0
         log_completions=True,
         num_completions_to_print=0,  # it draws a large table; `_shown_answers` are two lines
-        report_to=["tensorboard"],
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
         router_aux_loss_coef=0.0,  # experts' balance is a loss of whole batches, not of a packed row's answers
     )
 

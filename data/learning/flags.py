@@ -51,6 +51,8 @@ BOUNDS = {  # flag -> smallest and largest value
     "top_p": (0.1, 1),
     "top_k": (2, 1_000_000),
     "beta": (1e-6, 100),
+    "entropy_weight": (0, 100),
+    "f1_window": (1, MANY),
     "epsilon": (1e-6, 100),
     "epsilon_high": (1e-6, 100),
     # below, gradients get lost in AdamW's own epsilon

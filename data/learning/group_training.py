@@ -23,6 +23,7 @@ from torch import Tensor
 from data.engine.generation import sample_answers
 from data.engine.packing import pack
 from data.engine.tree_attention import computes_packed_rows, ordinary_attention, target_log_probs_and_entropies
+from data.learning.f1_reward import F1Memory
 from data.learning.trainers import LabelEvaluationMixin
 
 
@@ -33,6 +34,7 @@ class GroupTraining(LabelEvaluationMixin):
         totals: (answers, their gold labels) -> the weighted reward of each.
         stop_ids: tokens that end an answer; by them TRL, too, tells answers that were cut off.
         dynamic_sampling_rounds: how often groups without a signal are replaced in a step; 0 = never.
+        memory: what an F1 reward remembers of earlier texts, None without one.
         arguments: see `LabelEvaluationMixin`.
     """
 
@@ -41,9 +43,9 @@ class GroupTraining(LabelEvaluationMixin):
 
     def __init__(
         self, *, totals: Callable[[Sequence[list[int]], Sequence[Sequence[str]]], list[float]],
-        stop_ids: Sequence[int], dynamic_sampling_rounds: int, **arguments: Any,
+        stop_ids: Sequence[int], dynamic_sampling_rounds: int, memory: F1Memory | None = None, **arguments: Any,
     ):  # fmt: skip
-        self.totals, self.dynamic_sampling_rounds = totals, dynamic_sampling_rounds
+        self.totals, self.dynamic_sampling_rounds, self.memory = totals, dynamic_sampling_rounds, memory
         super().__init__(**arguments)
         self.eos_token_ids = stop_ids
 
@@ -181,6 +183,8 @@ class GroupTraining(LabelEvaluationMixin):
     def _save_rng_state(self, output_dir: str) -> None:
         """Transformers', and the answers that are still to be learnt from: a later model would draw others."""
         super()._save_rng_state(output_dir)
+        if self.memory is not None:
+            self.memory.save(output_dir, self.args.process_index)
         if self._is_learning_on():
             torch.save(self._buffered_inputs, self._answers_file(output_dir))
 
@@ -189,6 +193,8 @@ class GroupTraining(LabelEvaluationMixin):
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
+        if self.memory is not None:
+            self.memory.load(checkpoint, self.args.process_index)
         batches = len(self.callback_handler.train_dataloader)
         epochs, steps = divmod(self.state.global_step, math.ceil(batches / self.args.gradient_accumulation_steps))
         self._step = epochs * batches + steps * self.args.gradient_accumulation_steps

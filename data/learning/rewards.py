@@ -5,18 +5,21 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.encoding import Encoder
 from data.files import REWARDS_FILE, write_text
 from data.labels import Prediction
-from data.metrics import jaccard
+from data.learning.f1_reward import Counts, F1Memory
+from data.metrics import indicators, jaccard
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 Completions = Sequence[Sequence[int]]  # B answers as token ids
+ACCURACY_REWARDS = ("jaccard", "exact_match", "f1_macro", "f1_micro")
 
 
 def jaccard_reward(prediction: Prediction, gold: Sequence[str]) -> float:
@@ -28,6 +31,15 @@ def jaccard_reward(prediction: Prediction, gold: Sequence[str]) -> float:
     0.0
     """
     return jaccard(prediction.labels, gold)
+
+
+def exact_match_reward(prediction: Prediction, gold: Sequence[str]) -> float:
+    """1 where the predicted labels are the gold ones, else 0.
+
+    >>> exact_match_reward(Prediction(("joy", "love"), valid=True), ("joy",))
+    0.0
+    """
+    return float(set(prediction.labels) == set(gold))
 
 
 def format_reward(prediction: Prediction, finished: bool) -> float:
@@ -67,7 +79,8 @@ class Rewards:
         encoder: reads token ids as text, and knows the task.
         stop_ids: tokens that end an answer; one that does not end with one was cut off.
         budget, limit: of `length_reward`, in tokens, the end token among them.
-        weights: name -> weight; a reward of weight 0 is not computed.
+        weights: name -> weight; a reward of weight 0 is not computed. The first is the one for the labels.
+        memory: of earlier texts, for an F1 reward.
     """
 
     encoder: Encoder
@@ -75,10 +88,59 @@ class Rewards:
     budget: int
     limit: int
     weights: dict[str, float]
+    memory: F1Memory | None = None
+
+    @property
+    def accuracy(self) -> str:
+        """The name of the reward for the labels, one of `ACCURACY_REWARDS`."""
+        return next(iter(self.weights))
 
     def jaccard(self, completion_ids: Completions, gold: Sequence[Sequence[str]], **_) -> list[float]:
         """`jaccard_reward` of each of B answers; `gold` has the labels of its text."""
         return [jaccard_reward(self._read(ids)[0], labels) for ids, labels in zip(completion_ids, gold, strict=True)]
+
+    def exact_match(self, completion_ids: Completions, gold: Sequence[Sequence[str]], **_) -> list[float]:
+        """`exact_match_reward` of each of B answers."""
+        read = [self._read(ids)[0] for ids in completion_ids]
+        return [exact_match_reward(prediction, labels) for prediction, labels in zip(read, gold, strict=True)]
+
+    def f1_macro(
+        self, completion_ids: Completions, gold: Sequence[Sequence[str]], id: Sequence[str], **_
+    ) -> list[float]:
+        """What each of B answers adds to the F1 of texts: n (F1 with it - F1 without its text), n texts in the counts.
+
+        The answers to a text, which `id` names, stand one behind the other. "Without" are the texts remembered and the
+        others of this batch, each with the mean counts of its answers; the current ones are then remembered. The
+        estimator is biased as `data.learning.f1_reward` says, and by the difference of a step of one text to a
+        derivative, which vanishes as n grows.
+        """
+        values, counts = self._f1_values(completion_ids, gold, id)
+        self.memory.remember(counts)
+        return values
+
+    def f1_micro(
+        self, completion_ids: Completions, gold: Sequence[Sequence[str]], id: Sequence[str], **_
+    ) -> list[float]:
+        """See `f1_macro`; which of the two, the memory knows."""
+        return self.f1_macro(completion_ids, gold, id)
+
+    def _f1_values(
+        self, completion_ids: Completions, gold: Sequence[Sequence[str]], ids: Sequence[str]
+    ) -> tuple[list[float], Counts]:
+        """What each answer adds, and the counts of these texts."""
+        task, average = self.encoder.task, self.memory.average
+        predicted = indicators([self._read(ids)[0].labels for ids in completion_ids], task).astype(float)  # (B, K)
+        truth = indicators(gold, task).astype(float)
+        groups = [list(rows) for _, rows in groupby(range(len(gold)), key=ids.__getitem__)]
+        means = [Counts.of(predicted[rows].mean(axis=0, keepdims=True), truth[rows[:1]]) for rows in groups]
+        together = sum(means[1:], start=means[0])
+        values: list[float] = []
+        for rows, mean in zip(groups, means, strict=True):
+            others = self.memory.with_texts(together, mean * -1)
+            before = others.f1(average)
+            alone = [Counts.of(predicted[[i]], truth[[i]]) for i in rows]
+            values += [(others.texts + 1) * ((others + one).f1(average) - before) for one in alone]
+        return values, together
 
     def format(self, completion_ids: Completions, **_) -> list[float]:
         """`format_reward` of each of B answers."""
@@ -88,16 +150,24 @@ class Rewards:
         """`length_reward` of each of B answers."""
         return [length_reward(len(ids), self.budget, self.limit, self._is_finished(ids)) for ids in completion_ids]
 
+    def length_of(self, tokens: int) -> float:
+        """`length_reward` of an answer of so many tokens that came to its end."""
+        return length_reward(tokens, self.budget, self.limit, finished=True)
+
     def functions(self) -> list[Callable[..., list[float]]]:
         """Those with a weight."""
         return [getattr(self, name) for name, weight in self.weights.items() if weight]
 
     def totals(self, completion_ids: Completions, gold: Sequence[Sequence[str]]) -> list[float]:
-        """The weighted sum for each of B answers."""
-        parts = [
-            [self.weights[function.__name__] * value for value in function(completion_ids=completion_ids, gold=gold)]
-            for function in self.functions()
-        ]
+        """The weighted sum for each of B answers to one text; nothing is remembered of them."""
+        parts = []
+        for function in self.functions():
+            name = function.__name__
+            if name in ("f1_macro", "f1_micro"):
+                values, _ = self._f1_values(completion_ids, gold, [""] * len(gold))
+            else:
+                values = function(completion_ids=completion_ids, gold=gold)
+            parts.append([self.weights[name] * value for value in values])
         return [sum(values) for values in zip(*parts, strict=True)]
 
     def _is_finished(self, ids: Sequence[int]) -> bool:
@@ -124,7 +194,7 @@ class Rewards:
 
 REWARD_COLUMNS = {  # column of rewards.csv -> what the trainer logs it as
     "reward": "reward",
-    "jaccard": "rewards/jaccard/mean",
+    **{name: f"rewards/{name}/mean" for name in ACCURACY_REWARDS},
     "format": "rewards/format/mean",
     "length": "rewards/length/mean",
     "completion_length": "completions/mean_length",
@@ -132,6 +202,8 @@ REWARD_COLUMNS = {  # column of rewards.csv -> what the trainer logs it as
     "zero_variance_groups": "frac_reward_zero_std",
     "groups_replaced": "groups_replaced",
     "entropy": "entropy",
+    "invalid_mass": "invalid_mass",  # probability of answers that are none; exact expectation only, as is the next
+    "pruned_mass": "pruned_mass",
     "kl": "kl",
     "vllm_difference": "sampling/sampling_logp_difference/mean",  # of a token's log-probability there and here
 }
