@@ -110,7 +110,7 @@ class Args:
     )  # fmt: skip
     pruned_mass: float | None = flag(
         None, "probability of the answers that need not be looked at for that, however long it takes; each text's own "
-        "is in predictions.jsonl (default: 0.01, or more where that would take over 32 tokens of answers a text)",
+        "is in predictions.jsonl (default: 0.01, or more where that would take over 24 tokens of answers a text)",
     )  # fmt: skip
     decide: Decision | None = flag(
         None, "of a model that writes its answers: answer = the labels it writes; thresholds = those whose probability "

@@ -10,7 +10,7 @@ from data.encoding import Encoder
 from data.labels import SEPARATORS
 
 PRUNED_MASS = 0.01  # of the answers to a text, which need not be looked at
-FEW_TOKENS, MANY_TOKENS = 32, 4096  # of answers, that are read behind a text: by default, and where a mass is asked for
+FEW_TOKENS, MANY_TOKENS = 24, 4096  # of answers, that are read behind a text: by default, and where a mass is asked for
 REMEMBERED = 2**16  # answers, of which each text brings the same again
 Weighed = Iterable[tuple[Sequence[int], float]]  # token ids, and a probability
 
