@@ -300,6 +300,7 @@ class LabelTask(Prompted):
                 "valid": prediction.valid,
                 "completion": prediction.completion,
                 "truncated": prediction.truncated,
+                "pruned_mass": prediction.pruned_mass,
             }
         )
 

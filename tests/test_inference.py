@@ -136,6 +136,7 @@ def test_evaluate_writes_what_it_returns(model, encoder, tmp_path):
         "valid",
         "completion",
         "truncated",
+        "pruned_mass",
     }
     assert "macro F1" in (tmp_path / "test_summary.txt").read_text()
 
