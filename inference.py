@@ -70,7 +70,6 @@ from data.files import (
     write_json_lines,
 )
 from data.loading import ExampleFile
-from data.marginals import PRUNED_MASS
 from data.predicted_runs import output_directory
 from data.prediction_files import PART_NAME, Settings, begun_with
 from data.predictions import Prediction
@@ -115,9 +114,10 @@ class Args:
         None, "also of a model that writes its answers: how probable each label is, in all valid answers together "
         "(default: on, but for vllm, where it takes several times as long; never with --cot or --constrained off)",
     )  # fmt: skip
-    pruned_mass: float = flag(
-        PRUNED_MASS, "probability of the answers that need not be looked at for that; each text's own is noted with it"
-    )
+    pruned_mass: float | None = flag(
+        None, "probability of the answers that need not be looked at for that, however long it takes; each text's own "
+        "is in predictions.jsonl (default: 0.01, or more where that would take over 24 tokens of answers a text)",
+    )  # fmt: skip
     decide: Decision | None = flag(
         None, "of a model that writes its answers: answer = the labels it writes; thresholds = those whose probability "
         "reaches the label's threshold, 0.5 where none was fitted, in a single-label task the most probable one "
@@ -188,7 +188,7 @@ class Args:
         if self.output_dir is not None:
             check_output_dir(self.output_dir)
         check_at_least(self, batch_size=1, limit=1, max_length=1, tensor_parallel_size=1, workers=1)
-        if not 0 <= self.pruned_mass < 1:
+        if self.pruned_mass is not None and not 0 <= self.pruned_mass < 1:
             raise UserError(f"--pruned_mass {self.pruned_mass}: must be from 0 to below 1")
         i, n = self.part
         if not 1 <= i <= n:

@@ -285,7 +285,6 @@ class LabelTask(Prompted):
 
     def result_row(self, example: "Example", prediction: Prediction) -> dict[str, Any]:
         """What predictions.jsonl says of one text."""
-        pruned = {} if prediction.pruned_mass is None else {"pruned_mass": prediction.pruned_mass}
         answer = {
             "labels": prediction.labels,
             "probabilities": prediction.probabilities,
@@ -293,8 +292,9 @@ class LabelTask(Prompted):
             "valid": prediction.valid,
             "completion": prediction.completion,
             "truncated": prediction.truncated,
+            "pruned_mass": prediction.pruned_mass,
         }
-        return self.given(example) | pruned | answer | prediction.promised
+        return self.given(example) | answer | prediction.promised
 
     def check_row(self, row: dict[str, Any], place: str) -> None:
         """Raise a `UserError` that names `place` where a row is none that `result_row` gives."""

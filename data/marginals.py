@@ -5,12 +5,24 @@ from functools import lru_cache
 
 import numpy
 
+from data.answers import AnswerTrie
 from data.encoding import Encoder
 from data.labels import SEPARATORS
 
 PRUNED_MASS = 0.01  # of the answers to a text, which need not be looked at
+FEW_TOKENS, MANY_TOKENS = 24, 4096  # of answers, that are read behind a text: by default, and where a mass is asked for
 REMEMBERED = 2**16  # answers, of which each text brings the same again
 Weighed = Iterable[tuple[Sequence[int], float]]  # token ids, and a probability
+
+
+def bounds(pruned_mass: float | None) -> tuple[float, int]:
+    """Within what answers are looked at: the probability that may be left out, and tokens that may be read for them;
+    what stands first gives way.
+
+    Args:
+        pruned_mass: as it was asked for; None = `PRUNED_MASS`, where few tokens are enough for it.
+    """
+    return (PRUNED_MASS, FEW_TOKENS) if pruned_mass is None else (pruned_mass, MANY_TOKENS)
 
 
 class Marginals:
@@ -18,10 +30,11 @@ class Marginals:
 
     Args:
         encoder: of a task whose answers are written without reasoning.
+        trie: its answers.
     """
 
-    def __init__(self, encoder: Encoder):
-        self._encoder, self._task = encoder, encoder.task
+    def __init__(self, encoder: Encoder, trie: AnswerTrie):
+        self._encoder, self._task, self._root = encoder, encoder.task, trie.root
         self._whole = lru_cache(REMEMBERED)(self._in_answer)
         self._begun = lru_cache(REMEMBERED)(self._in_beginning)
 
@@ -30,8 +43,8 @@ class Marginals:
 
         Args:
             whole: answers, each once.
-            begun: how the other answers begin. What begins so counts for the labels that it surely holds, the complete
-                ones before the last separator.
+            begun: how the other answers begin. What begins so counts for the labels that it surely holds: those that
+                are complete behind each token that may come next.
 
         Returns:
             Label -> probability: at least that, and at most as much more as `begun` has in all.
@@ -47,7 +60,17 @@ class Marginals:
         return self._ids(self._encoder.decode(token_ids))
 
     def _in_beginning(self, token_ids: tuple[int, ...]) -> list[int]:
-        """Ids of the labels that every answer holds that begins so: of single labels there may be none."""
+        """Ids of the labels that every answer holds that begins so."""
+        place = self._root
+        for token in token_ids:
+            place = place.children[token]
+        held = [
+            self._before_separator((*token_ids, token)) if behind.children else self._in_answer((*token_ids, token))
+            for token, behind in place.children.items()
+        ]
+        return sorted(set(held[0]).intersection(*held[1:]))
+
+    def _before_separator(self, token_ids: tuple[int, ...]) -> list[int]:
         text = self._encoder.decode(token_ids)
         *_, last = [0, *(match.start() for match in SEPARATORS.finditer(text))]
         return self._ids(text[:last]) if last else []

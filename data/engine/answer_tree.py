@@ -102,8 +102,9 @@ class AnswerTree:
         Args:
             prompts: token ids.
             pruned_mass: probability that may be closed of each prompt's answers to save time; 0 = none.
-            max_tokens: tokens of answers that are read behind a prompt; where they are spent, more is closed. The
-                greedy answer and those that are needed are read even then.
+            max_tokens: tokens of answers that are read behind a prompt; where they are spent, more is closed, the least
+                probable first. A pass takes no more than half of those that are left, so that the next ones have some.
+                The greedy answer and those that are needed are read in any case.
             needed: of each prompt, token ids of answers that are to be among the whole ones (one that is not in the
                 trie is not found).
         """
@@ -199,8 +200,9 @@ class _Growth:
         else:
             others = []
         self.tokens += sum(len(prefix.unread) for prefix in kept)
+        allowed = self.tokens + (self.max_tokens - self.tokens) / 2
         for last, prefix in enumerate(others):
-            if self.tokens + len(prefix.unread) > self.max_tokens:
+            if self.tokens + len(prefix.unread) > allowed:
                 for beyond in others[last:]:
                     self._close(beyond)
                 others = others[:last]

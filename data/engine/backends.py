@@ -18,7 +18,7 @@ from data.encoding import RATIONALE_TOKENS, Encoder, PromptEncoder
 from data.engine.models import compile_layers, load_model
 from data.engine.settings import BackendName, PredictionSettings
 from data.labels import THINK, rationale_in
-from data.marginals import PRUNED_MASS, Marginals
+from data.marginals import Marginals, bounds
 from data.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class TransformersBackend:
 
     def __init__(
         self, model, encoder: PromptEncoder, contract: Contract, batch_size: int, constrained: bool,
-        name: BackendName = "hf", seed: int = 42, pruned_mass: float = PRUNED_MASS,
+        name: BackendName = "hf", seed: int = 42, pruned_mass: float | None = None,
     ):  # fmt: skip
         self.seed, self.pruned_mass = seed, pruned_mass
         self.model, self.encoder, self.contract = model, encoder, contract
@@ -235,7 +235,7 @@ class TransformersBackend:
 
     @cached_property
     def _marginals(self) -> Marginals:
-        return Marginals(self.encoder)
+        return Marginals(self.encoder, AnswerTrie(self.encoder))
 
     @property
     def _pad_id(self) -> int:
@@ -307,7 +307,7 @@ class TransformersBackend:
 
     def weighed(self, prompts: Prompts) -> list[Prediction]:
         """See `Backend.weighed`."""
-        trees = self._tree.expand(prompts, self.pruned_mass)
+        trees = self._tree.expand(prompts, *bounds(self.pruned_mass))
         return [weighed_answer(self._marginals, self.encoder, self.contract, tree) for tree in trees]
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ from data.arguments import UserError
 from data.calibration import Decision
 from data.contract import Contract, Precision
 from data.encoding import Objective
-from data.marginals import PRUNED_MASS
 from data.sampling import Sampling
 
 BackendName = Literal["hf", "vllm", "bert"]
@@ -25,7 +24,8 @@ class PredictionSettings:
         constrained: let a model that writes its answers write valid ones only.
         probabilities: give those of every label also where (valid) answers are written; None = see
             `weighs_answers`.
-        pruned_mass: probability of the answers that need not be looked at for them (`data.engine.answer_tree`).
+        pruned_mass: probability of the answers that need not be looked at for them; None = see
+            `data.marginals.bounds`.
         decide: what the labels of written answers are (`Contract.decide`); None = as task.json says.
         batch_size: texts a batch.
         precision: number format of the weights; "auto" = see `data.engine.precision`.
@@ -49,7 +49,7 @@ class PredictionSettings:
     backend: BackendName | None = None
     constrained: bool = True
     probabilities: bool | None = None
-    pruned_mass: float = PRUNED_MASS
+    pruned_mass: float | None = None
     decide: Decision | None = None
     batch_size: int = 64
     precision: Precision = "auto"

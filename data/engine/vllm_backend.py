@@ -16,7 +16,7 @@ from data.engine.model_files import ADAPTER_WEIGHTS, check_adapter, loading, ten
 from data.engine.models import DTYPES, base_model_path
 from data.engine.settings import PredictionSettings
 from data.files import ADAPTER_FILE, read_json
-from data.marginals import Marginals
+from data.marginals import Marginals, bounds
 from data.predictions import Prediction
 from data.sampling import seed_of
 
@@ -131,12 +131,12 @@ class VllmBackend:
 
     def weighed(self, prompts: Prompts) -> list[Prediction]:
         """See `Backend.weighed`."""
-        trees = self._tree.expand(prompts, self.pruned_mass)
+        trees = self._tree.expand(prompts, *bounds(self.pruned_mass))
         return [weighed_answer(self._marginals, self.encoder, self.contract, tree) for tree in trees]
 
     @cached_property
     def _marginals(self) -> Marginals:
-        return Marginals(self.encoder)
+        return Marginals(self.encoder, AnswerTrie(self.encoder))
 
     @cached_property
     def _tree(self) -> "AnswerTree":
