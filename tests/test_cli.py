@@ -129,6 +129,7 @@ CASES = {
     "pruned mass of all": (f"{INFER} --text hi --pruned_mass 1", "--pruned_mass 1.0: must be from 0 to below 1"),
     "thresholds of reasoned answers": (f"{INFER} --text hi --decide thresholds --cot", "--decide thresholds: is for models that write labels alone; this one reasons"),
     "thresholds of free answers": (f"{INFER} --text hi --decide thresholds --constrained off", "--constrained off: there are then no probabilities, but thresholds of them decide; give --decide answer"),
+    "pruned mass below nothing": (f"{INFER} --text hi --pruned_mass -0.1", "--pruned_mass -0.1: must be from 0 to below 1"),
     "an unknown way to decide": (f"{INFER} --text hi --decide chance", "--decide: invalid choice: 'chance'"),
     "vllm device": (f"{INFER} --text hi --backend vllm --device cuda:1", "--device: vllm takes the GPUs it sees"),
     "GPUs without vllm": (f"{INFER} --text hi --tensor_parallel_size 2", "--tensor_parallel_size 2: needs --backend vllm"),
@@ -196,6 +197,7 @@ CASES = {
     "a promise that was not made": ("inference.py --model_path {dir}/trained --text hi --coverage 0.9", "--coverage 0.9: {dir}/trained promises nothing yet; python -m scripts.calibrate --model_path {dir}/trained"),
     "another promise than was made": ("inference.py --model_path {dir}/promising --text hi --coverage 0.8", "--coverage 0.8 contradicts {dir}/promising/task.json: calibrated for 0.9"),
     "a promise of an untuned model": (f"{INFER} --text hi --coverage 0.9", "--coverage 0.9: {model} is untuned, and only a trained model promises"),
+    "a promise beyond everything": ("inference.py --model_path {dir}/promising --text hi --coverage 1.5", "--coverage 1.5: must be from 0.01 to 0.9999"),
     "a promise of the engine": ("inference.py --model_path {dir}/promising --text hi --coverage 0.9 --backend vllm", "--coverage: needs probabilities of labels: --probabilities on"),
     "a promise of free answers": ("inference.py --model_path {dir}/promising --text hi --coverage 0.9 --constrained off", "--coverage: needs probabilities of valid answers"),
     "a promise of a counsellor": ("inference.py --model_path {dir}/counsellor --demo --coverage 0.9", "--coverage: task emotion-summary-en has no labels"),
@@ -334,6 +336,18 @@ CASES = {
     "grpo: rounds without dynamic sampling": (f"{GRPO} --dynamic_sampling_rounds 5", "--dynamic_sampling_rounds 5: does nothing without --dynamic_sampling"),
     "grpo: metric": (f"{GRPO} --metric_for_best loss", "--metric_for_best loss: must be one of accuracy"),
     "grpo: unknown sharing": (f"{GRPO} --prefix_sharing maybe", "--prefix_sharing: invalid choice: 'maybe'"),
+    "grpo: exact with an engine that draws": (f"{GRPO} --expectation exact --use_vllm colocate", "--use_vllm colocate: does nothing without --expectation sampled"),
+    "grpo: exact at a temperature": (f"{GRPO} --expectation exact --temperature 0.5", "--temperature 0.5: does nothing without --expectation sampled"),
+    "grpo: exact groups": (f"{GRPO} --expectation exact --num_generations 4", "--num_generations 4: does nothing without --expectation sampled, or --cot"),
+    "grpo: exact over a batch": (f"{GRPO} --expectation exact --scale_rewards batch", "--scale_rewards batch: needs --expectation sampled"),
+    "grpo: unknown expectation": (f"{GRPO} --expectation mean", "--expectation: invalid choice: 'mean'"),
+    "grpo: all answers pruned": (f"{GRPO} --expectation exact --pruned_mass 2", "--pruned_mass 2.0: must be from 0 to 0.5"),
+    "grpo: pruned without a tree": (f"{GRPO} --pruned_mass 0.1", "--pruned_mass 0.1: does nothing without --expectation exact"),
+    "grpo: a tree of nothing": (f"{GRPO} --expectation exact --max_tree_tokens 0", "--max_tree_tokens 0: must be from 1 to 1000000"),
+    "grpo: entropy of samples": (f"{GRPO} --entropy_weight 0.1", "--entropy_weight 0.1: does nothing without --expectation exact"),
+    "grpo: unknown reward": (f"{GRPO} --accuracy_reward f2", "--accuracy_reward: invalid choice: 'f2' (choose from 'jaccard', 'exact_match', 'f1_macro', 'f1_micro')"),
+    "grpo: a window of no F1": (f"{GRPO} --f1_window 5", "--f1_window 5: does nothing without --accuracy_reward f1_macro or f1_micro"),
+    "grpo: a window of nothing": (f"{GRPO} --accuracy_reward f1_macro --f1_window 0", "--f1_window 0: must be from 1 to 100000000"),
     "grpo: adapter without task.json": (f"{GRPO} --model_path {{dir}}/run", "{dir}/run/adapter_config.json: names no base model"),
     "a format that there is not": (f"{SFT} --precision half", "--precision: invalid choice: 'half' (choose from 'auto', 'bf16', 'fp16', 'fp32')"),
     "summaries of no tokens": (f"{SUMMARISE} --max_new_tokens 0", "--max_new_tokens 0: must be at least 1"),
@@ -483,7 +497,7 @@ def outcomes_of(light: Iterable[str], heavy: Iterable[str] = ()) -> list[dict]:
     """What each command line ends with; see tests/command_lines.py."""
     done = subprocess.run(
         [sys.executable, "tests/command_lines.py"], input=json.dumps([list(light), list(heavy)]), capture_output=True,
-        text=True, cwd=ROOT, timeout=120, check=True,
+        text=True, cwd=ROOT, timeout=400, check=True,
     )  # fmt: skip
     return json.loads(done.stdout)
 

@@ -21,6 +21,8 @@ BESIDE = {
     "focal_gamma": dict(loss="focal"), "label_smoothing": dict(objective="classify"),
     "dynamic_sampling_rounds": dict(dynamic_sampling=True), "vllm_server_port": dict(use_vllm="server"),
     "vllm_gpu_memory_utilization": dict(use_vllm="colocate"), "batch_size": dict(num_generations=2, gradient_accumulation_steps=2),
+    "f1_window": dict(accuracy_reward="f1_macro"), "entropy_weight": dict(expectation="exact"),
+    "pruned_mass": dict(expectation="exact"), "max_tree_tokens": dict(expectation="exact"),
     "num_generations": dict(batch_size=65_536), "save_steps": dict(eval_steps=1), "eval_steps": dict(save_steps=None),
 }  # fmt: skip
 
@@ -82,6 +84,11 @@ def test_numbers_at_their_bounds(stage, name):
         ("grpo", dict(vllm_server_host="a", use_vllm="colocate"), "--vllm_server_host a: does nothing without"),
         ("grpo", dict(vllm_gpu_memory_utilization=0.9, use_vllm="server"), "0.9: does nothing without --use_vllm colo"),
         ("grpo", dict(lr_scheduler_type="constant", warmup_ratio=0.1), "--warmup_ratio 0.1: does nothing without anot"),
+        ("grpo", dict(f1_window=5), "--f1_window 5: does nothing without --accuracy_reward f1_macro or f1_micro"),
+        ("grpo", dict(entropy_weight=0.1), "--entropy_weight 0.1: does nothing without --expectation exact"),
+        ("grpo", dict(max_tree_tokens=64), "--max_tree_tokens 64: does nothing without --expectation exact"),
+        ("grpo", dict(expectation="exact", top_k=5), "--top_k 5: does nothing without --expectation sampled"),
+        ("grpo", dict(expectation="exact", num_generations=4), "--num_generations 4: does nothing without .* or --cot"),
         ("grpo", dict(accuracy_weight=1e-3, format_weight=0.0, length_weight=9e-3), "all are below 0.01, so there is"),
     ],
 )

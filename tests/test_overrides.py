@@ -60,6 +60,10 @@ TABLE = {
         "_get_train_sampler _save_rng_state _load_rng_state _get_per_token_logps_and_entropies log evaluate",
         "eos_token_ids log_completions _buffered_inputs _step control",
     ),
+    "data.learning.exact:ExactTraining": Over(
+        "transformers:Trainer", "__init__ losses log evaluate _save_rng_state _load_rng_state", "control"
+    ),
+    "data.learning.reasoned:ReasonedTraining": Over("transformers:Trainer", "__init__ losses"),
     "data.learning.group_training:FolderClient": Over(
         "trl.generation.vllm_generation:VLLMClient", "init_communicator update_named_params"
     ),
