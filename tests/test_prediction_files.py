@@ -50,6 +50,15 @@ def test_rows_outlive_the_process_that_wrote_them(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
 
 
+def test_rows_with_more_or_fewer_of_the_fields_that_came_later_are_continued(tmp_path):
+    earlier = {name: value for name, value in ROWS[0].items() if name != "pruned_mass"}
+    promised = Prediction(("love",), True, pruned_mass=0.1, label_set=("love",))
+    file = begun(tmp_path)
+    file.append([earlier, TASK.result_row(EXAMPLES[1], promised), ROWS[2] | {"unheard_of": 1}])
+    file.close()
+    assert begun(tmp_path).done == 2
+
+
 def test_a_file_begun_with_other_settings_is_not_continued(tmp_path):
     begun(tmp_path).append(ROWS)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
