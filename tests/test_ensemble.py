@@ -24,7 +24,7 @@ def row(number: int, labels, gold, task: Task, probabilities=None) -> dict:
     names = dict(zip(task.labels, probabilities, strict=True)) if probabilities else None
     return {
         "id": f"c{number}", "text": f"text {number}", "gold": gold, "labels": labels, "probabilities": names,
-        "confidence": None, "valid": bool(labels), "completion": "", "truncated": False,
+        "confidence": None, "valid": bool(labels), "completion": "", "truncated": False, "pruned_mass": None,
     }  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def test_one_text_from_the_command_line(model):
     output = finish("inference.py", "--model_path", str(model), "--task", "emotion", "--text", "so happy today")
     prediction = json.loads(output.strip().splitlines()[-1])
     assert set(prediction) == {
-        "labels", "valid", "rationale", "completion", "confidence", "probabilities", "truncated",
+        "labels", "valid", "rationale", "completion", "confidence", "probabilities", "truncated", "pruned_mass",
     }  # fmt: skip
     assert prediction["labels"] == [max(prediction["probabilities"], key=prediction["probabilities"].get)]
     assert 0 < prediction["confidence"] <= 1
