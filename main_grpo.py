@@ -1,11 +1,11 @@
 """Reinforcement: a model that writes labels learns from what its answers earn.
 
-Two ways (`--expectation`). With `sampled`, the model writes several answers to each text and learns from the better ones:
-group relative policy optimization (GRPO), by TRL's GRPOTrainer. With `exact`, nothing is drawn: the answers of a label
-task can be listed, one packed tree has the probability of each, and so the expected reward and its gradient are exact.
-The start is an untuned model, a merged one, or a LoRA run of main_SFT.py, whose adapter then learns on; exact wants one
-that writes valid answers already. What is watched, and what the best checkpoint is chosen by, are label metrics of greedy
-answers on the validation rows.
+Two ways (`--expectation`). With `sampled`, the model writes several answers to each text and learns from the better
+ones: group relative policy optimization (GRPO), by TRL's GRPOTrainer. With `exact`, nothing is drawn: the answers of a
+label task can be listed, one packed tree has the probability of each, and so the expected reward and its gradient are
+exact. The start is an untuned model, a merged one, or a LoRA run of main_SFT.py, whose adapter then learns on; exact
+wants one that writes valid answers already. What is watched, and what the best checkpoint is chosen by, are label
+metrics of greedy answers on the validation rows.
 
 The answers to a text share its prompt, and all prompts share the instruction. Both are computed once: when answers are
 drawn, by branching the cache of keys and values; when they are scored, by packing them into one prefix tree
@@ -39,10 +39,10 @@ whole vocabulary, q those of the start. Of B texts:
                deviation of R under p + 1e-4
 
 Of more than 64 answers, those that matter are found first, best first and without gradients: up to `--pruned_mass` is
-left out, as no reward; gold is always in. F1 is no sum over answers. With an F1 reward, R is linear in the expected counts
-of true positives, predictions and gold labels: what a label in this answer adds to F1, n times its derivative, with the
-counts of this step and, fading, of about `--f1_window` texts before (data/learning/f1_reward.py has it, and its bias).
-With `--cot`, `--num_generations` rationales are drawn, and the answers behind each are weighed: see
+left out, as no reward; gold is always in. F1 is no sum over answers. With an F1 reward, R is linear in the expected
+counts of true positives, predictions and gold labels: what a label in this answer adds to F1, n times its derivative,
+with the counts of this step and, fading, of about `--f1_window` texts before (data/learning/f1_reward.py has it, and
+its bias). With `--cot`, `--num_generations` rationales are drawn, and the answers behind each are weighed: see
 data/learning/reasoned.py.
 
 Sampled (`--loss_type dapo`, `--scale_rewards group`, `--importance_sampling_level token`, the defaults), of B answers
