@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy
+import pandas
 import pytest
 import torch
 
@@ -326,6 +327,12 @@ def test_a_run_from_start_to_scores(args, reward):
         assert float(row["pruned_mass"]) == 0
         assert float(row["entropy"]) > 0
         assert float(row["kl"]) > -1e-6
+    samples = pandas.read_parquet(out / "completions" / "completions_00004.parquet")
+    assert {"step", "prompt", "completion", "gold", "probability", reward, "format", "length"} <= set(samples.columns)
+    assert set(samples["prompt"].value_counts()) == {3}, "the three most probable answers to each text"
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "reinforcement learning (exact expectation)" in card
+    assert "4 texts" in card
     metric = {"jaccard": "jaccard", "exact_match": "accuracy"}.get(reward, reward)
     assert json.loads((out / "train_results.json").read_text())["metric_for_best"] == metric
     assert json.loads((out / "test_results.json").read_text())["n"] == 4

@@ -17,6 +17,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -112,7 +115,7 @@ class ExactTraining(LabelTraining):
         self._trie = AnswerTrie(self.encoder)
         self._start = [p.detach().clone() for p in self._trained()] if beta else []
         self._sums: dict[str, float] = defaultdict(float)
-        self._shown: list[str] = []
+        self._noted: list[dict[str, Any]] = []
         self._labels_of: dict[tuple[int, ...], tuple[str, ...]] = {}
 
     # -- the objective
@@ -312,22 +315,40 @@ class ExactTraining(LabelTraining):
         sums["completions/mean_length"] += float((probs * lengths).sum())
         if weighed.kl is not None:
             sums["kl"] += float(weighed.kl.sum())
-        self._shown = list(self._most_probable(inputs, outcomes, probs))
+        self._noted = list(self._most_probable(inputs, weighed))
 
-    def _most_probable(self, inputs, outcomes: Outcomes, probs: Tensor, texts: int = 2, most: int = 3) -> Iterator[str]:
-        labels = self.encoder.task.labels
-        for row in range(min(texts, len(inputs["texts"]))):
+    def _most_probable(self, inputs, weighed: Weighed, most: int = 3) -> Iterator[dict[str, Any]]:
+        """The most probable answers to each text, with what they earn."""
+        outcomes, probs = weighed.outcomes, weighed.log_probs.exp()
+        for row, text in enumerate(inputs["texts"]):
             places = (outcomes.text == row).nonzero()[:, 0]
-            best = places[probs[places].argsort(descending=True)[:most]].tolist()
-            shown = ", ".join(
-                f"{shorten(', '.join(labels[i] for i in outcomes.answers[at].labels), 40)!r} {float(probs[at]):.0%}"
-                for at in best
-            )
-            gold = ", ".join(labels[i] for i in inputs["gold"][row].nonzero()[:, 0].tolist())
-            yield f"  {shorten(inputs['texts'][row], 60)!r} -> {shown}  (gold: {gold})"
+            for at in places[probs[places].argsort(descending=True)[:most]].tolist():
+                answer = outcomes.answers[at]
+                rewards = {name: float(values[at]) for name, values in weighed.parts.items()}
+                yield {
+                    "prompt": text, "gold": self._in_words(inputs["gold"][row].nonzero()[:, 0].tolist()),
+                    "completion": self._in_words(answer.labels) if answer.is_whole else "(others)",
+                    "probability": float(probs[at]), **rewards,
+                }  # fmt: skip
+
+    def _in_words(self, labels: Sequence[int]) -> str:
+        return self.encoder.task.answer([self.encoder.task.labels[i] for i in labels])
+
+    def _write_answers(self) -> None:
+        """The answers noted last, two texts on the console and all in `completions/`, as TRL has them there."""
+        import pandas
+
+        for text, rows in islice(groupby(self._noted, key=itemgetter("prompt")), 2):
+            rows = list(rows)
+            answers = ", ".join(f"{shorten(row['completion'], 40)!r} {row['probability']:.0%}" for row in rows)
+            print(f"  {shorten(text, 60)!r} -> {answers}  (gold: {rows[0]['gold']})")
+        folder = Path(self.args.output_dir, "completions")
+        folder.mkdir(exist_ok=True)
+        table = pandas.DataFrame({"step": self.state.global_step} | row for row in self._noted)
+        table.to_parquet(folder / f"completions_{self.state.global_step:05d}.parquet")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's, with the means of what was added up since the last time, and two texts on the console."""
+        """The trainer's, with the means of what was added up since the last time, and the answers to the last texts."""
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
             sums = torch.tensor([self._sums[name] for name in names], device=self.accelerator.device)
@@ -336,7 +357,7 @@ class ExactTraining(LabelTraining):
             logs = logs | {name: value / texts for name, value in sums.items()}
             self._sums.clear()
             if self.is_world_process_zero():
-                print("\n".join(self._shown))
+                self._write_answers()
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
