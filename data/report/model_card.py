@@ -270,7 +270,7 @@ def _training(run: SimpleNamespace) -> str:
         (
             "batch on each device",
             _filled(
-                f"{{}} {'answer' if run.is_grpo and not run.is_exact else contract.task.unit}s", args("batch_size")
+                f"{{}} {'answer' if run.draws else contract.task.unit}s", args("batch_size")
             ),
         ),
         ("batches a step", args("gradient_accumulation_steps")),
