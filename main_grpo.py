@@ -35,8 +35,8 @@ whole vocabulary, q those of the start. Of B texts:
     J          mean over x of   sum over y in Y(x) of p(y|x) R(y)      an answer that is none of Y(x) has R = 0
     KL         mean over x of   sum over y of p log(p / q) + p(other) log(p(other) / q(other))
     H          mean over x of   -sum over y of p log p
-    loss       -J + beta KL - entropy_weight H; with --scale_rewards group, each text's J is divided by the standard
-               deviation of R under p + 1e-4
+    loss       -J + beta KL - entropy_weight H; with --scale_rewards group, the default, each text's J is divided by
+               the standard deviation of R under p + 1e-4, as the advantages of a group are
 
 Of more than 64 answers, those that matter are found first, best first and without gradients: up to `--pruned_mass` is
 left out, as no reward; gold is always in. F1 is no sum over answers. With an F1 reward, R is linear in the expected
@@ -122,7 +122,6 @@ if TYPE_CHECKING:
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
 DEFAULT_BATCH_SIZE = {"sampled": 32, "exact": 8}  # answers; texts
-SCALED_BY = {"sampled": "group", "exact": "none"}
 METRIC_OF_REWARD = {"jaccard": "jaccard", "exact_match": "accuracy", "f1_macro": "f1_macro", "f1_micro": "f1_micro"}
 # of answers that are drawn, or of learning from them once more
 OF_SAMPLING = (
@@ -199,10 +198,9 @@ class Args:
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = flag("dapo", "how tokens' losses are averaged")
     epsilon: float = flag(0.2, "clip range of the probability ratio")
     epsilon_high: float | None = flag(None, "its upper end (default: as --epsilon; DAPO: 0.28)")
-    scale_rewards: Literal["group", "batch", "none"] | None = flag(
-        None, "what advantages are divided by: the standard deviation of a text's rewards, the batch's, or nothing "
-        "(default: group; exact: none)",
-    )  # fmt: skip
+    scale_rewards: Literal["group", "batch", "none"] = flag(
+        "group", "what advantages are divided by: the standard deviation of a text's rewards, the batch's, or nothing"
+    )
     importance_sampling_level: Literal["token", "sequence"] = flag("token", "ratio a token, or a sequence (GSPO)")
     num_iterations: int = flag(1, "updates on the same answers")
     steps_per_generation: int | None = flag(None, "batches drawn at once (default: --gradient_accumulation_steps)")
@@ -276,8 +274,6 @@ class Args:
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
-        if self.scale_rewards is None:
-            self.scale_rewards = SCALED_BY[self.expectation]
 
     def _check_needs(self) -> None:
         if self.expectation == "exact":

@@ -269,9 +269,7 @@ def _training(run: SimpleNamespace) -> str:
         ("learning rate", _filled("{:g}", args("learning_rate"))),
         (
             "batch on each device",
-            _filled(
-                f"{{}} {'answer' if run.draws else contract.task.unit}s", args("batch_size")
-            ),
+            _filled(f"{{}} {'answer' if run.draws else contract.task.unit}s", args("batch_size")),
         ),
         ("batches a step", args("gradient_accumulation_steps")),
         ("steps", _filled("{:,}", train("steps"))),

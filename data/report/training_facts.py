@@ -13,9 +13,10 @@ def training_facts(directory: str | Path) -> dict[str, Any]:
 
     Returns:
         `objective`, `head`, `method` ("GRPO" or "exact expectation"), `tuning`, `base_model`: see task.json and
-        args.json; `all_parameters` and `trainable_parameters`, of the model with its adapter; `size_mb`, of its safetensors files in 10^6 bytes,
-        and `size_of`, whether these are the "adapter" alone or a whole "model"; `train_seconds`, with validation, of a
-        run that was made in one go (one that was resumed only knows the seconds since then); `peak_memory_mib`.
+        args.json; `all_parameters` and `trainable_parameters`, of the model with its adapter; `size_mb`, of its
+        safetensors files in 10^6 bytes, and `size_of`, whether these are the "adapter" alone or a whole "model";
+        `train_seconds`, with validation, of a run that was made in one go (one that was resumed only knows the seconds
+        since then); `peak_memory_mib`.
 
     Raises:
         UserError: one of the files is broken.
