@@ -97,8 +97,9 @@ class ExactTraining(LabelTraining):
         rewards: what an answer earns.
         beta: weight of the KL divergence from the start.
         entropy_weight: of the entropy of the answers.
-        scaled: divide each text's expected reward by its standard deviation under the policy + 1e-4, as GRPO does with
-            the advantages of a group.
+        scaled: divide each text's expected reward by its standard deviation under the policy, as GRPO does with the
+            advantages of a group; the deviation as a share of the rewards' range (+ 1e-4), so that a text that can earn
+            more than others still counts for more.
         pruned_mass, max_tree_tokens: see `AnswerTree.expand`.
         arguments: see `LabelEvaluationMixin`.
     """
@@ -147,8 +148,8 @@ class ExactTraining(LabelTraining):
             marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (C, K)
             parts = self._rewards_of(outcomes, gold, marginals, (texts or count) / count)
             total = sum(self.rewards.weights[name] * values for name, values in parts.items())
-        expected, deviation = expected_rewards(log_probs, total, outcomes, count)
-        losses = -expected / (deviation + 1e-4) if self.scaled else -expected
+        expected, deviation, spread = expected_rewards(log_probs, total, outcomes, count)
+        losses = -expected * (spread / (deviation + 1e-4 * spread)) if self.scaled else -expected
         entropies = answer_entropy(log_probs, outcomes, count)
         if self.entropy_weight:
             losses = losses - self.entropy_weight * entropies
