@@ -24,7 +24,8 @@ from data.engine.packing import pack
 from data.engine.tree_attention import ordinary_attention, target_log_probs
 from data.labels import CUSTOM_TEMPLATE, LabelTask
 from data.learning.f1_reward import Counts, F1Memory
-from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards, listed_answers
+from data.learning.found_answers import listed_answers
+from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards
 from data.learning.policy import load_policy
 from data.learning.rewards import Rewards
 from inference import Predictor
@@ -69,11 +70,11 @@ def trainer_on(model_dir, task: LabelTask, tmp_path: Path, **flags):
     settings = Args(
         model_path=str(model_dir), task=task.kind, label_path=str(tmp_path / "labels.txt"), expectation="exact",
         train_data_path=str(tmp_path / "train.jsonl"), output_dir=str(tmp_path / "run"), precision="fp32",
-        tuning="full", batch_size=len(rows), val_ratio=0.0, max_length=256, **flags,
+        tuning="full", batch_size=len(rows), val_ratio=0.0, **flags,
     )  # fmt: skip
-    encoder = Encoder(task, load_tokenizer(str(model_dir)), max_length=256)
+    encoder = Encoder(task, load_tokenizer(str(model_dir)), cot=bool(settings.cot), max_length=512)
     data = main_grpo.load_data(settings, task, kind_known=True)
-    return build_trainer(settings, data, load_policy(settings, longest=256), encoder, Contract(task, max_length=256))
+    return build_trainer(settings, data, load_policy(settings, longest=512), encoder, Contract(task))
 
 
 def batch_of(trainer) -> dict:
@@ -419,14 +420,14 @@ BAD = {
 
 def expanded(trainer):
     """The trainer as if its task had too many answers to list them all."""
-    trainer._listed = None
+    trainer.answers._listed = None
     return trainer
 
 
 @pytest.mark.parametrize("sharing", ["on", "off"])
 def test_an_expanded_tree_has_the_gradient_of_the_whole_one(moods_dir, tmp_path, sharing):
     trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, prefix_sharing=sharing)
-    trainer.pruned_mass = 0.0
+    trainer.answers.pruned_mass = 0.0
     losses, _ = trainer.losses(trainer.model, batch_of(trainer))
     losses.mean().backward()
     whole, sums = gradients(trainer.model), dict(trainer._sums)
@@ -445,9 +446,10 @@ def test_what_is_left_out_is_known(moods_dir, tmp_path):
     trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path)
     batch = batch_of(trainer)
     trainer.losses(trainer.model, batch)
-    valid, trainer.pruned_mass, trainer.max_tree_tokens = 4 - trainer._sums["invalid_mass"], 0.3, 2
+    valid = 4 - trainer._sums["invalid_mass"]
+    trainer.answers.pruned_mass, trainer.answers.max_tokens = 0.3, 2
     trainer._sums.clear()
-    found = expanded(trainer)._found(trainer.model, batch["prompts"], batch["gold"])
+    found = expanded(trainer)._found(batch["prompts"], batch["gold"])
     for row, answers in enumerate(found):
         gold = tuple(batch["gold"][row].nonzero()[:, 0].tolist())
         assert gold in [answer.labels for answer in answers if answer.is_whole]
@@ -462,7 +464,7 @@ def test_what_is_left_out_is_known(moods_dir, tmp_path):
 
 def test_a_budget_that_does_not_reach_the_mass(moods_dir, tmp_path):
     trainer = expanded(trainer_on(moods_dir, moods("multi_label"), tmp_path))
-    trainer.max_tree_tokens, trainer.pruned_mass = 1, 1e-6
+    trainer.answers.max_tokens, trainer.answers.pruned_mass = 1, 1e-6
     with pytest.raises(UserError, match=r"--pruned_mass 1e-06: with --max_tree_tokens 1, .* 4 training texts"):
         trainer.check_tree()
 

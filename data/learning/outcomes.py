@@ -10,9 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.answers import label_sets
-from data.encoding import Encoder
-
 KEPT_SUM = 1e-6  # of the mass outside of all outcomes, whose logarithm is taken
 
 
@@ -29,15 +26,6 @@ class Answer:
     labels: tuple[int, ...]
     token_ids: tuple[int, ...]
     is_whole: bool = True
-
-
-def listed_answers(encoder: Encoder) -> list[Answer]:
-    """All valid answers of a task."""
-    ids = encoder.task.ids
-    return [
-        Answer(tuple(ids[label] for label in labels), tuple(encoder.target_ids(labels)))
-        for labels in label_sets(encoder.task)
-    ]
 
 
 @dataclass(frozen=True)
