@@ -26,7 +26,7 @@ FIELDS = NEEDED | {
     "pruned_mass": float | None,
     "label_set": list | None, "abstained": bool,
 }  # fmt: skip
-ASKED_FOR = {"label_set", "abstained", "pruned_mass"}  # a row has them where a flag asked for them
+ASKED_FOR = {"label_set", "abstained"}  # a row has them where a flag asked for them
 
 
 def row_in(line: bytes, place: str, task: Task | None = None) -> dict[str, Any]:
