@@ -433,6 +433,40 @@ def test_full_tuning_writes_a_plain_model(args):
     assert Predictor(args.output_dir, precision="fp32").predict("hello").completion is not None
 
 
+def test_a_run_that_writes_is_calibrated(args, tmp_path, capsys):
+    """And one that was killed before goes on to it."""
+    args = dataclasses.replace(args, test_data_path=str(tmp_path / "test.tsv"))
+    main(args)
+    run = Path(args.output_dir)
+    contract, file = Contract.load(run), run / "calibration.json"
+    fitted = json.loads(file.read_text())
+    assert fitted["n"] == 8
+    assert contract.temperature == fitted["temperature"] != 1.0
+    assert contract.thresholds == fitted["thresholds"]
+    assert contract.thresholds.keys() == ORIGINAL.ids.keys()
+    assert contract.decide == fitted["decide"] == max(fitted["f1_macro"], key=fitted["f1_macro"].get)
+    assert f"labels are decided by {contract.decide}: f1_macro of answer " in capsys.readouterr().out
+    scores = json.loads((run / "test_results.json").read_text())
+    assert {"auc", "ece", "brier"} <= scores.keys()
+    assert set(scores["uncalibrated"]) == {"ece", "brier"}
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(row["probabilities"].keys() == ORIGINAL.ids.keys() for row in rows)
+
+    file.unlink()
+    dataclasses.replace(contract, temperature=1.0, thresholds=None, decide="answer").save(run)
+    main(args)
+    assert "trained to its end already" in capsys.readouterr().out
+    again = Contract.load(run)
+    assert again.decide == contract.decide
+    assert again.temperature == pytest.approx(contract.temperature, rel=1e-4)
+    assert again.thresholds == pytest.approx(contract.thresholds, abs=1e-4)
+    assert json.loads(file.read_text()).keys() == fitted.keys()
+
+    main(dataclasses.replace(args, calibration=False, output_dir=str(tmp_path / "plain"), max_steps=2))
+    assert Contract.load(tmp_path / "plain").thresholds is None
+    assert not (tmp_path / "plain" / "calibration.json").exists()
+
+
 class Killed(BaseException):
     pass
 
