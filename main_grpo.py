@@ -1,17 +1,23 @@
-"""Group relative policy optimization (GRPO): a model writes several answers to each text and learns from the better.
+"""Reinforcement: a model that writes labels learns from what its answers earn.
 
-TRL's GRPOTrainer does the learning, with three rewards: the Jaccard index of predicted and gold labels, whether the
-answer is well formed, and a penalty for length. The start is an untuned model, a merged one, or a LoRA run of
-main_SFT.py, whose adapter then learns on. What is watched, and what the best checkpoint is chosen by, are label
+Two ways (`--expectation`). With `sampled`, the model writes several answers to each text and learns from the better
+ones: group relative policy optimization (GRPO), by TRL's GRPOTrainer. With `exact`, nothing is drawn: the answers of a
+label task can be listed, one packed tree has the probability of each, and so the expected reward and its gradient are
+exact. The start is an untuned model, a merged one, or a LoRA run of main_SFT.py, whose adapter then learns on; exact
+wants one that writes valid answers already. What is watched, and what the best checkpoint is chosen by, are label
 metrics of greedy answers on the validation rows.
 
-The samples of a text share its prompt, and all prompts share the instruction. Both are computed once: when answers
-are drawn, by branching the cache of keys and values; when they are scored, by packing them into one prefix tree
+The answers to a text share its prompt, and all prompts share the instruction. Both are computed once: when answers are
+drawn, by branching the cache of keys and values; when they are scored, by packing them into one prefix tree
 (data/engine/packing.py).
 
     # go on from an SFT run (its task.json names the task)
     python main_grpo.py --model_path outputs/sft --train_data_path data/goemotions/original/train.tsv \\
         --dev_data_path data/goemotions/original/dev.tsv --output_dir outputs/grpo
+
+    # the same with all answers weighed, for the metric that is measured
+    python main_grpo.py --model_path outputs/sft --expectation exact --accuracy_reward f1_macro \\
+        --train_data_path data/goemotions/original/train.tsv --output_dir outputs/exact ...
 
     # from an untuned model, with reasoning before the answer
     python main_grpo.py --model_path models/Qwen2.5-7B-Instruct --label_path data/goemotions/group/labels.txt \\
@@ -20,7 +26,26 @@ are drawn, by branching the cache of keys and values; when they are scored, by p
     # eight GPUs (without a launcher, the first one is used)
     accelerate launch --num_processes 8 main_grpo.py ...
 
-The loss (`--loss_type dapo`, `--scale_rewards group`, `--importance_sampling_level token`, the defaults), of B answers
+The reward R of an answer y is the sum of three, each with a weight: for its labels (`--accuracy_reward`: the Jaccard
+index of predicted and gold labels, exact match, or what they add to F1), for its form, and a penalty for its length.
+
+Exact (data/learning/exact.py, outcomes.py). Y(x) are the valid answers to text x, p the policy's probabilities over the
+whole vocabulary, q those of the start. Of B texts:
+
+    J          mean over x of   sum over y in Y(x) of p(y|x) R(y)      an answer that is none of Y(x) has R = 0
+    KL         mean over x of   sum over y of p log(p / q) + p(other) log(p(other) / q(other))
+    H          mean over x of   -sum over y of p log p
+    loss       -J + beta KL - entropy_weight H; with --scale_rewards group, the default, each text's J is divided by
+               the standard deviation of R under p, as a share of the range of R (+ 1e-4): GRPO divides by the former
+
+Of more than 64 answers, those that matter are found first, best first and without gradients: up to `--pruned_mass` is
+left out, as no reward; gold is always in. F1 is no sum over answers. With an F1 reward, R is linear in the expected
+counts of true positives, predictions and gold labels: what a label in this answer adds to F1, n times its derivative,
+with the counts of this step and, fading, of about `--f1_window` texts before (data/learning/f1_reward.py has it, and
+its bias). With `--cot`, `--num_generations` rationales are drawn, and the answers behind each are weighed: see
+data/learning/reasoned.py.
+
+Sampled (`--loss_type dapo`, `--scale_rewards group`, `--importance_sampling_level token`, the defaults), of B answers
 with up to C tokens, G to a text; m (B, C) is 1 where an answer has a token, n the number of tokens in the whole step:
 
     A (B,)     advantage        (r - mean of r over its group) / (standard deviation over its group + 1e-4)
@@ -43,8 +68,8 @@ What of it is TRL's, and what is not:
 
 GRPO: Shao et al., "DeepSeekMath", 2024; dynamic sampling, token-mean loss and the higher upper clip: Yu et al., "DAPO",
 2025. As in DAPO there is by default no reference model (`--beta 0`): labels are checked, not guessed at by a reward
-model, so little can be exploited. A killed run goes on from its newest whole checkpoint when the same command is given
-again.
+model, so little can be exploited. The expected reward as an objective: minimum risk training (Shen et al., 2016), there
+over a sample of answers. A killed run goes on from its newest whole checkpoint when the same command is given again.
 """
 
 import gc
@@ -97,7 +122,6 @@ if TYPE_CHECKING:
 
 DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
 DEFAULT_BATCH_SIZE = {"sampled": 32, "exact": 8}  # answers; texts
-SCALED_BY = {"sampled": "group", "exact": "none"}
 METRIC_OF_REWARD = {"jaccard": "jaccard", "exact_match": "accuracy", "f1_macro": "f1_macro", "f1_micro": "f1_micro"}
 # of answers that are drawn, or of learning from them once more
 OF_SAMPLING = (
@@ -174,10 +198,9 @@ class Args:
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = flag("dapo", "how tokens' losses are averaged")
     epsilon: float = flag(0.2, "clip range of the probability ratio")
     epsilon_high: float | None = flag(None, "its upper end (default: as --epsilon; DAPO: 0.28)")
-    scale_rewards: Literal["group", "batch", "none"] | None = flag(
-        None, "what advantages are divided by: the standard deviation of a text's rewards, the batch's, or nothing "
-        "(default: group; exact: none)",
-    )  # fmt: skip
+    scale_rewards: Literal["group", "batch", "none"] = flag(
+        "group", "what advantages are divided by: the standard deviation of a text's rewards, the batch's, or nothing"
+    )
     importance_sampling_level: Literal["token", "sequence"] = flag("token", "ratio a token, or a sequence (GSPO)")
     num_iterations: int = flag(1, "updates on the same answers")
     steps_per_generation: int | None = flag(None, "batches drawn at once (default: --gradient_accumulation_steps)")
@@ -255,8 +278,6 @@ class Args:
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
-        if self.scale_rewards is None:
-            self.scale_rewards = SCALED_BY[self.expectation]
         if self.coverage is not None and not self.calibration:
             raise UserError(f"--coverage {self.coverage}: is calibrated, so it needs --calibration on")
 

@@ -1,4 +1,4 @@
-"""Draw what GRPO runs learnt: the rewards of drawn answers, and the label metric of greedy answers on validation rows.
+"""Draw what GRPO runs learnt: the rewards of the answers, and the label metric of greedy answers on validation rows.
 
 Runs that differ in their seed alone become one curve: their mean, and a band of one standard deviation.
 

@@ -87,7 +87,7 @@ def test_several_runs_are_a_mean_and_a_band(tmp_path):
     figure = reward_figure(rewards, [{0: 0.3, 10: 0.5}, {0: 0.3, 10: 0.7, 20: 0.8}], "f1_macro", window=2)
     left, right = figure.axes
     assert [axes.get_title() for axes in (left, right)] == [
-        "rewards of drawn answers",
+        "rewards of the answers",
         "validation rows, greedy answers",
     ]
     assert [axes.get_xlabel() for axes in (left, right)] == ["step", "step"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy
+import pandas
 import pytest
 import torch
 
@@ -23,7 +24,8 @@ from data.engine.packing import pack
 from data.engine.tree_attention import ordinary_attention, target_log_probs
 from data.labels import CUSTOM_TEMPLATE, LabelTask
 from data.learning.f1_reward import Counts, F1Memory
-from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards, listed_answers
+from data.learning.found_answers import listed_answers
+from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards
 from data.learning.policy import load_policy
 from data.learning.rewards import Rewards
 from inference import Predictor
@@ -68,11 +70,11 @@ def trainer_on(model_dir, task: LabelTask, tmp_path: Path, **flags):
     settings = Args(
         model_path=str(model_dir), task=task.kind, label_path=str(tmp_path / "labels.txt"), expectation="exact",
         train_data_path=str(tmp_path / "train.jsonl"), output_dir=str(tmp_path / "run"), precision="fp32",
-        tuning="full", batch_size=len(rows), val_ratio=0.0, max_length=256, **flags,
+        tuning="full", batch_size=len(rows), val_ratio=0.0, **flags,
     )  # fmt: skip
-    encoder = Encoder(task, load_tokenizer(str(model_dir)), max_length=256)
+    encoder = Encoder(task, load_tokenizer(str(model_dir)), cot=bool(settings.cot), max_length=512)
     data = main_grpo.load_data(settings, task, kind_known=True)
-    return build_trainer(settings, data, load_policy(settings, longest=256), encoder, Contract(task, max_length=256))
+    return build_trainer(settings, data, load_policy(settings, longest=512), encoder, Contract(task))
 
 
 def batch_of(trainer) -> dict:
@@ -100,8 +102,9 @@ def test_the_gradient_is_that_of_all_answers_one_by_one(moods_dir, tmp_path, kin
         log_probs = one_by_one(plain, encoder, row["input_ids"])
         values = torch.tensor(rewards.totals([a.token_ids for a in listed_answers(encoder)], [gold] * len(log_probs)))
         expected = (log_probs.exp() * values).sum()
-        deviation = ((log_probs.exp() * values**2).sum() - expected**2).clamp(min=0).sqrt().detach() + 1e-4
-        expected_losses.append(-expected / (deviation if scaled else 1))
+        deviation = ((log_probs.exp() * values**2).sum() - expected**2).clamp(min=0).sqrt().detach()
+        spread = max(0, float(values.max())) - min(0, float(values.min()))
+        expected_losses.append(-expected / (deviation / spread + 1e-4 if scaled else 1))
     torch.testing.assert_close(losses, torch.stack(expected_losses), atol=1e-5, rtol=1e-4)
     assert rows.tolist() == list(range(len(TEXTS)))
     torch.stack(expected_losses).mean().backward()
@@ -189,7 +192,8 @@ def test_divergence_and_entropy_of_known_distributions():
 def test_a_prefix_earns_nothing():
     outcomes = three_outcomes()
     log_probs = torch.tensor([0.5, 0.2, 0.1, 0.25, 0.25, 0.25]).log()
-    expected, deviation = expected_rewards(log_probs, torch.tensor([1.0, 0.5, 9.0] * 2), outcomes, 2)
+    expected, deviation, spread = expected_rewards(log_probs, torch.tensor([1.0, 0.5, 9.0] * 2), outcomes, 2)
+    assert spread.tolist() == [1.0, 1.0]
     assert expected.tolist() == pytest.approx([0.6, 0.375])
     assert deviation[0].item() == pytest.approx((0.5 + 0.2 * 0.25 - 0.36) ** 0.5)
 
@@ -326,6 +330,12 @@ def test_a_run_from_start_to_scores(args, reward):
         assert float(row["pruned_mass"]) == 0
         assert float(row["entropy"]) > 0
         assert float(row["kl"]) > -1e-6
+    samples = pandas.read_parquet(out / "completions" / "completions_00004.parquet")
+    assert {"step", "prompt", "completion", "gold", "probability", reward, "format", "length"} <= set(samples.columns)
+    assert set(samples["prompt"].value_counts()) == {3}, "the three most probable answers to each text"
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "reinforcement learning (exact expectation)" in card
+    assert "4 texts" in card
     metric = {"jaccard": "jaccard", "exact_match": "accuracy"}.get(reward, reward)
     assert json.loads((out / "train_results.json").read_text())["metric_for_best"] == metric
     assert json.loads((out / "test_results.json").read_text())["n"] == 4
@@ -410,14 +420,14 @@ BAD = {
 
 def expanded(trainer):
     """The trainer as if its task had too many answers to list them all."""
-    trainer._listed = None
+    trainer.answers._listed = None
     return trainer
 
 
 @pytest.mark.parametrize("sharing", ["on", "off"])
 def test_an_expanded_tree_has_the_gradient_of_the_whole_one(moods_dir, tmp_path, sharing):
     trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, prefix_sharing=sharing)
-    trainer.pruned_mass = 0.0
+    trainer.answers.pruned_mass = 0.0
     losses, _ = trainer.losses(trainer.model, batch_of(trainer))
     losses.mean().backward()
     whole, sums = gradients(trainer.model), dict(trainer._sums)
@@ -436,9 +446,10 @@ def test_what_is_left_out_is_known(moods_dir, tmp_path):
     trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path)
     batch = batch_of(trainer)
     trainer.losses(trainer.model, batch)
-    valid, trainer.pruned_mass, trainer.max_tree_tokens = 4 - trainer._sums["invalid_mass"], 0.3, 2
+    valid = 4 - trainer._sums["invalid_mass"]
+    trainer.answers.pruned_mass, trainer.answers.max_tokens = 0.3, 2
     trainer._sums.clear()
-    found = expanded(trainer)._found(trainer.model, batch["prompts"], batch["gold"])
+    found = expanded(trainer)._found(batch["prompts"], batch["gold"])
     for row, answers in enumerate(found):
         gold = tuple(batch["gold"][row].nonzero()[:, 0].tolist())
         assert gold in [answer.labels for answer in answers if answer.is_whole]
@@ -453,7 +464,7 @@ def test_what_is_left_out_is_known(moods_dir, tmp_path):
 
 def test_a_budget_that_does_not_reach_the_mass(moods_dir, tmp_path):
     trainer = expanded(trainer_on(moods_dir, moods("multi_label"), tmp_path))
-    trainer.max_tree_tokens, trainer.pruned_mass = 1, 1e-6
+    trainer.answers.max_tokens, trainer.answers.pruned_mass = 1, 1e-6
     with pytest.raises(UserError, match=r"--pruned_mass 1e-06: with --max_tree_tokens 1, .* 4 training texts"):
         trainer.check_tree()
 

@@ -1,5 +1,6 @@
 """train_task.sh and train.sh as they are called: what they find, what they miss, a small grid that is really trained."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from data.published import DATA_SETS
 from data.summaries.psyqa import FILE_NAME
 from data.tasks import BUILT_IN_TASKS
 from scripts import find_data
-from tests.conftest import ROOT
+from tests.conftest import NOTING_PYTHON, ROOT
 
 MODELS = {
     "sst2": "Qwen2.5-7B-Instruct", "r8": "Qwen2.5-7B-Instruct", "chnsenticorp": "Qwen2.5-1.5B", "emotion": "Qwen3-0.6B",
@@ -384,3 +385,29 @@ def test_a_grid(tmp_path, environment, tiny_model_dir):
     assert table in done.stdout
     scores = table.split("\n\n")[0]
     assert [line.split()[1:6:2] for line in scores.splitlines()[2:]] == [["r8-lora", "8", "1"], ["sst2-lora", "8", "2"]]
+
+
+def test_answers_are_drawn_or_all_weighed(noted, tmp_path):
+    """main_grpo_original_Qwen2_5-7b.sh with `EXPECTATION`."""
+    torchrun = tmp_path / "venv" / "bin" / "torchrun"
+    torchrun.write_text(NOTING_PYTHON)
+    torchrun.chmod(0o755)
+    settings = {"GPUS": "0", "PROCESSES": "1"}
+    launcher = "main_grpo_original_Qwen2_5-7b.sh"
+    done, (drawn,) = noted(launcher, "--beta", "0.1", **settings)
+    assert done.returncode == 0, done.stderr
+    assert flags_of(drawn)["--num_generations"] == "8"
+    assert flags_of(drawn)["--batch_size"] == "64"
+    assert "--expectation" not in drawn
+    done, (weighed,) = noted(launcher, **settings, EXPECTATION="exact")
+    assert done.returncode == 0, done.stderr
+    assert flags_of(weighed)["--expectation"] == "exact"
+    assert flags_of(weighed)["--batch_size"] == "16"
+    assert "--num_generations" not in weighed
+    done, commands = noted(launcher, **settings, EXPECTATION="exact", VLLM_GPUS="1")
+    assert (done.returncode, commands) == (2, [])
+    assert done.stderr.endswith("error: VLLM_GPUS=1: EXPECTATION=exact draws no answers\n")
+
+
+def flags_of(command: list[str]) -> dict[str, str]:
+    return {flag: value for flag, value in itertools.pairwise(command) if flag.startswith("--")}

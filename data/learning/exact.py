@@ -6,9 +6,8 @@ gradient: no text is without a signal, there is no noise but that of the choice 
 the policy itself. Answers that are none of the task's have a reward of 0: what mass they have is missing in the sum, so
 that validity is learnt, too. main_grpo.py's docstring has the whole objective.
 
-Where a task has more than `MOST_LISTED` answers, the trie of all answers is first expanded behind each text, without
-gradients and the most probable first (data/engine/answer_tree.py). Gold is always in. What is left out has a
-probability that is known; it counts as no reward, too.
+Of many answers, those that matter are found first (data/learning/found_answers.py). What is left out has a probability
+that is known; it counts as no reward, too.
 
 Shapes: B texts, K labels, S outcomes of all texts (data/learning/outcomes.py).
 """
@@ -17,24 +16,29 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
+from accelerate import DistributedType
 from torch import Tensor
 
-from data.answers import MOST_LISTED, AnswerTrie, count_answers
+from data.answers import MOST_LISTED, count_answers
 from data.arguments import UserError
 from data.encoding import Encoder
-from data.engine.answer_tree import AnswerTree, Expansion
 from data.engine.scoring import answer_batch, answer_scores
 from data.engine.tree_attention import computes_packed_rows
 from data.learning.f1_reward import Counts
+from data.learning.found_answers import FoundAnswers
 from data.learning.objectives import LabelTraining, LossSettings
-from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards, listed_answers
+from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards
 from data.learning.rewards import Rewards
 from data.loading import Example
 
+SPREAD = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # a process may have a part of the weights only
 LEAST_VALID = 0.05  # probability of a valid answer under the start, below which a warning says that little is learnt
 CHECKED_TEXTS = 32  # on which it is tried, before training, how much of the probability is reached
 
@@ -94,9 +98,10 @@ class ExactTraining(LabelTraining):
         rewards: what an answer earns.
         beta: weight of the KL divergence from the start.
         entropy_weight: of the entropy of the answers.
-        scaled: divide each text's expected reward by its standard deviation under the policy + 1e-4, as GRPO does with
-            the advantages of a group.
-        pruned_mass, max_tree_tokens: see `AnswerTree.expand`.
+        scaled: divide each text's expected reward by its standard deviation under the policy, as GRPO does with the
+            advantages of a group; the deviation as a share of the rewards' range (+ 1e-4), so that a text that can earn
+            more than others still counts for more.
+        pruned_mass, max_tree_tokens: see `FoundAnswers`.
         arguments: see `LabelEvaluationMixin`.
     """
 
@@ -106,14 +111,16 @@ class ExactTraining(LabelTraining):
     ):  # fmt: skip
         super().__init__(loss_settings=LossSettings(), **arguments)
         self.rewards, self.beta, self.entropy_weight, self.scaled = rewards, beta, entropy_weight, scaled
-        self.pruned_mass, self.max_tree_tokens = pruned_mass, max_tree_tokens
         few = count_answers(self.encoder.task) <= MOST_LISTED
-        self._listed = listed_answers(self.encoder) if few else None
-        self._trie = AnswerTrie(self.encoder)
+        if self.accelerator.distributed_type in SPREAD and (not few or beta):
+            what = f"--beta {beta}" if few else f"more than {MOST_LISTED} answers"
+            raise UserError(
+                f"--expectation exact: {what} need the whole model in each process, without FSDP and DeepSpeed"
+            )
+        self.answers = FoundAnswers(self.encoder, pruned_mass, max_tree_tokens)
         self._start = [p.detach().clone() for p in self._trained()] if beta else []
         self._sums: dict[str, float] = defaultdict(float)
-        self._shown: list[str] = []
-        self._labels_of: dict[tuple[int, ...], tuple[str, ...]] = {}
+        self._noted: list[dict[str, Any]] = []
 
     # -- the objective
 
@@ -137,15 +144,15 @@ class ExactTraining(LabelTraining):
             extra: prompts and what stands behind them, whose log-probabilities are wanted, too.
         """
         count = len(prompts)
-        outcomes = Outcomes.of(self._found(model, prompts, gold), gold.shape[1], gold.device)
+        outcomes = Outcomes.of(self._found(prompts, gold), gold.shape[1], gold.device)
         batch = self._batch(prompts, outcomes, extra)
         log_probs, others = answer_scores(model, batch).tensor_split([len(outcomes.answers)])
         with torch.no_grad():
             marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (C, K)
             parts = self._rewards_of(outcomes, gold, marginals, (texts or count) / count)
             total = sum(self.rewards.weights[name] * values for name, values in parts.items())
-        expected, deviation = expected_rewards(log_probs, total, outcomes, count)
-        losses = -expected / (deviation + 1e-4) if self.scaled else -expected
+        expected, deviation, spread = expected_rewards(log_probs, total, outcomes, count)
+        losses = -expected * (spread / (deviation + 1e-4 * spread)) if self.scaled else -expected
         entropies = answer_entropy(log_probs, outcomes, count)
         if self.entropy_weight:
             losses = losses - self.entropy_weight * entropies
@@ -157,38 +164,9 @@ class ExactTraining(LabelTraining):
         return Weighed(outcomes, log_probs.detach(), parts, losses, expected.detach(), deviation, entropies.detach(),
                        None if kl is None else kl.detach(), others)  # fmt: skip
 
-    def _found(self, model, prompts: Sequence[Sequence[int]], gold: Tensor) -> list[list[Answer]]:
-        """The outcomes behind each of B prompts."""
-        if self._listed is not None:
-            return [self._listed] * len(prompts)
-        labels = self.encoder.task.labels
-        needed = [[self.encoder.target_ids([labels[i] for i in row.nonzero()[:, 0].tolist()])] for row in gold]
-        bare = self.accelerator.unwrap_model(model)
-        training = bare.training
-        bare.eval()
-        with torch.compiler.set_stance("force_eager"):
-            # the beginning of all prompts is read along with them: the weights are others than a step ago
-            tree = AnswerTree(bare, self._trie, [], self.encoder.tokenizer.pad_token_id)
-            expansions = tree.expand(prompts, self.pruned_mass, self.max_tree_tokens, needed)
-        bare.train(training)
-        return [self._answers_of(expansion) for expansion in expansions]
-
-    def _answers_of(self, expansion: Expansion) -> list[Answer]:
-        """The outcomes of an expansion; of its closed prefixes only as much as tells them from the answers."""
-        ids, read = self.encoder.task.ids, self._read
-        whole = [
-            Answer(tuple(ids[label] for label in read(branch.token_ids)), branch.token_ids)
-            for branch in expansion.whole
-        ]
-        known = {answer.token_ids[:n] for answer in whole for n in range(len(answer.token_ids))}
-        closed = {_cut(branch.token_ids, known) for branch in expansion.closed}
-        return whole + [Answer((), token_ids, is_whole=False) for token_ids in sorted(closed)]
-
-    def _read(self, token_ids: tuple[int, ...]) -> tuple[str, ...]:
-        """The labels of a whole answer."""
-        if token_ids not in self._labels_of:
-            self._labels_of[token_ids] = self.encoder.task.parse(self.encoder.decode(token_ids)).labels
-        return self._labels_of[token_ids]
+    def _found(self, prompts: Sequence[Sequence[int]], gold: Tensor) -> list[list[Answer]]:
+        """The outcomes behind each of C prompts, whose gold is (C, K)."""
+        return self.answers.behind(self.accelerator.unwrap_model(self.model), prompts, gold)
 
     def check_tree(self) -> None:
         """Say what the start makes of the first training texts, where nothing has been learnt from yet.
@@ -202,14 +180,15 @@ class ExactTraining(LabelTraining):
             batch = self.data_collator(rows[begin : begin + self.args.per_device_train_batch_size])
             gold = batch["gold"].to(self.accelerator.device)
             with torch.no_grad(), self.accelerator.autocast():
-                outcomes = Outcomes.of(self._found(self.model, batch["prompts"], gold), gold.shape[1], gold.device)
+                outcomes = Outcomes.of(self._found(batch["prompts"], gold), gold.shape[1], gold.device)
                 probs = answer_scores(self.model, self._batch(batch["prompts"], outcomes)).exp()
             valid += float((probs * outcomes.is_whole).sum())
             pruned += float((probs * (1 - outcomes.is_whole)).sum())
         valid, pruned = valid / len(rows), pruned / len(rows)
-        if pruned > self.pruned_mass:
+        if pruned > self.answers.pruned_mass:
+            mass, tokens = self.answers.pruned_mass, self.answers.max_tokens
             raise UserError(
-                f"--pruned_mass {self.pruned_mass:g}: with --max_tree_tokens {self.max_tree_tokens}, answers of "
+                f"--pruned_mass {mass:g}: with --max_tree_tokens {tokens}, answers of "
                 f"probability {pruned:.3f} are left out (mean of {len(rows)} training texts); allow that, or more"
             )
         if valid + pruned < LEAST_VALID and self.is_world_process_zero():
@@ -312,22 +291,40 @@ class ExactTraining(LabelTraining):
         sums["completions/mean_length"] += float((probs * lengths).sum())
         if weighed.kl is not None:
             sums["kl"] += float(weighed.kl.sum())
-        self._shown = list(self._most_probable(inputs, outcomes, probs))
+        self._noted = list(self._most_probable(inputs, weighed))
 
-    def _most_probable(self, inputs, outcomes: Outcomes, probs: Tensor, texts: int = 2, most: int = 3) -> Iterator[str]:
-        labels = self.encoder.task.labels
-        for row in range(min(texts, len(inputs["texts"]))):
+    def _most_probable(self, inputs, weighed: Weighed, most: int = 3) -> Iterator[dict[str, Any]]:
+        """The most probable answers to each text, with what they earn."""
+        outcomes, probs = weighed.outcomes, weighed.log_probs.exp()
+        for row, text in enumerate(inputs["texts"]):
             places = (outcomes.text == row).nonzero()[:, 0]
-            best = places[probs[places].argsort(descending=True)[:most]].tolist()
-            shown = ", ".join(
-                f"{shorten(', '.join(labels[i] for i in outcomes.answers[at].labels), 40)!r} {float(probs[at]):.0%}"
-                for at in best
-            )
-            gold = ", ".join(labels[i] for i in inputs["gold"][row].nonzero()[:, 0].tolist())
-            yield f"  {shorten(inputs['texts'][row], 60)!r} -> {shown}  (gold: {gold})"
+            for at in places[probs[places].argsort(descending=True)[:most]].tolist():
+                answer = outcomes.answers[at]
+                rewards = {name: float(values[at]) for name, values in weighed.parts.items()}
+                yield {
+                    "prompt": text, "gold": self._in_words(inputs["gold"][row].nonzero()[:, 0].tolist()),
+                    "completion": self._in_words(answer.labels) if answer.is_whole else "(others)",
+                    "probability": float(probs[at]), **rewards,
+                }  # fmt: skip
+
+    def _in_words(self, labels: Sequence[int]) -> str:
+        return self.encoder.task.answer([self.encoder.task.labels[i] for i in labels])
+
+    def _write_answers(self) -> None:
+        """The answers noted last, two texts on the console and all in `completions/`, as TRL has them there."""
+        import pandas
+
+        for text, rows in islice(groupby(self._noted, key=itemgetter("prompt")), 2):
+            rows = list(rows)
+            answers = ", ".join(f"{shorten(row['completion'], 40)!r} {row['probability']:.0%}" for row in rows)
+            print(f"  {shorten(text, 60)!r} -> {answers}  (gold: {rows[0]['gold']})")
+        folder = Path(self.args.output_dir, "completions")
+        folder.mkdir(exist_ok=True)
+        table = pandas.DataFrame({"step": self.state.global_step} | row for row in self._noted)
+        table.to_parquet(folder / f"completions_{self.state.global_step:05d}.parquet")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The trainer's, with the means of what was added up since the last time, and two texts on the console."""
+        """The trainer's, with the means of what was added up since the last time, and the answers to the last texts."""
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
             sums = torch.tensor([self._sums[name] for name in names], device=self.accelerator.device)
@@ -336,7 +333,7 @@ class ExactTraining(LabelTraining):
             logs = logs | {name: value / texts for name, value in sums.items()}
             self._sums.clear()
             if self.is_world_process_zero():
-                print("\n".join(self._shown))
+                self._write_answers()
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -356,8 +353,3 @@ class ExactTraining(LabelTraining):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and self.rewards.memory is not None:
             self.rewards.memory.load(checkpoint, self.args.process_index)
-
-
-def _cut(token_ids: tuple[int, ...], known: set[tuple[int, ...]]) -> tuple[int, ...]:
-    """A prefix up to its first token that no answer has there: the model has read all before it."""
-    return next(token_ids[:n] for n in range(1, len(token_ids) + 1) if token_ids[:n] not in known)

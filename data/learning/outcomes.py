@@ -10,9 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.answers import label_sets
-from data.encoding import Encoder
-
 KEPT_SUM = 1e-6  # of the mass outside of all outcomes, whose logarithm is taken
 
 
@@ -29,15 +26,6 @@ class Answer:
     labels: tuple[int, ...]
     token_ids: tuple[int, ...]
     is_whole: bool = True
-
-
-def listed_answers(encoder: Encoder) -> list[Answer]:
-    """All valid answers of a task."""
-    ids = encoder.task.ids
-    return [
-        Answer(tuple(ids[label] for label in labels), tuple(encoder.target_ids(labels)))
-        for labels in label_sets(encoder.task)
-    ]
 
 
 @dataclass(frozen=True)
@@ -73,8 +61,11 @@ class Outcomes:
         return values.new_zeros(texts, *values.shape[1:]).index_add(0, self.text, values)
 
 
-def expected_rewards(log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, texts: int) -> tuple[Tensor, Tensor]:
-    """Expected rewards (B,), with gradient, and their standard deviations (B,) under the policy, without.
+def expected_rewards(
+    log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, texts: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Expected rewards (B,), with gradient; without it, their standard deviations (B,) under the policy, and their
+    ranges (B,), from the least reward of an outcome to the greatest, with the 0 of invalid answers.
 
     Args:
         log_probs: (S,) of the outcomes, over the whole vocabulary.
@@ -87,7 +78,10 @@ def expected_rewards(log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, tex
     with torch.no_grad():
         squares = outcomes.sums(log_probs.exp() * values**2, texts)
         deviation = (squares - expected**2).clamp(min=0).sqrt()
-    return expected, deviation
+        greatest, least = (
+            values.new_zeros(texts).scatter_reduce(0, outcomes.text, values, of) for of in ("amax", "amin")
+        )
+    return expected, deviation, greatest - least
 
 
 def divergence(log_probs: Tensor, reference: Tensor, outcomes: Outcomes, texts: int) -> Tensor:

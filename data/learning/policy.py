@@ -52,7 +52,9 @@ def with_new_adapter(args, model) -> "PreTrainedModel | PeftModel":
     if hasattr(model, "peft_config") or args.tuning == "full":
         return model
     from peft import get_peft_model
+    from transformers import set_seed
 
+    set_seed(args.seed)  # a trainer does so before it makes one
     if args.gradient_checkpointing:
         model.enable_input_require_grads()
     return get_peft_model(model, lora_config(args, model))

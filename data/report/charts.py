@@ -25,7 +25,10 @@ METRICS = (
     "jaccard",
     *SummaryTask.metrics,
 )  # of the validation rows, among the training curves
-REWARDS = {"reward": "weighted sum", "jaccard": "Jaccard", "format": "format", "length": "length"}
+REWARDS = {
+    "reward": "weighted sum", "jaccard": "Jaccard", "exact_match": "exact match", "f1_macro": "macro F1",
+    "f1_micro": "micro F1", "format": "format", "length": "length",
+}  # fmt: skip
 HEIGHT, DPI = 3.8, 130  # of a figure, in inches; dots an inch
 NARROW = 4.6  # inches: the width of a figure that can be read on a phone
 RIGHT, WRONG = "tab:blue", "tab:orange"  # which few people cannot tell apart
@@ -117,7 +120,7 @@ def _together(curves: dict[str, dict[int, float]]) -> dict[str, dict[int, float]
 
 
 def reward_figure(rewards: Sequence, validation: Sequence[dict[int, float]], metric: str, window: int) -> "Figure":
-    """Rewards of drawn answers, and beside them a label metric of the validation rows, over the steps.
+    """Rewards of the answers, and beside them a label metric of the validation rows, over the steps.
 
     Several runs become one curve: their mean, and a band of one standard deviation (n - 1) around it.
 
@@ -140,14 +143,14 @@ def reward_figure(rewards: Sequence, validation: Sequence[dict[int, float]], met
         if all(column in table for table in smooth):
             _draw_mean(left, pandas.concat([table[column] for table in smooth], axis=1), label)
     _draw_mean(right, pandas.concat([pandas.Series(curve, dtype=float) for curve in validation], axis=1), None, "o")
-    left.set(title="rewards of drawn answers", xlabel="step", ylabel="reward")
+    left.set(title="rewards of the answers", xlabel="step", ylabel="reward")
     right.set(title="validation rows, greedy answers", xlabel="step", ylabel=metric)
     if len(rewards) > 1:
         figure.suptitle(f"mean of {len(rewards)} runs ± standard deviation", fontsize=10)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.title.set_fontsize(10)
-    figure.legend(loc="outside lower center", ncols=len(REWARDS), frameon=False)  # off the curves
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)  # off the curves
     return figure
 
 

@@ -145,6 +145,7 @@ def write_model_card(output_dir: str | Path) -> None:
     run = SimpleNamespace(**{Path(name).stem: read_run_file(directory, name, missing_ok=True) for name in files})
     run.contract = contract = Contract.load(directory)
     run.is_grpo = is_grpo(directory, run.args)
+    run.draws = run.is_grpo and run.args.get("expectation") != "exact"
     header = ModelCardData(
         base_model=hub_id(contract.base_model),
         library_name="peft" if run.adapter_config else "transformers",
@@ -245,6 +246,12 @@ def _drawing(sampling: Sampling | None) -> str | None:
     return f"at most {sampling.max_new_tokens:,} tokens; {how}; {penalty}"
 
 
+def _method(run: SimpleNamespace) -> str:
+    if not run.is_grpo:
+        return "supervised fine-tuning (SFT)"
+    return f"reinforcement learning ({'GRPO' if run.draws else 'exact expectation'})"
+
+
 def _training(run: SimpleNamespace) -> str:
     contract, args, train = run.contract, run.args.get, run.train_results.get
     versions = asdict(contract)["library_versions"]
@@ -255,14 +262,15 @@ def _training(run: SimpleNamespace) -> str:
         ("base model", contract.base_model),
         ("revision", contract.base_revision),
         ("started from", args("model_path") if args("model_path") != contract.base_model else None),
-        ("method", "reinforcement learning (GRPO)" if run.is_grpo else "supervised fine-tuning (SFT)"),
+        ("method", _method(run)),
+        ("reward for the labels", args("accuracy_reward")),
         ("objective", f"{contract.objective}: {OBJECTIVES[contract.objective].format(contract.task.written)}"),
         ("head", contract.head),
         ("tuning", _filled("{}" + adapter, args("tuning"))),
         ("learning rate", _filled("{:g}", args("learning_rate"))),
         (
             "batch on each device",
-            _filled(f"{{}} {'answer' if run.is_grpo else contract.task.unit}s", args("batch_size")),
+            _filled(f"{{}} {'answer' if run.draws else contract.task.unit}s", args("batch_size")),
         ),
         ("batches a step", args("gradient_accumulation_steps")),
         ("steps", _filled("{:,}", train("steps"))),

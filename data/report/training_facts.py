@@ -12,10 +12,11 @@ def training_facts(directory: str | Path) -> dict[str, Any]:
     """Those of these that the files in a run's directory tell.
 
     Returns:
-        `objective`, `head`, `method` ("GRPO"), `tuning`, `base_model`: see task.json and args.json; `all_parameters`
-        and `trainable_parameters`, of the model with its adapter; `size_mb`, of its safetensors files in 10^6 bytes,
-        and `size_of`, whether these are the "adapter" alone or a whole "model"; `train_seconds`, with validation, of a
-        run that was made in one go (one that was resumed only knows the seconds since then); `peak_memory_mib`.
+        `objective`, `head`, `method` ("GRPO" or "exact expectation"), `tuning`, `base_model`: see task.json and
+        args.json; `all_parameters` and `trainable_parameters`, of the model with its adapter; `size_mb`, of its
+        safetensors files in 10^6 bytes, and `size_of`, whether these are the "adapter" alone or a whole "model";
+        `train_seconds`, with validation, of a run that was made in one go (one that was resumed only knows the seconds
+        since then); `peak_memory_mib`.
 
     Raises:
         UserError: one of the files is broken.
@@ -27,7 +28,7 @@ def training_facts(directory: str | Path) -> dict[str, Any]:
         contract = Contract.load(directory)
         facts = {"objective": contract.objective, "head": contract.head, "base_model": contract.base_model}
     if is_grpo(directory, args):
-        facts["method"] = "GRPO"
+        facts["method"] = "exact expectation" if args.get("expectation") == "exact" else "GRPO"
     facts["tuning"] = args.get("tuning")
     facts |= {name: trained.get(name) for name in ("all_parameters", "trainable_parameters", "peak_memory_mib")}
     if not trained.get("resumed_from"):

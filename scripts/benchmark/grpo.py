@@ -1,19 +1,19 @@
-"""One step of GRPO: TRL's GRPOTrainer against main_grpo.py."""
+"""One step of reinforcement: TRL's GRPOTrainer against main_grpo.py, whose answers are drawn, or all weighed."""
 
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import main_grpo
 from data.arguments import check_at_least, flag
-from data.contract import contract_for
+from data.contract import Contract, contract_for
 from data.engine.models import base_model_path, dtype_of, load_tokenizer, pick_device
 from data.files import ADAPTER_FILE, write_json
 from data.learning.rewards import Rewards
-from data.learning.trainers import load_data, lora_config, train
+from data.learning.trainers import Data, load_data, lora_config, train
 from data.report.tables import markdown_table
 from scripts.benchmark.race import (
     CASES,
@@ -27,31 +27,39 @@ from scripts.benchmark.race import (
     train_file,
 )
 
-CASE = CASES["28-labels"]
-
 
 @dataclass
 class GrpoArgs(TrainingRaceArgs):
     model_path: str | None = flag(None, "start: hub id or directory, untuned or an SFT run")
-    contestants: list[str] = flag(["trl", "ours"], "which of trl, plain, ours")
+    contestants: list[str] = flag(["trl", "ours", "exact"], "which of trl, plain, ours, exact")
+    case: Literal["28-labels", "4-labels"] = flag("28-labels", "labels of GoEmotions")
+    most_labels: int = flag(2, "labels an answer may have; rows with more are left out")
     texts: int = flag(4, "texts a step")
     num_generations: int = flag(8, "answers drawn for each")
 
     def __post_init__(self):
         super().__post_init__()
         check_known(self, contestants=CONTESTANTS)
-        check_at_least(self, texts=1, num_generations=2)
+        check_at_least(self, texts=1, num_generations=2, most_labels=1)
 
 
 def grpo_args(args: GrpoArgs, output_dir: str, **settings: Any) -> main_grpo.Args:
     """The benchmark's settings as main_grpo.py's."""
-    trained = (Path(args.model_path) / ADAPTER_FILE).is_file()
+    trained, case = (Path(args.model_path) / ADAPTER_FILE).is_file(), CASES[args.case]
+    drawing = {"num_generations": args.num_generations, "batch_size": args.texts * args.num_generations}
     return main_grpo.Args(
-        model_path=args.model_path, task=CASE.task, train_data_path=str(train_file(args.data_dir, CASE)),
-        output_dir=output_dir, num_generations=args.num_generations, batch_size=args.texts * args.num_generations,
+        model_path=args.model_path, task=case.task, train_data_path=str(train_file(args.data_dir, case)),
+        output_dir=output_dir, skip_bad_rows=True, **drawing | settings,
         lora_r=None if trained else args.lora_r, max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed,
-        logging_steps=args.warmup + args.rounds + 1, precision=args.precision, **settings,
+        logging_steps=args.warmup + args.rounds + 1, precision=args.precision,
     )  # fmt: skip
+
+
+def started_on(args: GrpoArgs, settings: main_grpo.Args) -> tuple[Contract, Data]:
+    """The start's contract and the rows, both with at most `--most_labels` labels an answer."""
+    contract = contract_for(args.model_path, settings.task)
+    contract = replace(contract, task=replace(contract.task, most_labels=args.most_labels))
+    return contract, load_data(settings, contract.task, kind_known=True, most_labels=args.most_labels)
 
 
 def _take_turns(trainer, turns: Turns) -> None:
@@ -59,7 +67,8 @@ def _take_turns(trainer, turns: Turns) -> None:
     from transformers import TrainerCallback
 
     seconds = {"drawing": 0.0}
-    draw = trainer._generate_single_turn
+    place = "_generate_single_turn" if hasattr(trainer, "_generate_single_turn") else "_found"  # drawn, or looked for
+    draw = getattr(trainer, place)
 
     def timed(*args, **kwargs) -> Any:
         begin = time.perf_counter()
@@ -73,12 +82,15 @@ def _take_turns(trainer, turns: Turns) -> None:
             turns.wait()
 
         def on_step_end(self, *args, **kwargs) -> None:
-            length = trainer._metrics["train"]["completions/mean_length"][-1]
+            if place == "_found":
+                length = trainer._sums["completions/mean_length"] / trainer._sums["texts"]
+            else:
+                length = trainer._metrics["train"]["completions/mean_length"][-1]
             turns.done(drawing_seconds=seconds["drawing"], answer_tokens=length)
             seconds["drawing"] = 0.0
             turns.wait()
 
-    trainer._generate_single_turn = timed
+    setattr(trainer, place, timed)
     trainer.add_callback(StepIsTurn())
 
 
@@ -86,8 +98,7 @@ def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
     """main_grpo.py, from its own pieces."""
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder, **flags)
-        contract = contract_for(args.model_path, settings.task)
-        data = load_data(settings, contract.task, kind_known=True)
+        contract, data = started_on(args, settings)
         encoder = contract.encoder(load_tokenizer(args.model_path))
         model = main_grpo.load_policy(settings, longest=contract.max_length)
         trainer = main_grpo.build_trainer(settings, data, model, encoder, contract)
@@ -98,6 +109,11 @@ def ours(turns: Turns, args: GrpoArgs, **flags: Any) -> None:
 def plain(turns: Turns, args: GrpoArgs) -> None:
     """The same without packing."""
     ours(turns, args, prefix_sharing="off")
+
+
+def exact(turns: Turns, args: GrpoArgs) -> None:
+    """The expected reward of all answers, nothing is drawn."""
+    ours(turns, args, expectation="exact", batch_size=args.texts, num_generations=8)
 
 
 def trl(turns: Turns, args: GrpoArgs) -> None:
@@ -111,9 +127,8 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         settings = grpo_args(args, folder)
-        contract = contract_for(args.model_path, settings.task)
+        contract, data = started_on(args, settings)
         task = contract.task
-        data = load_data(settings, task, kind_known=True)
         tokenizer = load_tokenizer(args.model_path)
         encoder = contract.encoder(tokenizer)
         start = base_model_path(args.model_path)
@@ -146,18 +161,19 @@ def trl(turns: Turns, args: GrpoArgs) -> None:
         trainer.train()
 
 
-CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours}
+CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours, "exact": exact}
 
 
 def grpo(args: GrpoArgs) -> None:
     args = checked(args)
-    train_file(args.data_dir, CASE)
+    train_file(args.data_dir, CASES[args.case])
     turns = race(
         {which: Contestant(CONTESTANTS[which], args=args) for which in args.contestants},
         args.warmup + args.rounds, "grpo",
     )  # fmt: skip
     results: dict[str, Any] = {
-        "what": f"{args.texts} texts x {args.num_generations} answers, {CASE.what}",
+        "what": f"{args.texts} texts x {args.num_generations} answers, {CASES[args.case].what}",
+        "most_labels": args.most_labels,
         "precision": args.precision,
         "peer_precision": args.peer_precision,
         "contestants": {},
