@@ -479,7 +479,8 @@ def test_a_start_that_writes_no_valid_answers_is_warned_of(tiny_model_dir, tmp_p
 
 def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, monkeypatch):
     """The rationale's tokens get the advantage of what is expected behind it, the answer's the exact gradient."""
-    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, cot=True, num_generations=2)
+    flags = dict(cot=True, num_generations=2, scale_rewards="none")
+    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, **flags)
     encoder, batch = trainer.encoder, batch_of(trainer)
     batch = {name: value[:1] for name, value in batch.items()}
     prompt = batch["prompts"][0]

@@ -26,8 +26,11 @@ analyses             three short runs, and one page about each: eval_full.sh    
 summaries            SmolLM2 on 80 cases of LongEmotion, in bf16 and over 4 bits          ~1 hour
 grpo                 GRPO after 80 steps of fine-tuning, three seeds, and the picture    ~40 minutes
 grpo-untuned         GRPO from the untuned model                                         3.5 minutes
+exact                the same start, all answers weighed instead of drawn: Jaccard and    ~90 minutes
+                     macro F1 as rewards, three seeds; then emotion and SST-2
+thresholds           28 labels: answers as they are written, and by fitted thresholds     ~1 hour
 speed-sft            a training step against TRL's SFTTrainer                            ~20 minutes
-speed-grpo           a GRPO step against TRL's GRPOTrainer                               ~5 minutes
+speed-grpo           a step of GRPO and of exact reinforcement against TRL's GRPOTrainer  ~15 minutes
 speed-answers        answers against Transformers' generate and vLLM                     ~20 minutes
 speed-scores         scores of 28 labels: a sequence for each label, or one tree         ~3 minutes
 speed-encoder        encoders against Transformers' Trainer and pipeline                 ~15 minutes
@@ -251,13 +254,19 @@ block_laptop() {
   done
 }
 
-block_grpo() {
-  local data=data/goemotions/group seed
+# 80 steps of fine-tuning on the four groups, from which runs of reinforcement begin
+start_of_groups() {
+  local data=data/goemotions/group
   need_model smollm2-135m-instruct
   need_data goemotions/group
   python main_SFT.py --model_path models/smollm2-135m-instruct --label_path "$data/labels.txt" \
     --train_data_path "$data/train.tsv" --dev_data_path "$data/dev.tsv" --output_dir outputs/start --max_steps 80 \
     --batch_size 16 --learning_rate 5e-4
+}
+
+block_grpo() {
+  local data=data/goemotions/group seed
+  start_of_groups
   for seed in 0 42 123; do
     python main_grpo.py --model_path outputs/start --train_data_path "$data/train.tsv" \
       --dev_data_path "$data/dev.tsv" --output_dir "outputs/grpo-$seed" --seed "$seed" --max_steps 150 \
@@ -265,6 +274,35 @@ block_grpo() {
   done
   python -m scripts.reward_curve outputs/grpo-0 outputs/grpo-42 outputs/grpo-123 \
     --output_path outputs/reward_curve.png
+}
+
+exact_run() { # reward, seed, further flags
+  local data=data/goemotions/group reward="$1" seed="$2"
+  shift 2
+  python main_grpo.py --model_path outputs/start --train_data_path "$data/train.tsv" \
+    --dev_data_path "$data/dev.tsv" --output_dir "outputs/exact-$reward-$seed" --seed "$seed" \
+    --expectation exact --accuracy_reward "$reward" --eval_samples 1000 "$@"
+}
+
+block_exact() {
+  local seed reward name
+  start_of_groups
+  for reward in jaccard f1_macro; do
+    for seed in 0 42 123; do exact_run "$reward" "$seed" --max_steps EXACT_STEPS --eval_steps EXACT_STEPS; done
+  done
+  for name in emotion sst2; do
+    need_data "$name"
+  done
+  emotion_run --model_path models/smollm2-135m-instruct --tuning lora --objective generate --learning_rate 5e-4 \
+    --batch_size 16 --max_steps 80 --output_dir outputs/emotion-start
+  sst2_run --model_path models/smollm2-135m-instruct --tuning lora --objective generate --learning_rate 5e-4 \
+    --batch_size 16 --max_steps 80 --output_dir outputs/sst2-start
+  python main_grpo.py --model_path outputs/emotion-start --train_data_path data/emotion/train.txt \
+    --dev_data_path data/emotion/val.txt --expectation exact --max_steps 200 --eval_steps 200 --eval_samples 0 \
+    --output_dir outputs/emotion-exact
+  python main_grpo.py --model_path outputs/sst2-start --train_data_path data/sst2/train.tsv \
+    --dev_data_path data/sst2/dev.tsv --expectation exact --max_steps 200 --eval_steps 200 --eval_samples 0 \
+    --output_dir outputs/sst2-exact
 }
 
 block_grpo_untuned() {
@@ -288,9 +326,11 @@ block_speed_sft() {
 }
 
 block_speed_grpo() {
-  need_model smollm2-135m-instruct
   need_data goemotions/original
+  start_of_groups
   python -m scripts.benchmark grpo --model_path models/smollm2-135m-instruct --rounds 3 --warmup 1
+  python -m scripts.benchmark grpo --model_path outputs/start --case 4-labels --most_labels 4 --rounds 3 --warmup 1 \
+    --output_dir outputs/benchmark-groups
 }
 
 block_speed_answers() {
