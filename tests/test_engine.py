@@ -124,10 +124,10 @@ def test_probabilities_and_thresholds_of_the_engine_are_those_of_transformers(mo
     for file in model.iterdir():
         (calibrated / file.name).symlink_to(file.resolve())
     task = BUILT_IN_TASKS["goemotions-group"]
-    thresholds = dict(zip(task.labels, (0.3, 0.2, 0.4, 0.1), strict=True))
+    thresholds = dict(zip(task.labels, (0.3, 0.7, 0.3, 0.6), strict=True))
     Contract(task, thresholds=thresholds, temperature=1.5, decide="thresholds").save(calibrated)
     texts = tmp_path / "texts.jsonl"
-    sample = [line.split("\t")[0] for line in (SAMPLE / "test.tsv").read_text(encoding="utf-8").splitlines()[:32]]
+    sample = [line.split("\t")[0] for line in (SAMPLE / "test.tsv").read_text(encoding="utf-8").splitlines()[:16]]
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in sample), encoding="utf-8")
     flags = ["--precision", "fp32"]
     for name, directory, some in (
@@ -140,10 +140,11 @@ def test_probabilities_and_thresholds_of_the_engine_are_those_of_transformers(mo
             assert b["probabilities"] == pytest.approx(a["probabilities"], abs=1e-3)
             assert b["pruned_mass"] == pytest.approx(a["pruned_mass"], abs=1e-3)
         same = [a["labels"] == b["labels"] for a, b in zip(ours, rows, strict=True)]
-        assert (
-            all(same) if name == "group" else sum(same) >= 31
-        )  # a probability may stand at a threshold, an answer tie
-        assert any(len(row["labels"]) > 1 for row in rows if name == "group")
+        if name == "group":  # by thresholds
+            assert all(same)
+            assert len({len(row["labels"]) for row in rows}) > 1
+        else:
+            assert sum(same) >= len(same) - 1  # two answers may tie
 
 
 def test_constraints_take_effect_in_the_engine(model, tmp_path):  # noqa: F811
