@@ -36,14 +36,13 @@ A killed run goes on from its newest whole checkpoint when the same command is g
 import gc
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, run
 from data.conformal import check_rows
 from data.contract import DEFAULT_MAX_LENGTH, Contract, Precision
 from data.encoding import Encoder, Objective
-from data.engine.evaluation import calibrate_run, is_promised, say_promise, score_run
+from data.engine.evaluation import calibrate_once, score_run
 from data.engine.fingerprints import fingerprint
 from data.engine.memory import use_huge_pages
 from data.engine.models import (
@@ -55,7 +54,6 @@ from data.engine.models import (
     load_tokenizer,
     pick_device,
 )
-from data.files import CALIBRATION_FILE
 from data.learning.checkpoints import (
     WholeCheckpoints,
     as_begun,
@@ -615,20 +613,6 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     return trainer.is_world_process_zero()
 
 
-def calibrate(args: Args, data: Data) -> None:
-    """Temperature, thresholds and promise of a finished run, if they are wanted and not there yet."""
-    done = (Path(args.output_dir) / CALIBRATION_FILE).is_file() and is_promised(args.output_dir, args.coverage)
-    weighed = args.objective != "generate" or (not args.cot and data.task.sampling is None)
-    if not weighed or not args.calibration or not data.dev or done:
-        return
-    gc.collect()
-    metrics = calibrate_run(args.output_dir, data.dev, args.predict_batch_size, args.precision, args.coverage)
-    shown = ("ece", "brier", "f1_macro")
-    changes = (f"{n} {metrics['before'][n]:.4f} -> {metrics['after'][n]:.4f}" for n in shown)
-    print(f"calibrated on {len(data.dev)} validation rows: {', '.join(changes)}")
-    say_promise(args.output_dir)
-
-
 def train_and_score(args: Args, data: Data) -> bool:
     """A whole run, or what is left of it. Returns whether this process is the one that reports."""
     args = as_begun(args)
@@ -642,7 +626,8 @@ def train_and_score(args: Args, data: Data) -> bool:
         args = with_precision(args)
         if not fine_tune(args, data, checkpoint):
             return False
-    calibrate(args, data)
+    if args.calibration:
+        calibrate_once(args.output_dir, data.dev, args.predict_batch_size, args.precision, args.coverage)
     write_run_report(args.output_dir)
     if data.test:
         gc.collect()  # the trainer and its model hold each other; two models may not fit

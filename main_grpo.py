@@ -84,7 +84,7 @@ from data.arguments import UserError, flag, is_first_process, one_line, process_
 from data.conformal import check_rows
 from data.contract import Contract, Precision, contract_for
 from data.encoding import RATIONALE_TOKENS, Encoder
-from data.engine.evaluation import promise_run, score_run
+from data.engine.evaluation import calibrate_once, score_run
 from data.engine.fingerprints import fingerprint
 from data.engine.models import base_model_path, check_model_path, load_tokenizer, pick_device
 from data.files import TASK_FILE
@@ -133,7 +133,7 @@ OF_SAMPLING = (
 MAY_CHANGE = (
     "output_dir", "test_data_path", "resume_from_checkpoint", "logging_steps", "save_total_limit", "num_epochs",
     "max_steps", "predict_batch_size", "prefix_sharing", "compile", "vllm_server_host", "vllm_server_port",
-    "vllm_gpu_memory_utilization", "coverage",
+    "vllm_gpu_memory_utilization", "calibration", "coverage",
 )  # fmt: skip
 
 
@@ -250,6 +250,10 @@ class Args:
         None, "checkpoint every N steps (default: with each scoring); the best is always kept"
     )
     save_total_limit: int = flag(2, "checkpoints kept, the best one among them")
+    calibration: bool = flag(
+        True, "after training: fit temperature and thresholds on all validation rows, and choose there what decides, "
+        "the answer or thresholds of its labels' probabilities (not with --cot)",
+    )  # fmt: skip
     coverage: float | None = flag(
         None, "promise sets of labels that hold this share of the right ones, such as 0.9 (inference.py --coverage); "
         "calibrated on all validation rows",
@@ -274,6 +278,8 @@ class Args:
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
+        if self.coverage is not None and not self.calibration:
+            raise UserError(f"--coverage {self.coverage}: is calibrated, so it needs --calibration on")
 
     def _check_needs(self) -> None:
         if self.expectation == "exact":
@@ -573,7 +579,8 @@ def train_and_score(args: Args, data: Data, started: Contract) -> bool:
         args = with_precision(args)
         if not reinforce(args, data, started, checkpoint):
             return False
-    promise_run(args.output_dir, data.dev, args.coverage, args.predict_batch_size, args.precision)
+    if args.calibration:
+        calibrate_once(args.output_dir, data.dev, args.predict_batch_size, args.precision, args.coverage)
     write_run_report(args.output_dir)
     if data.test:
         gc.collect()  # the trainer and its model hold each other; two models may not fit

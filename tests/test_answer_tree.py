@@ -13,6 +13,7 @@ from data.engine.constrained import ConstrainedWriter
 from data.engine.models import load_model
 from data.engine.tree_attention import computes_spans, enable_packing, ordinary_attention, read_on
 from data.labels import CUSTOM_TEMPLATE, LabelTask
+from data.marginals import bounds
 from data.tasks import BUILT_IN_TASKS
 
 TEXTS = ["thanks a lot", "no", "what a terrible, terrible day that was for all of us"]
@@ -143,6 +144,22 @@ def test_the_answers_of_a_built_in_task(model, tokenizer, name):
     for prompt, all_of_them in zip(prompts, whole, strict=True):  # few texts: the tree looks ahead
         (alone,) = tree.expand([prompt], 0.0)
         assert logs(alone.whole) == pytest.approx(all_of_them, abs=1e-5, rel=3e-6)  # of numbers down to -20
+
+
+@pytest.mark.usefixtures("read_in")
+@pytest.mark.parametrize("name", ["goemotions-group", "goemotions-ekman", "goemotions-original"])
+@pytest.mark.parametrize(("pruned_mass", "max_tokens"), [bounds(None), (0.05, 512), (0.3, 40), (0.0, 60)])
+def test_an_expansion_is_the_same_in_any_batch(model, tokenizer, name, pruned_mass, max_tokens):
+    encoder = Encoder(BUILT_IN_TASKS[name], tokenizer)
+    tree = tree_of(model, encoder)
+    prompts = encoder.prompt_ids([f"{TEXTS[i % 3]} {i}" for i in range(64)])
+    (alone,) = tree.expand(prompts[:1], pruned_mass, max_tokens)
+    for count in (3, 64):
+        other = tree.expand(prompts[:count], pruned_mass, max_tokens)[0]
+        assert other.tokens == alone.tokens
+        for ours, theirs in ((alone.whole, other.whole), (alone.closed, other.closed)):
+            ours, theirs = ({b.token_ids: b.probability for b in some} for some in (ours, theirs))
+            assert theirs == pytest.approx(ours, abs=1e-6)  # of the same keys
 
 
 def test_few_answers_take_one_pass(model, tokenizer, monkeypatch):

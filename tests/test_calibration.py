@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy
@@ -20,7 +21,11 @@ from data.calibration import (
     scores_of,
     set_probability,
 )
+from data.contract import Contract
+from data.engine import evaluation
 from data.labels import LabelTask
+from data.loading import Example
+from data.predictions import Prediction
 from data.tasks import BUILT_IN_TASKS
 
 GROUPS = BUILT_IN_TASKS["goemotions-group"]  # ambiguous, negative, neutral, positive
@@ -146,6 +151,60 @@ def test_what_decides_is_what_is_better():
     _, metrics = better_decision(gold, scores_of(chance, "sigmoid"), gold, GROUPS, "sigmoid")
     flattered = calibrate(scores_of(chance, "sigmoid"), gold, GROUPS, "sigmoid")[1]["after"]["f1_macro"]
     assert metrics["thresholds"] < flattered
+
+
+@pytest.mark.parametrize("better", ["thresholds", "answer"])
+def test_what_decides_in_a_run_that_writes(tmp_path, monkeypatch, capsys, better):
+    gold = [("positive",) if i % 2 else ("negative",) for i in range(40)]
+    shares = numpy.random.default_rng(0).random((40, 4))  # chance
+    if better == "thresholds":
+        shares = 0.01 + 0.29 * indicators(gold, GROUPS)
+    answers = gold if better == "answer" else [("neutral",)] * 40
+    earlier = Contract(GROUPS, temperature=3.0, thresholds=dict.fromkeys(GROUPS.labels, 0.9), decide="thresholds")
+    earlier.save(tmp_path)
+    asked = []
+
+    class MadeUp:
+        def __init__(self, directory, **settings):
+            self.contract = Contract.load(directory)
+
+        def predict_batch(self, texts, progress):
+            asked.append((texts, self.contract))
+            named = (dict(zip(GROUPS.labels, row, strict=True)) for row in shares)
+            return [Prediction(a, True, probabilities=p) for a, p in zip(answers, named, strict=True)]
+
+    monkeypatch.setattr(evaluation, "Predictor", MadeUp)
+    examples = [Example(str(i), f"text {i}", labels) for i, labels in enumerate(gold)]
+    evaluation.calibrate_once(str(tmp_path), examples, 8, "fp32", coverage=0.75)
+    ((texts, unfitted),) = asked  # all of it in one pass
+    assert texts == [example.text for example in examples]
+    assert unfitted == replace(earlier, temperature=1.0, thresholds=None, decide="answer")
+    scores = scores_of(shares, "sigmoid")
+    fitted, metrics = calibrate(scores, gold, GROUPS, "sigmoid")
+    contract = Contract.load(tmp_path)
+    assert (contract.decide, contract.temperature, contract.thresholds) == (
+        better,
+        fitted.temperature,
+        fitted.thresholds,
+    )
+    assert (contract.coverage.level, contract.coverage.rows) == (0.75, 40)
+    written = json.loads((tmp_path / "calibration.json").read_text())
+    assert written["n"] == 40
+    assert written["decide"] == better
+    way, compared = better_decision(answers, scores, gold, GROUPS, "sigmoid")
+    assert (way, written["f1_macro"]) == (better, compared)
+    assert compared[better] == 0.5  # of two labels of four, all right
+    assert (written["before"], written["after"]) == (metrics["before"], metrics["after"])
+    assert written["coverage"]["level"] == 0.75
+    said = capsys.readouterr().out
+    assert f"labels are decided by {better}: f1_macro of answer " in said
+    assert "calibrated on 40 validation rows: ece " in said
+    evaluation.calibrate_once(str(tmp_path), examples, 8, "fp32", coverage=0.75)
+    evaluation.calibrate_once(str(tmp_path), [], 8, "fp32", coverage=0.9)
+    replace(contract, cot=True, coverage=None, decide="answer").save(tmp_path)
+    (tmp_path / "calibration.json").unlink()
+    evaluation.calibrate_once(str(tmp_path), examples, 8, "fp32")
+    assert len(asked) == 1
 
 
 def test_no_texts():

@@ -190,6 +190,7 @@ CASES = {
     "a promise of everything": (f"{SFT} --coverage 1", "--coverage 1.0: must be from 0.01 to 0.9999"),
     "a promise of nothing": (f"{GRPO} --coverage 0", "--coverage 0.0: must be from 0.01 to 0.9999"),
     "a promise without calibration": (f"{SFT} --coverage 0.9 --calibration off", "--coverage 0.9: is calibrated, so it needs --calibration on"),
+    "grpo: a promise without calibration": (f"{GRPO} --coverage 0.9 --calibration off", "--coverage 0.9: is calibrated, so it needs --calibration on"),
     "a promise of reasoning": (f"{SFT} --coverage 0.9 --cot", "--coverage 0.9: not of answers with reasoning (--cot)"),
     "a promise on two rows": (f"{SFT} --coverage 0.9 --dev_data_path {{dir}}/good.tsv", "--coverage 0.9: needs at least 9 validation rows, found 2"),
     "grpo: a promise on two rows": (f"{GRPO} --coverage 0.9 --dev_data_path {{dir}}/good.tsv --num_generations 2 --batch_size 2", "--coverage 0.9: needs at least 9 validation rows, found 2"),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from data.contract import Contract
+from data.tasks import BUILT_IN_TASKS
 from tests.conftest import ROOT, SAMPLE
 from tests.test_real import finish, model, sft_command, start  # noqa: F401  (a fixture)
 from tests.test_real_grpo import grpo_command, rewards
@@ -91,14 +93,14 @@ def runs(model, tmp_path_factory):  # noqa: F811
     return run, Path(f"{run}-merged")
 
 
-def predicted(model_dir, output_dir, *flags) -> list[dict]:
+def predicted(model_dir, output_dir, *flags, texts=SAMPLE / "test.tsv") -> list[dict]:
     finish(
-        "inference.py", "--model_path", str(model_dir), "--test_data_path", str(SAMPLE / "test.tsv"), "--output_dir",
+        "inference.py", "--model_path", str(model_dir), "--test_data_path", str(texts), "--output_dir",
         str(output_dir), *flags,
     )  # fmt: skip
-    assert json.loads((output_dir / "test_results.json").read_text())["backend"] == (
-        "vllm" if "vllm" in flags else "hf"
-    )
+    if texts.suffix == ".tsv":  # with gold
+        results = json.loads((output_dir / "test_results.json").read_text())
+        assert results["backend"] == ("vllm" if "vllm" in flags else "hf")
     return [json.loads(line) for line in (output_dir / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -113,6 +115,36 @@ def test_the_engine_says_what_transformers_say(runs, tmp_path):
         assert sum(equal) >= 0.99 * len(equal), f"{name}: {sum(equal)} of {len(equal)}"
         differences = [abs(a["confidence"] - b["confidence"]) for a, b in zip(ours, rows, strict=True)]
         assert sorted(differences)[len(differences) // 2] < 1e-3
+
+
+def test_probabilities_and_thresholds_of_the_engine_are_those_of_transformers(model, tmp_path):  # noqa: F811
+    """In fp32, of an untuned model, whose answers are unsure."""
+    calibrated = tmp_path / "calibrated"
+    calibrated.mkdir()
+    for file in model.iterdir():
+        (calibrated / file.name).symlink_to(file.resolve())
+    task = BUILT_IN_TASKS["goemotions-group"]
+    thresholds = dict(zip(task.labels, (0.3, 0.7, 0.3, 0.6), strict=True))
+    Contract(task, thresholds=thresholds, temperature=1.5, decide="thresholds").save(calibrated)
+    texts = tmp_path / "texts.jsonl"
+    sample = [line.split("\t")[0] for line in (SAMPLE / "test.tsv").read_text(encoding="utf-8").splitlines()[:16]]
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in sample), encoding="utf-8")
+    flags = ["--precision", "fp32"]
+    for name, directory, some in (
+        ("group", calibrated, []),
+        ("original", model, ["--task", "goemotions-original", "--probabilities", "on"]),
+    ):
+        ours = predicted(directory, tmp_path / f"hf-{name}", *flags, *some, texts=texts)
+        rows = predicted(directory, tmp_path / f"vllm-{name}", *flags, *some, "--backend", "vllm", texts=texts)
+        for a, b in zip(ours, rows, strict=True):
+            assert b["probabilities"] == pytest.approx(a["probabilities"], abs=1e-3)
+            assert b["pruned_mass"] == pytest.approx(a["pruned_mass"], abs=1e-3)
+        same = [a["labels"] == b["labels"] for a, b in zip(ours, rows, strict=True)]
+        if name == "group":  # by thresholds
+            assert all(same)
+            assert len({len(row["labels"]) for row in rows}) > 1
+        else:
+            assert sum(same) >= len(same) - 1  # two answers may tie
 
 
 def test_constraints_take_effect_in_the_engine(model, tmp_path):  # noqa: F811

@@ -340,6 +340,10 @@ def test_a_run_from_start_to_scores(args, tmp_path):
     assert predictor.contract.task == ORIGINAL
     assert predictor.contract.max_length == 1024
     assert (predictor.contract.coverage.level, predictor.contract.coverage.rows) == (0.75, 6)
+    assert predictor.contract.thresholds.keys() == ORIGINAL.ids.keys()
+    fitted = json.loads((out / "calibration.json").read_text())
+    assert (fitted["n"], fitted["decide"]) == (6, predictor.contract.decide)
+    assert {"auc", "ece", "brier", "uncalibrated"} <= scores.keys()
     with Predictor(str(out), precision="fp32", coverage=0.75) as promising:
         assert promising.predict("so happy").label_set
 

@@ -433,6 +433,40 @@ def test_full_tuning_writes_a_plain_model(args):
     assert Predictor(args.output_dir, precision="fp32").predict("hello").completion is not None
 
 
+def test_a_run_that_writes_is_calibrated(args, tmp_path, capsys):
+    """And one that was killed before goes on to it."""
+    args = dataclasses.replace(args, test_data_path=str(tmp_path / "test.tsv"))
+    main(args)
+    run = Path(args.output_dir)
+    contract, file = Contract.load(run), run / "calibration.json"
+    fitted = json.loads(file.read_text())
+    assert fitted["n"] == 8
+    assert contract.temperature == fitted["temperature"] != 1.0
+    assert contract.thresholds == fitted["thresholds"]
+    assert contract.thresholds.keys() == ORIGINAL.ids.keys()
+    assert contract.decide == fitted["decide"] == max(fitted["f1_macro"], key=fitted["f1_macro"].get)
+    assert f"labels are decided by {contract.decide}: f1_macro of answer " in capsys.readouterr().out
+    scores = json.loads((run / "test_results.json").read_text())
+    assert {"auc", "ece", "brier"} <= scores.keys()
+    assert set(scores["uncalibrated"]) == {"ece", "brier"}
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(row["probabilities"].keys() == ORIGINAL.ids.keys() for row in rows)
+
+    file.unlink()
+    dataclasses.replace(contract, temperature=1.0, thresholds=None, decide="answer").save(run)
+    main(args)
+    assert "trained to its end already" in capsys.readouterr().out
+    again = Contract.load(run)
+    assert again.decide == contract.decide
+    assert again.temperature == pytest.approx(contract.temperature, rel=1e-4)
+    assert again.thresholds == pytest.approx(contract.thresholds, abs=1e-4)
+    assert json.loads(file.read_text()).keys() == fitted.keys()
+
+    main(dataclasses.replace(args, calibration=False, output_dir=str(tmp_path / "plain"), max_steps=2))
+    assert Contract.load(tmp_path / "plain").thresholds is None
+    assert not (tmp_path / "plain" / "calibration.json").exists()
+
+
 class Killed(BaseException):
     pass
 
@@ -492,12 +526,16 @@ def test_a_run_on_texts_without_a_label(args, tmp_path, monkeypatch):
         main(args)
     args = dataclasses.replace(args, allow_none=True)
     main(args)
-    task = Contract.load(args.output_dir).task
+    contract = Contract.load(args.output_dir)
+    task = contract.task
     assert (task.allow_none, task.most_labels, task.kind) == (True, 2, "multi_label")
+    assert contract.thresholds.keys() == {"joy", "fear"}
     rows = [json.loads(line) for line in (Path(args.output_dir) / "predictions.jsonl").read_text().splitlines()]
     gold = [["joy"] * (i % 3 == 0) + ["fear"] * (i % 4 == 0) for i in range(12)]
     assert [row["gold"] for row in rows] == gold
-    assert all(row["valid"] and row["completion"] == task.target(row["labels"]) for row in rows)
+    assert all(row["valid"] for row in rows)
+    if contract.decide == "answer":
+        assert all(row["completion"] == task.target(row["labels"]) for row in rows)
     results = json.loads((Path(args.output_dir) / "test_results.json").read_text())
     assert results["accuracy"] == sum(row["labels"] == row["gold"] for row in rows) / 12
     report = json.loads((Path(args.output_dir) / "data_report.json").read_text())

@@ -37,8 +37,7 @@ def refuse(device: str):
 
 def test_several_processes_answer_as_one(tiny_model_dir):
     """Both what is written and how labels compare: the two questions a backend answers."""
-    # all answers are looked at: else it depends on the batch which of them are left out, and with them up to `pruned_mass`
-    flags = dict(task="goemotions-group", precision="fp32", device="cpu", batch_size=4, pruned_mass=0.0)
+    flags = dict(task="goemotions-original", precision="fp32", device="cpu", batch_size=4, probabilities=True)
     predictor = Predictor(str(tiny_model_dir), **flags)
     prompts = predictor.encoder.prompt_ids(TEXTS)
     alone, written = predictor.predict_batch(TEXTS), predictor.backend.answers(prompts)

@@ -9,6 +9,9 @@ there is nothing to ask, and it is read with the next one that matters:
       ├─ love 0.29 ─ …           open
       └─ sad ness 0.01           closed: what is closed together stays within `pruned_mass`
 
+Which prefixes are read and which are closed depends on the text alone. Of few texts, a pass also reads guesses of how
+their answers may begin; where they hold all that is open of a text, its next level takes no pass of its own.
+
 Of a closed prefix the probability is known, only not how it divides among the answers that begin so. The probability
 of every set of answers is thereby known but for the pruned mass, and exactly known where that is 0.
 
@@ -16,7 +19,7 @@ As in constrained writing, a token's probability is that among the tokens with w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import exp
 
@@ -55,7 +58,7 @@ class Expansion:
         greedy: the answer whose every token is the most probable one, as `ConstrainedWriter` writes it; in `whole`.
         whole: answers whose probability is known.
         closed: beginnings of all the others.
-        tokens: how many tokens of answers were read for it.
+        tokens: of the answers that it took to read; guesses that were not needed are not counted.
     """
 
     greedy: Branch
@@ -103,7 +106,7 @@ class AnswerTree:
             prompts: token ids.
             pruned_mass: probability that may be closed of each prompt's answers to save time; 0 = none.
             max_tokens: tokens of answers that are read behind a prompt; where they are spent, more is closed, the least
-                probable first. A pass takes no more than half of those that are left, so that the next ones have some.
+                probable first. A level takes no more than half of those that are left, so that the next ones have some.
                 The greedy answer and those that are needed are read in any case.
             needed: of each prompt, token ids of answers that are to be among the whole ones (one that is not in the
                 trie is not found).
@@ -117,32 +120,67 @@ class AnswerTree:
             while opened:
                 logits = asked.logits_of_trie(reader.read(unread, guesses))  # (N, G, tokens of the trie)
                 for row, (growth, prefix) in enumerate(opened):
-                    growth.grow(prefix, row, guesses, logits[row])
+                    behind = dict(zip(guesses, logits[row], strict=True))
+                    growth.grow(replace(prefix, read=_Read(row, len(prefix.token_ids), behind)))
                 opened = [(growth, prefix) for growth in growths for prefix in growth.next()]
-                reader.keep([p.row for _, p in opened], [guesses.index(p.guess) for _, p in opened])
+                reader.keep([p.read.row for _, p in opened], [guesses.index(p.guess) for _, p in opened])
                 unread, guesses = [p.unread for _, p in opened], [()]
         return [growth.expansion() for growth in growths]
 
 
 @dataclass
+class _Read:
+    """What the last pass has read of a text.
+
+    Attributes:
+        row: its row in the pass.
+        begin: how many tokens of the answer the row ends with.
+        behind: logits (tokens of the trie,) behind each guess that was read there, the empty one among them.
+    """
+
+    row: int
+    begin: int
+    behind: dict[Guess, Tensor]
+
+
+@dataclass
 class _Prefix:
-    """How an answer may begin; the model has read all of it but `unread`.
+    """How an answer may begin.
 
     Attributes:
         place: where in the trie it ends.
         token_ids, log_prob: see `Branch`.
         is_greedy: each of its tokens is the most probable one.
-        row, guess: behind which row of the last pass, and which guess there, its unread tokens stand.
-        unread: its last tokens.
+        new: how many of its tokens are not its parent's.
+        read: what it stands behind; nothing before the first pass.
     """
 
     place: Node
     token_ids: tuple[int, ...] = ()
     log_prob: float = 0.0
     is_greedy: bool = False
-    row: int = 0
-    guess: Guess = ()
-    unread: tuple[int, ...] = ()
+    new: int = 0
+    read: _Read | None = None
+
+    @property
+    def logits(self) -> Tensor | None:
+        """Logits (tokens of the trie,) behind it; None where it was not read."""
+        return self.read.behind.get(self._written)
+
+    @property
+    def guess(self) -> Guess:
+        """The longest guess that it begins with. Its last token is left to be read, for logits behind it."""
+        written = self._written
+        return next(guess for n in range(1, len(written) + 1) if (guess := written[:-n]) in self.read.behind)
+
+    @property
+    def unread(self) -> tuple[int, ...]:
+        """Its tokens behind `guess`."""
+        return self._written[len(self.guess) :]
+
+    @property
+    def _written(self) -> tuple[int, ...]:
+        return self.token_ids[self.read.begin :]
 
 
 @dataclass
@@ -160,35 +198,32 @@ class _Growth:
     _opened: list[_Prefix] = field(default_factory=list)
     _closed_mass: float = 0.0
 
-    def grow(self, prefix: _Prefix, row: int, guesses: Sequence[Guess], logits: Tensor) -> None:
-        """Put what may follow in the place of a prefix that is read.
-
-        Args:
-            prefix: an open one.
-            row: its row in the pass that read it.
-            guesses: what the model has read behind it, in G ways.
-            logits: (G, tokens of the trie) behind each of them.
-        """
-        begin, row_of = len(prefix.token_ids), {guess: i for i, guess in enumerate(guesses)}
-        todo = [prefix]
-        for parent in todo:  # grows: a child that was guessed is read already
-            choices = self.asked.choices(parent.place, logits[row_of[parent.token_ids[begin:]]])
-            best = int(choices.argmax()) if parent.is_greedy else None
-            for i, (child, log_prob) in enumerate(zip(parent.place.children.items(), choices.tolist(), strict=True)):
-                place, token_ids = _without_choice(child[1], (*parent.token_ids, child[0]))
-                found = _Prefix(place, token_ids, parent.log_prob + log_prob, i == best, row)
-                written = token_ids[begin:]
-                if not place.children:
-                    self._end(found)
-                elif written in row_of:
-                    todo.append(found)
-                else:
-                    read = max(n for n in range(len(written)) if written[:n] in row_of)
-                    found.guess, found.unread = written[:read], written[read:]
-                    self._opened.append(found)
+    def grow(self, parent: _Prefix) -> None:
+        """Put what may follow in the place of a prefix that is read."""
+        choices = self.asked.choices(parent.place, parent.logits)
+        best = int(choices.argmax()) if parent.is_greedy else None
+        for i, ((token, place), log_prob) in enumerate(
+            zip(parent.place.children.items(), choices.tolist(), strict=True)
+        ):
+            place, token_ids = _without_choice(place, (*parent.token_ids, token))
+            new = len(token_ids) - len(parent.token_ids)
+            found = _Prefix(place, token_ids, parent.log_prob + log_prob, i == best, new, parent.read)
+            if place.children:
+                self._opened.append(found)
+            else:
+                self._end(found)
 
     def next(self) -> list[_Prefix]:
-        """The prefixes to read next; the others are closed."""
+        """The prefixes to read next; the others are closed. A level that the guesses hold whole is read already."""
+        level = self._kept()
+        while level and all(prefix.logits is not None for prefix in level):
+            for prefix in level:
+                self.grow(prefix)
+            level = self._kept()
+        return level
+
+    def _kept(self) -> list[_Prefix]:
+        """Close what need not be read of the level that is open, and take the rest out."""
         kept = [prefix for prefix in self._opened if self._has_to_stay(prefix)]
         others = [prefix for prefix in self._opened if not self._has_to_stay(prefix)]
         others.sort(key=lambda prefix: prefix.log_prob)
@@ -199,15 +234,15 @@ class _Growth:
             self._close(prefix)
         else:
             others = []
-        self.tokens += sum(len(prefix.unread) for prefix in kept)
+        self.tokens += sum(prefix.new for prefix in kept)
         allowed = self.tokens + (self.max_tokens - self.tokens) / 2
         for last, prefix in enumerate(others):
-            if self.tokens + len(prefix.unread) > allowed:
+            if self.tokens + prefix.new > allowed:
                 for beyond in others[last:]:
                     self._close(beyond)
                 others = others[:last]
                 break
-            self.tokens += len(prefix.unread)
+            self.tokens += prefix.new
         self._opened = []
         return kept + others
 

@@ -134,14 +134,21 @@ def is_promised(directory: str, coverage: float | None) -> bool:
     return coverage is None or (promise is not None and promise.level == coverage)
 
 
-def promise_run(
-    directory: str, examples: Sequence[Example], coverage: float | None, batch_size: int, precision: str
+def calibrate_once(
+    directory: str, examples: Sequence[Example], batch_size: int, precision: str, coverage: float | None = None
 ) -> None:
-    """Calibrate a finished run for `coverage`, if it is wanted and not promised yet; see `calibrate_run`."""
-    if not is_promised(directory, coverage):
-        gc.collect()  # the trainer and its model hold each other; two models may not fit
-        calibrate_run(directory, examples, batch_size, precision, coverage)
-        say_promise(directory)
+    """Calibrate a finished run on its validation rows as `calibrate_run` does, and say on the console what came of it;
+    unless it is done already, there are no rows, or the answers are more than labels."""
+    contract = Contract.load(directory)
+    done = (Path(directory) / CALIBRATION_FILE).is_file() and is_promised(directory, coverage)
+    if done or not examples or (contract.objective == "generate" and not contract.writes_labels):
+        return
+    gc.collect()  # the trainer and its model hold each other; two models may not fit
+    metrics = calibrate_run(directory, examples, batch_size, precision, coverage)
+    shown = ("ece", "brier", "f1_macro")
+    changes = (f"{n} {metrics['before'][n]:.4f} -> {metrics['after'][n]:.4f}" for n in shown)
+    print(f"calibrated on {len(examples)} validation rows: {', '.join(changes)}")
+    say_promise(directory)
 
 
 def say_promise(directory: str) -> None:

@@ -218,6 +218,7 @@ def _reading(contract: Contract) -> str:
         ),
         ("answer", _drawing(contract.sampling)),
         ("reasoning", "before the answer" if contract.cot else None),
+        ("labels", "those whose probability reaches their threshold" if contract.decide == "thresholds" else None),
         ("promise", _promise(contract)),
     ]
     return _table(["", ""], rows) + "\n\nThe prompt, and all else that inference keeps to, is in `task.json`."
