@@ -14,7 +14,7 @@ probability is over F1 / 2). These values, times the number of texts n in the co
 earn; their sum over an answer is its reward.
 
 The counts are those of the current texts and, fading, of those before: a batch alone has too few texts of a rare label.
-They begin with the label frequencies of the training data. Two things make the gradient a biased one: the earlier texts
+They begin with a few texts of the training data's label frequencies, half of them right. Two things make the gradient a biased one: the earlier texts
 were answered by earlier models, and F1 of expected counts is not the expected F1 of drawn answers (they agree as n
 grows).
 """
@@ -28,6 +28,7 @@ import numpy
 
 from data.files import read_json, write_json
 
+FIRST_TEXTS = 32  # that the counts begin with
 MEMORY_FILE = "f1_memory_{}.json"
 Average = Literal["macro", "micro"]
 
@@ -89,8 +90,10 @@ class F1Memory:
 
     def __init__(self, average: Average, frequencies: Sequence[float], window: int):
         self.average, self.window = average, window
-        expected = numpy.asarray(frequencies, dtype=float) * window
-        self.counts = Counts(expected / 2, expected, expected, float(window))
+        # few: an F1 that a rare label does not have yet would keep it from being predicted
+        texts = min(FIRST_TEXTS, window)
+        expected = numpy.asarray(frequencies, dtype=float) * texts
+        self.counts = Counts(expected / 2, expected, expected, float(texts))
 
     def with_texts(self, *step: Counts) -> Counts:
         """What is remembered, and these texts."""
