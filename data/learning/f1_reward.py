@@ -14,9 +14,9 @@ probability is over F1 / 2). These values, times the number of texts n in the co
 earn; their sum over an answer is its reward.
 
 The counts are those of the current texts and, fading, of those before: a batch alone has too few texts of a rare label.
-They begin with a few texts of the training data's label frequencies, half of them right. Two things make the gradient a biased one: the earlier texts
-were answered by earlier models, and F1 of expected counts is not the expected F1 of drawn answers (they agree as n
-grows).
+They begin with a few texts of the training data's label frequencies, half of them right. Two things make the gradient a
+biased one: the earlier texts were answered by earlier models, and F1 of expected counts is not the expected F1 of drawn
+answers (they agree as n grows).
 """
 
 from collections.abc import Sequence
