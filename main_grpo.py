@@ -36,7 +36,7 @@ whole vocabulary, q those of the start. Of B texts:
     KL         mean over x of   sum over y of p log(p / q) + p(other) log(p(other) / q(other))
     H          mean over x of   -sum over y of p log p
     loss       -J + beta KL - entropy_weight H; with --scale_rewards group, the default, each text's J is divided by
-               the standard deviation of R under p, as a share of the range of R (+ 1e-4): GRPO divides by the former
+               the standard deviation under p of the Jaccard index of y and gold, + 1e-4
 
 Of more than 64 answers, those that matter are found first, best first and without gradients: up to `--pruned_mass` is
 left out, as no reward; gold is always in. F1 is no sum over answers. With an F1 reward, R is linear in the expected

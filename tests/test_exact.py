@@ -28,6 +28,7 @@ from data.learning.found_answers import listed_answers
 from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards
 from data.learning.policy import load_policy
 from data.learning.rewards import Rewards
+from data.metrics import jaccard
 from inference import Predictor
 from main_grpo import Args, build_trainer, main
 from tests.conftest import ROOT, SAMPLE
@@ -102,9 +103,10 @@ def test_the_gradient_is_that_of_all_answers_one_by_one(moods_dir, tmp_path, kin
         log_probs = one_by_one(plain, encoder, row["input_ids"])
         values = torch.tensor(rewards.totals([a.token_ids for a in listed_answers(encoder)], [gold] * len(log_probs)))
         expected = (log_probs.exp() * values).sum()
-        deviation = ((log_probs.exp() * values**2).sum() - expected**2).clamp(min=0).sqrt().detach()
-        spread = max(0, float(values.max())) - min(0, float(values.min()))
-        expected_losses.append(-expected / (deviation / spread + 1e-4 if scaled else 1))
+        index = torch.tensor([jaccard([task.labels[i] for i in a.labels], gold) for a in listed_answers(encoder)])
+        mean = (log_probs.exp() * index).sum()
+        deviation = ((log_probs.exp() * index**2).sum() - mean**2).clamp(min=0).sqrt().detach()
+        expected_losses.append(-expected / (deviation + 1e-4 if scaled else 1))
     torch.testing.assert_close(losses, torch.stack(expected_losses), atol=1e-5, rtol=1e-4)
     assert rows.tolist() == list(range(len(TEXTS)))
     torch.stack(expected_losses).mean().backward()
@@ -192,8 +194,7 @@ def test_divergence_and_entropy_of_known_distributions():
 def test_a_prefix_earns_nothing():
     outcomes = three_outcomes()
     log_probs = torch.tensor([0.5, 0.2, 0.1, 0.25, 0.25, 0.25]).log()
-    expected, deviation, spread = expected_rewards(log_probs, torch.tensor([1.0, 0.5, 9.0] * 2), outcomes, 2)
-    assert spread.tolist() == [1.0, 1.0]
+    expected, deviation = expected_rewards(log_probs, torch.tensor([1.0, 0.5, 9.0] * 2), outcomes, 2)
     assert expected.tolist() == pytest.approx([0.6, 0.375])
     assert deviation[0].item() == pytest.approx((0.5 + 0.2 * 0.25 - 0.36) ** 0.5)
 

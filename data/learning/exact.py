@@ -34,7 +34,7 @@ from data.engine.tree_attention import computes_packed_rows
 from data.learning.f1_reward import Counts
 from data.learning.found_answers import FoundAnswers
 from data.learning.objectives import LabelTraining, LossSettings
-from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards
+from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards, similarity
 from data.learning.rewards import Rewards
 from data.loading import Example
 
@@ -98,9 +98,9 @@ class ExactTraining(LabelTraining):
         rewards: what an answer earns.
         beta: weight of the KL divergence from the start.
         entropy_weight: of the entropy of the answers.
-        scaled: divide each text's expected reward by its standard deviation under the policy, as GRPO does with the
-            advantages of a group; the deviation as a share of the rewards' range (+ 1e-4), so that a text that can earn
-            more than others still counts for more.
+        scaled: divide each text's expected reward by the standard deviation, under the policy, of its answers' Jaccard
+            index, + 1e-4. GRPO divides the advantages of a group by the deviation of the rewards; an index from 0 to 1
+            makes up for a right answer that is improbable, too, and leaves a text that can earn more its weight.
         pruned_mass, max_tree_tokens: see `FoundAnswers`.
         arguments: see `LabelEvaluationMixin`.
     """
@@ -151,8 +151,11 @@ class ExactTraining(LabelTraining):
             marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (C, K)
             parts = self._rewards_of(outcomes, gold, marginals, (texts or count) / count)
             total = sum(self.rewards.weights[name] * values for name, values in parts.items())
-        expected, deviation, spread = expected_rewards(log_probs, total, outcomes, count)
-        losses = -expected * (spread / (deviation + 1e-4 * spread)) if self.scaled else -expected
+        expected, deviation = expected_rewards(log_probs, total, outcomes, count)
+        losses = -expected
+        if self.scaled:
+            _, unsure = expected_rewards(log_probs, similarity(outcomes, gold), outcomes, count)
+            losses = losses / (unsure.detach() + 1e-4)
         entropies = answer_entropy(log_probs, outcomes, count)
         if self.entropy_weight:
             losses = losses - self.entropy_weight * entropies
@@ -223,9 +226,7 @@ class ExactTraining(LabelTraining):
                 worth = torch.tensor(worth, dtype=outcomes.holds.dtype, device=outcomes.holds.device)
                 found[name] = (worth[outcomes.text] * outcomes.holds).sum(dim=1)
             elif name in ("jaccard", "exact_match"):
-                both = (outcomes.holds * gold[outcomes.text]).sum(dim=1)
-                union = (outcomes.holds + gold[outcomes.text]).clamp(max=1).sum(dim=1)
-                index = torch.where(union > 0, both / union.clamp(min=1), 1.0)
+                index = similarity(outcomes, gold)
                 found[name] = index if name == "jaccard" else (index == 1).to(index.dtype)
             elif name == "format":
                 found[name] = torch.ones_like(outcomes.is_whole)

@@ -61,11 +61,8 @@ class Outcomes:
         return values.new_zeros(texts, *values.shape[1:]).index_add(0, self.text, values)
 
 
-def expected_rewards(
-    log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, texts: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Expected rewards (B,), with gradient; without it, their standard deviations (B,) under the policy, and their
-    ranges (B,), from the least reward of an outcome to the greatest, with the 0 of invalid answers.
+def expected_rewards(log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, texts: int) -> tuple[Tensor, Tensor]:
+    """Expected rewards (B,), with gradient, and their standard deviations (B,) under the policy, without.
 
     Args:
         log_probs: (S,) of the outcomes, over the whole vocabulary.
@@ -78,10 +75,14 @@ def expected_rewards(
     with torch.no_grad():
         squares = outcomes.sums(log_probs.exp() * values**2, texts)
         deviation = (squares - expected**2).clamp(min=0).sqrt()
-        greatest, least = (
-            values.new_zeros(texts).scatter_reduce(0, outcomes.text, values, of) for of in ("amax", "amin")
-        )
-    return expected, deviation, greatest - least
+    return expected, deviation
+
+
+def similarity(outcomes: Outcomes, gold: Tensor) -> Tensor:
+    """Jaccard index (S,) of each outcome's labels and the gold ones of its text, (B, K); 1 where both are empty."""
+    truth = gold[outcomes.text]
+    union = (outcomes.holds + truth).clamp(max=1).sum(dim=1)
+    return torch.where(union > 0, (outcomes.holds * truth).sum(dim=1) / union.clamp(min=1), 1.0)
 
 
 def divergence(log_probs: Tensor, reference: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
