@@ -120,7 +120,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 
-DEFAULT_LEARNING_RATE = {"full": 1e-6, "lora": 1e-4}
+DEFAULT_LEARNING_RATE = {  # of what is drawn, and of what is expected
+    "sampled": {"full": 1e-6, "lora": 1e-4}, "exact": {"full": 1e-6, "lora": 1.5e-4},
+}  # fmt: skip
 DEFAULT_BATCH_SIZE = {"sampled": 32, "exact": 8}  # answers; texts
 METRIC_OF_REWARD = {"jaccard": "jaccard", "exact_match": "accuracy", "f1_macro": "f1_macro", "f1_micro": "f1_micro"}
 # of answers that are drawn, or of learning from them once more
@@ -223,7 +225,7 @@ class Args:
     optimizer: Literal["adamw", "adafactor"] = flag(
         "adamw", "adafactor keeps next to nothing for each weight, where AdamW keeps eight bytes; slower on a CPU"
     )
-    learning_rate: float | None = flag(None, "peak learning rate (default: 1e-4 for lora, 1e-6 for full)")
+    learning_rate: float | None = flag(None, "peak learning rate (default: 1e-4 for lora, exact 1.5e-4; 1e-6 for full)")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = flag(
         "linear", "course of the learning rate after the warm-up"
     )
@@ -277,7 +279,7 @@ class Args:
         if self.metric_for_best not in (None, *LABEL_METRICS):
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
         if self.learning_rate is None:
-            self.learning_rate = DEFAULT_LEARNING_RATE[self.tuning]
+            self.learning_rate = DEFAULT_LEARNING_RATE[self.expectation][self.tuning]
         if self.coverage is not None and not self.calibration:
             raise UserError(f"--coverage {self.coverage}: is calibrated, so it needs --calibration on")
 
