@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas
@@ -35,10 +34,10 @@ def rewards(output_dir: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def check_resumption(whole: Path, killed: Path, command: Callable[[Path], list[str]]) -> None:
-    """Run a command whole, and once more killed behind its first checkpoint and continued: the same comes out."""
-    finish(*command(whole))
-    process = start(*command(killed))
+def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):  # noqa: F811
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(*grpo_command(model, whole))
+    process = start(*grpo_command(model, killed))
     deadline = time.monotonic() + 600
     while not (killed / "checkpoint-2" / "trainer_state.json").is_file():
         assert process.poll() is None, process.stdout.read()[-4000:]
@@ -46,7 +45,7 @@ def check_resumption(whole: Path, killed: Path, command: Callable[[Path], list[s
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finish(*command(killed))
+    finish(*grpo_command(model, killed))
     assert json.loads((killed / "train_results.json").read_text())["resumed_from"].endswith("checkpoint-2")
     assert rewards(killed) == rewards(whole)
     expected, found = (load_file(run / "adapter_model.safetensors") for run in (whole, killed))
@@ -54,25 +53,19 @@ def check_resumption(whole: Path, killed: Path, command: Callable[[Path], list[s
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0, msg=name)
 
 
-def test_a_killed_run_goes_on_to_the_same_result(model, tmp_path):  # noqa: F811
-    check_resumption(tmp_path / "whole", tmp_path / "killed", lambda folder: grpo_command(model, folder))
-
-
 def test_exact_reinforcement_of_the_quickstarts_model(tmp_path):
     """28 labels, of which far too many answers could be listed: those that matter are found."""
     if not (QUICKSTART / "sft" / "train_results.json").is_file():
         pytest.skip("needs the runs of scripts/quickstart.sh")
 
-    def command(folder: Path) -> list[str]:
-        return [
-            "main_grpo.py", "--model_path", str(QUICKSTART / "sft"), "--train_data_path", str(SAMPLE / "train.tsv"),
-            "--dev_data_path", str(SAMPLE / "dev.tsv"), "--output_dir", str(folder), "--expectation", "exact",
-            "--accuracy_reward", "f1_macro", "--max_steps", "4", "--batch_size", "4", "--eval_steps", "2",
-            "--eval_samples", "4", "--logging_steps", "1", "--calibration", "off",
-        ]  # fmt: skip
-
-    check_resumption(tmp_path / "whole", tmp_path / "killed", command)
-    for row in rewards(tmp_path / "whole"):
+    finish(
+        "main_grpo.py", "--model_path", str(QUICKSTART / "sft"), "--train_data_path", str(SAMPLE / "train.tsv"),
+        "--val_ratio", "0.01", "--eval_samples", "2", "--output_dir", str(tmp_path / "run"), "--expectation", "exact",
+        "--accuracy_reward", "f1_macro", "--max_steps", "3", "--batch_size", "4", "--logging_steps", "1",
+        "--calibration", "off",
+    )  # fmt: skip
+    assert len(rewards(tmp_path / "run")) == 3
+    for row in rewards(tmp_path / "run"):
         assert float(row["pruned_mass"]) < 0.02
         assert float(row["invalid_mass"]) < 0.2
         assert 0 < float(row["f1_macro"]) < 1
