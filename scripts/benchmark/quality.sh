@@ -288,7 +288,7 @@ block_exact() {
   local seed reward name
   start_of_groups
   for reward in jaccard f1_macro; do
-    for seed in 0 42 123; do exact_run "$reward" "$seed" --max_steps EXACT_STEPS --eval_steps EXACT_STEPS; done
+    for seed in 0 42 123; do exact_run "$reward" "$seed" --max_steps 350 --eval_steps 350; done
   done
   for name in emotion sst2; do
     need_data "$name"
@@ -303,6 +303,24 @@ block_exact() {
   python main_grpo.py --model_path outputs/sst2-start --train_data_path data/sst2/train.tsv \
     --dev_data_path data/sst2/dev.tsv --expectation exact --max_steps 200 --eval_steps 200 --eval_samples 0 \
     --output_dir outputs/sst2-exact
+}
+
+# fitted on one half of the dev rows, scored on the other
+block_thresholds() {
+  local data=data/goemotions/original run=outputs/original-300
+  need_model smollm2-135m-instruct
+  need_data goemotions/original
+  mkdir -p outputs
+  head -n 2713 "$data/dev.tsv" >outputs/dev-first.tsv
+  tail -n +2714 "$data/dev.tsv" >outputs/dev-second.tsv
+  python main_SFT.py --model_path models/smollm2-135m-instruct --label_path "$data/labels.txt" \
+    --train_data_path "$data/train.tsv" --dev_data_path outputs/dev-first.tsv --output_dir "$run" --max_steps 300 \
+    --batch_size 32 --learning_rate 6e-4 --lr_scheduler_type cosine --eval_steps 300
+  python inference.py --model_path "$run" --test_data_path outputs/dev-second.tsv --decide answer \
+    --output_dir "$run/answer"
+  python inference.py --model_path "$run" --test_data_path outputs/dev-second.tsv --decide thresholds \
+    --output_dir "$run/thresholds"
+  python -m scripts.compare answer="$run/answer" thresholds="$run/thresholds" --baseline answer --output_dir "$run"
 }
 
 block_grpo_untuned() {
