@@ -109,7 +109,7 @@ class Columns:
 
     def row(self, line: int, values: Sequence[Any]) -> Row:
         """The row of these values, which are those of the columns `read`."""
-        row = Row(line, **dict(zip(self.names, values, strict=False)))
+        row = Row(line, **dict(zip(self.names, values[: len(self.names)], strict=True)))
         if "name" in self.names and row.name is None:
             return row._replace(name="")
         return self._with_marks(row, values[len(self.names) :]) if self.of_labels else row

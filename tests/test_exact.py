@@ -361,22 +361,12 @@ def test_the_same_run_with_and_without_sharing(args, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch, flags):
     from safetensors.torch import load_file
 
-    from tests.test_sft import KillAt, Killed
+    from tests.test_sft import run_until_killed
 
     args = dataclasses.replace(args, **flags)
     main(args)
     killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
-    build = main_grpo.build_trainer
-
-    def build_and_kill(*arguments):
-        trainer = build(*arguments)
-        trainer.add_callback(KillAt(3))
-        return trainer
-
-    monkeypatch.setattr(main_grpo, "build_trainer", build_and_kill)
-    with pytest.raises(Killed):
-        main(killed)
-    monkeypatch.undo()
+    run_until_killed(main_grpo, killed, 3, monkeypatch)
     main(killed)
     assert json.loads((tmp_path / "killed" / "train_results.json").read_text())["resumed_from"].endswith("-2")
     assert rewards_csv(killed) == rewards_csv(args)

@@ -365,22 +365,12 @@ def test_the_same_run_with_and_without_sharing(args, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):
-    from tests.test_sft import KillAt, Killed
+    from tests.test_sft import run_until_killed
 
     args = dataclasses.replace(args, dynamic_sampling=True)
     main(args)
     killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
-    build = main_grpo.build_trainer
-
-    def build_and_kill(*arguments):
-        trainer = build(*arguments)
-        trainer.add_callback(KillAt(3))
-        return trainer
-
-    monkeypatch.setattr(main_grpo, "build_trainer", build_and_kill)
-    with pytest.raises(Killed):
-        main(killed)
-    monkeypatch.undo()
+    run_until_killed(main_grpo, killed, 3, monkeypatch)
     main(killed)
     assert json.loads((tmp_path / "killed" / "train_results.json").read_text())["resumed_from"].endswith("-2")
     assert rewards_csv(killed) == rewards_csv(args)
@@ -407,7 +397,7 @@ RESUMED = {  # flags, the step after which the run is killed, the checkpoint it 
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_killed_run_learns_on_from_the_answers_it_had_drawn(args, tmp_path, monkeypatch, case):
-    from tests.test_sft import KillAt, Killed
+    from tests.test_sft import run_until_killed
 
     flags, step, checkpoint = RESUMED[case]
     few = "".join(Path(args.train_data_path).read_text(encoding="utf-8").splitlines(keepends=True)[:6])
@@ -415,17 +405,7 @@ def test_a_killed_run_learns_on_from_the_answers_it_had_drawn(args, tmp_path, mo
     args = dataclasses.replace(args, **{"max_steps": 5} | flags, eval_steps=1)
     main(args)
     killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
-    build = main_grpo.build_trainer
-
-    def build_and_kill(*arguments):
-        trainer = build(*arguments)
-        trainer.add_callback(KillAt(step))
-        return trainer
-
-    monkeypatch.setattr(main_grpo, "build_trainer", build_and_kill)
-    with pytest.raises(Killed):
-        main(killed)
-    monkeypatch.undo()
+    run_until_killed(main_grpo, killed, step, monkeypatch)
     main(killed)
     resumed_from = json.loads((tmp_path / "killed" / "train_results.json").read_text())["resumed_from"]
     assert resumed_from.endswith(f"-{checkpoint}")

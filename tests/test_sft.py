@@ -480,21 +480,26 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
+def run_until_killed(stage, args, step: int, monkeypatch) -> None:
+    """Run a stage, main_SFT or main_grpo, until it is killed behind a step."""
+    build = stage.build_trainer
+
+    def build_and_kill(*arguments):
+        trainer = build(*arguments)
+        trainer.add_callback(KillAt(step))
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "build_trainer", build_and_kill)
+        with pytest.raises(Killed):
+            stage.main(args)
+
+
 def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch):
     args = dataclasses.replace(args, lora_dropout=0.1)  # so that the random state counts too
     main(args)
     killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
-    build = main_SFT.build_trainer
-
-    def build_and_kill(*arguments):
-        trainer = build(*arguments)
-        trainer.add_callback(KillAt(5))
-        return trainer
-
-    monkeypatch.setattr(main_SFT, "build_trainer", build_and_kill)
-    with pytest.raises(Killed):
-        main(killed)
-    monkeypatch.undo()
+    run_until_killed(main_SFT, killed, 5, monkeypatch)
     # a checkpoint that was being written when the run was killed
     half = tmp_path / "killed" / "checkpoint-5"
     half.mkdir()
@@ -542,17 +547,7 @@ def test_a_run_on_texts_without_a_label(args, tmp_path, monkeypatch):
     assert report["train_rows_without_a_label"] == 12
 
     killed = dataclasses.replace(args, output_dir=str(tmp_path / "killed"))
-    build = main_SFT.build_trainer
-
-    def build_and_kill(*arguments):
-        trainer = build(*arguments)
-        trainer.add_callback(KillAt(5))
-        return trainer
-
-    monkeypatch.setattr(main_SFT, "build_trainer", build_and_kill)
-    with pytest.raises(Killed):
-        main(killed)
-    monkeypatch.undo()
+    run_until_killed(main_SFT, killed, 5, monkeypatch)
     main(killed)
     expected, found = adapter(args.output_dir), adapter(tmp_path / "killed")
     for name, tensor in expected.items():
