@@ -121,8 +121,9 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
 
 DEFAULT_LEARNING_RATE = {  # of what is drawn, and of what is expected
-    "sampled": {"full": 1e-6, "lora": 1e-4}, "exact": {"full": 1e-6, "lora": 1.5e-4},
+    "sampled": {"full": 1e-6, "lora": 1e-4}, "exact": {"full": 1e-6, "lora": 3e-4},
 }  # fmt: skip
+DEFAULT_SCALE = {"sampled": "group", "exact": "mean"}
 DEFAULT_BATCH_SIZE = {"sampled": 32, "exact": 8}  # answers; texts
 METRIC_OF_REWARD = {"jaccard": "jaccard", "exact_match": "accuracy", "f1_macro": "f1_macro", "f1_micro": "f1_micro"}
 # of answers that are drawn, or of learning from them once more
@@ -194,15 +195,17 @@ class Args:
     beta: float = flag(0.0, "weight of the KL divergence from the start; above 0 costs a second forward pass")
     entropy_weight: float = flag(0.0, "exact: weight of the entropy of the valid answers")
     pruned_mass: float = flag(
-        0.01, f"exact: probability of answers that may be left out, of tasks with over {MOST_LISTED} of them"
+        0.1, "exact: probability of answers of which only the beginning is weighed, of tasks with over "
+        f"{MOST_LISTED} of them",
     )
     max_tree_tokens: int = flag(512, "exact: tokens of answers to a text that are computed at most, of such tasks")
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = flag("dapo", "how tokens' losses are averaged")
     epsilon: float = flag(0.2, "clip range of the probability ratio")
     epsilon_high: float | None = flag(None, "its upper end (default: as --epsilon; DAPO: 0.28)")
-    scale_rewards: Literal["group", "batch", "none"] = flag(
-        "group", "what advantages are divided by: the standard deviation of a text's rewards, the batch's, or nothing"
-    )
+    scale_rewards: Literal["group", "batch", "mean", "none"] | None = flag(
+        None, "what a text's rewards are divided by: their standard deviation (group, the default of sampled), that of "
+        "the batch, the mean of the Jaccard index (the default of exact), or nothing",
+    )  # fmt: skip
     importance_sampling_level: Literal["token", "sequence"] = flag("token", "ratio a token, or a sequence (GSPO)")
     num_iterations: int = flag(1, "updates on the same answers")
     steps_per_generation: int | None = flag(None, "batches drawn at once (default: --gradient_accumulation_steps)")
@@ -280,6 +283,8 @@ class Args:
             raise UserError(f"--metric_for_best {self.metric_for_best}: must be one of {', '.join(LABEL_METRICS)}")
         if self.learning_rate is None:
             self.learning_rate = DEFAULT_LEARNING_RATE[self.expectation][self.tuning]
+        if self.scale_rewards is None:
+            self.scale_rewards = DEFAULT_SCALE[self.expectation]
         if self.coverage is not None and not self.calibration:
             raise UserError(f"--coverage {self.coverage}: is calibrated, so it needs --calibration on")
 
@@ -289,8 +294,10 @@ class Args:
             if not self.cot:
                 check_needed(self, "num_generations", needs="--expectation sampled, or --cot")
             if self.scale_rewards == "batch":
-                raise UserError("--scale_rewards batch: needs --expectation sampled; exact has group and none")
+                raise UserError("--scale_rewards batch: needs --expectation sampled; exact has mean, group and none")
         else:
+            if self.scale_rewards == "mean":
+                raise UserError("--scale_rewards mean: needs --expectation exact; sampled has group, batch and none")
             check_needed(self, "entropy_weight", "pruned_mass", "max_tree_tokens", needs="--expectation exact")
         if not self.accuracy_reward.startswith("f1"):
             check_needed(self, "f1_window", needs="--accuracy_reward f1_macro or f1_micro")
@@ -450,7 +457,7 @@ def exact_trainer(args: Args, data: Data, model, rewards: Rewards, **watched) ->
         rewards=rewards,
         beta=args.beta,
         entropy_weight=args.entropy_weight,
-        scaled=args.scale_rewards == "group",
+        scale=args.scale_rewards,
         pruned_mass=args.pruned_mass,
         max_tree_tokens=args.max_tree_tokens,
         **drawn,

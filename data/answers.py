@@ -10,7 +10,7 @@ it.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, combinations
@@ -53,6 +53,18 @@ class Node:
         for piece in self._pieces:
             behind[piece.rest[0]] |= self._trie.after(piece)
         return {token: self._trie.node(frozenset(behind[token])) for token in sorted(behind)}
+
+    @property
+    def least_labels(self) -> int:
+        """How many labels an answer has at least that goes on here."""
+        return min(piece.count for piece in self._pieces)
+
+    def behind(self, token_ids: Sequence[int]) -> "Node":
+        """The place that these tokens lead to."""
+        place = self
+        for token in token_ids:
+            place = place.children[token]
+        return place
 
 
 class AnswerTrie:

@@ -43,8 +43,7 @@ class Marginals:
 
         Args:
             whole: answers, each once.
-            begun: how the other answers begin. What begins so counts for the labels that it surely holds: those that
-                are complete behind each token that may come next.
+            begun: how the other answers begin. What begins so counts for the labels that it surely holds (`held`).
 
         Returns:
             Label -> probability: at least that, and at most as much more as `begun` has in all.
@@ -55,15 +54,21 @@ class Marginals:
                 found[labels_in(tuple(token_ids))] += probability
         return dict(zip(self._task.labels, found.clip(max=1.0).tolist(), strict=True))  # a sum's last digit
 
+    def of_answer(self, token_ids: tuple[int, ...]) -> list[int]:
+        """Ids of an answer's labels."""
+        return self._whole(token_ids)
+
+    def held(self, token_ids: tuple[int, ...]) -> list[int]:
+        """Ids of the labels that every answer holds that begins so: those that are complete behind each token that may
+        come next."""
+        return self._begun(token_ids)
+
     def _in_answer(self, token_ids: tuple[int, ...]) -> list[int]:
         """Ids of an answer's labels."""
         return self._ids(self._encoder.decode(token_ids))
 
     def _in_beginning(self, token_ids: tuple[int, ...]) -> list[int]:
-        """Ids of the labels that every answer holds that begins so."""
-        place = self._root
-        for token in token_ids:
-            place = place.children[token]
+        place = self._root.behind(token_ids)
         held = [
             self._before_separator((*token_ids, token)) if behind.children else self._in_answer((*token_ids, token))
             for token, behind in place.children.items()

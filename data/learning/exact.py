@@ -6,8 +6,8 @@ gradient: no text is without a signal, there is no noise but that of the choice 
 the policy itself. Answers that are none of the task's have a reward of 0: what mass they have is missing in the sum, so
 that validity is learnt, too. main_grpo.py's docstring has the whole objective.
 
-Of many answers, those that matter are found first (data/learning/found_answers.py). What is left out has a probability
-that is known; it counts as no reward, too.
+Of many answers, those that matter are found first (data/learning/found_answers.py). How those begin that are left out
+is known, and its probability; they earn what the labels in it do, and others that are to come count as wrong ones.
 
 Shapes: B texts, K labels, S outcomes of all texts (data/learning/outcomes.py).
 """
@@ -20,7 +20,7 @@ from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import DistributedType
@@ -38,6 +38,7 @@ from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence,
 from data.learning.rewards import Rewards
 from data.loading import Example
 
+Scale = Literal["mean", "group", "none"]
 SPREAD = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # a process may have a part of the weights only
 LEAST_VALID = 0.05  # probability of a valid answer under the start, below which a warning says that little is learnt
 CHECKED_TEXTS = 32  # on which it is tried, before training, how much of the probability is reached
@@ -98,19 +99,21 @@ class ExactTraining(LabelTraining):
         rewards: what an answer earns.
         beta: weight of the KL divergence from the start.
         entropy_weight: of the entropy of the answers.
-        scaled: divide each text's expected reward by the standard deviation, under the policy, of its answers' Jaccard
-            index, + 1e-4. GRPO divides the advantages of a group by the deviation of the rewards; an index from 0 to 1
-            makes up for a right answer that is improbable, too, and leaves a text that can earn more its weight.
+        scale: what each text's expected reward is divided by, + 1e-4: of the Jaccard index of its answers under the
+            policy, the mean or the standard deviation ("group", after GRPO); "none" = nothing. Both make up for a right
+            answer that is improbable, of which little would be learnt; that of an index from 0 to 1 leaves a text that
+            can earn more its weight. With "mean" and the Jaccard index as the reward, the gradient is that of the
+            logarithm of what is expected (MaxRL).
         pruned_mass, max_tree_tokens: see `FoundAnswers`.
         arguments: see `LabelEvaluationMixin`.
     """
 
     def __init__(
-        self, *, rewards: Rewards, beta: float = 0.0, entropy_weight: float = 0.0, scaled: bool = False,
+        self, *, rewards: Rewards, beta: float = 0.0, entropy_weight: float = 0.0, scale: Scale = "none",
         pruned_mass: float, max_tree_tokens: int, **arguments: Any,
     ):  # fmt: skip
         super().__init__(loss_settings=LossSettings(), **arguments)
-        self.rewards, self.beta, self.entropy_weight, self.scaled = rewards, beta, entropy_weight, scaled
+        self.rewards, self.beta, self.entropy_weight, self.scale = rewards, beta, entropy_weight, scale
         few = count_answers(self.encoder.task) <= MOST_LISTED
         if self.accelerator.distributed_type in SPREAD and (not few or beta):
             what = f"--beta {beta}" if few else f"more than {MOST_LISTED} answers"
@@ -153,9 +156,10 @@ class ExactTraining(LabelTraining):
             total = sum(self.rewards.weights[name] * values for name, values in parts.items())
         expected, deviation = expected_rewards(log_probs, total, outcomes, count)
         losses = -expected
-        if self.scaled:
-            _, unsure = expected_rewards(log_probs, similarity(outcomes, gold), outcomes, count)
-            losses = losses / (unsure.detach() + 1e-4)
+        if self.scale != "none":
+            with torch.no_grad():
+                similar, unsure = expected_rewards(log_probs, similarity(outcomes, gold), outcomes, count)
+            losses = losses / ((unsure if self.scale == "group" else similar) + 1e-4)
         entropies = answer_entropy(log_probs, outcomes, count)
         if self.entropy_weight:
             losses = losses - self.entropy_weight * entropies
@@ -227,7 +231,7 @@ class ExactTraining(LabelTraining):
                 found[name] = (worth[outcomes.text] * outcomes.holds).sum(dim=1)
             elif name in ("jaccard", "exact_match"):
                 index = similarity(outcomes, gold)
-                found[name] = index if name == "jaccard" else (index == 1).to(index.dtype)
+                found[name] = index if name == "jaccard" else (index == 1) * outcomes.is_whole
             elif name == "format":
                 found[name] = torch.ones_like(outcomes.is_whole)
             else:
@@ -278,7 +282,7 @@ class ExactTraining(LabelTraining):
         sums["texts"] += count
         total = 0.0
         for name, values in parts.items():
-            value = float((probs * values * outcomes.is_whole).sum())
+            value = float((probs * values).sum())
             if name == self.rewards.accuracy and self.rewards.memory is not None:
                 value = self.rewards.memory.counts.f1(self.rewards.memory.average) * count
             sums[f"rewards/{name}/mean"] += value

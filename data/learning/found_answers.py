@@ -1,7 +1,8 @@
 """Which answers to a text are weighed: all of a task's, or of many those that matter.
 
 Where a task has more than `MOST_LISTED` answers, the trie of all is expanded behind each text, without gradients and
-the most probable first (data/engine/answer_tree.py). Gold is always in. Prefixes stand for the answers left out.
+the most probable first (data/engine/answer_tree.py). Gold is always in. Prefixes stand for the answers left out, with
+the labels that all of them hold: of two labels, the first is often known of answers that no pass was spent on.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from data.answers import MOST_LISTED, AnswerTrie, count_answers, label_sets
 from data.encoding import Encoder
 from data.engine.answer_tree import AnswerTree, Expansion
 from data.learning.outcomes import Answer
+from data.marginals import Marginals
 
 
 def listed_answers(encoder: Encoder) -> list[Answer]:
@@ -37,7 +39,7 @@ class FoundAnswers:
         self.encoder, self.pruned_mass, self.max_tokens = encoder, pruned_mass, max_tokens
         self._listed = listed_answers(encoder) if count_answers(encoder.task) <= MOST_LISTED else None
         self._trie = AnswerTrie(encoder)
-        self._labels_of: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._labels = Marginals(encoder, self._trie)
 
     def behind(self, model, prompts: Sequence[Sequence[int]], gold: Tensor) -> list[list[Answer]]:
         """The answers behind each of C prompts, and prefixes that stand for the others.
@@ -62,20 +64,16 @@ class FoundAnswers:
 
     def _answers_of(self, expansion: Expansion) -> list[Answer]:
         """What an expansion found; of its closed prefixes only as much as tells them from the answers."""
-        whole = [Answer(self._read(branch.token_ids), branch.token_ids) for branch in expansion.whole]
+        whole = [Answer(tuple(self._labels.of_answer(b.token_ids)), b.token_ids) for b in expansion.whole]
         known = {answer.token_ids[:n] for answer in whole for n in range(len(answer.token_ids))}
         closed = {_cut(branch.token_ids, known) for branch in expansion.closed}
-        return whole + [Answer((), token_ids, is_whole=False) for token_ids in sorted(closed)]
+        return whole + [self._beginning(token_ids) for token_ids in sorted(closed)]
 
-    def _read(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The ids of a whole answer's labels."""
-        if token_ids not in self._labels_of:
-            task = self.encoder.task
-            labels = task.parse(
-                self.encoder.decode(token_ids)
-            ).labels  # with tags around it, where it is behind reasoning
-            self._labels_of[token_ids] = tuple(task.ids[label] for label in labels)
-        return self._labels_of[token_ids]
+    def _beginning(self, token_ids: tuple[int, ...]) -> Answer:
+        """What stands for all answers that begin so."""
+        held = tuple(self._labels.held(token_ids))
+        further = self._trie.root.behind(token_ids).least_labels - len(held)
+        return Answer(held, token_ids, is_whole=False, further=further)
 
 
 def _cut(token_ids: tuple[int, ...], known: set[tuple[int, ...]]) -> tuple[int, ...]:

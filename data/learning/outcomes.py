@@ -18,14 +18,16 @@ class Answer:
     """A valid answer, or how some of them begin.
 
     Attributes:
-        labels: ids of its labels.
+        labels: ids of its labels; of a beginning, those that all answers hold that begin so.
         token_ids: with the end token, where it is whole.
         is_whole: False = it stands for all answers that begin so.
+        further: how many labels these have at least beside `labels`.
     """
 
     labels: tuple[int, ...]
     token_ids: tuple[int, ...]
     is_whole: bool = True
+    further: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Outcomes:
         answers: (S,) of all texts.
         text: (S,) which text each is behind.
         holds: (S, K) 1 where an answer has a label.
+        further: (S,) labels that a prefix will have beside those.
         is_whole: (S,) 0 for prefixes.
     """
 
     answers: list[Answer]
     text: Tensor
     holds: Tensor
+    further: Tensor
     is_whole: Tensor
 
     @classmethod
@@ -53,8 +57,9 @@ class Outcomes:
             holds[row, list(answer.labels)] = 1
         counts = torch.tensor([len(each) for each in answers])
         text = torch.repeat_interleave(torch.arange(len(answers)), counts)
+        further = torch.tensor([float(answer.further) for answer in flat])
         is_whole = torch.tensor([float(answer.is_whole) for answer in flat])
-        return cls(flat, text.to(device), holds.to(device), is_whole.to(device))
+        return cls(flat, text.to(device), holds.to(device), further.to(device), is_whole.to(device))
 
     def sums(self, values: Tensor, texts: int) -> Tensor:
         """Sums (B, ...) over the outcomes of each text, of values (S, ...)."""
@@ -66,22 +71,24 @@ def expected_rewards(log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, tex
 
     Args:
         log_probs: (S,) of the outcomes, over the whole vocabulary.
-        rewards: (S,) without gradient; that of a prefix does not count.
+        rewards: (S,) without gradient.
         outcomes: see `Outcomes`.
         texts: B.
     """
-    values = rewards * outcomes.is_whole
-    expected = outcomes.sums(log_probs.exp() * values, texts)
+    expected = outcomes.sums(log_probs.exp() * rewards, texts)
     with torch.no_grad():
-        squares = outcomes.sums(log_probs.exp() * values**2, texts)
+        squares = outcomes.sums(log_probs.exp() * rewards**2, texts)
         deviation = (squares - expected**2).clamp(min=0).sqrt()
     return expected, deviation
 
 
 def similarity(outcomes: Outcomes, gold: Tensor) -> Tensor:
-    """Jaccard index (S,) of each outcome's labels and the gold ones of its text, (B, K); 1 where both are empty."""
+    """Jaccard index (S,) of each outcome's labels and the gold ones of its text, (B, K); 1 where both are empty.
+
+    What further labels a prefix will have are counted as wrong ones.
+    """
     truth = gold[outcomes.text]
-    union = (outcomes.holds + truth).clamp(max=1).sum(dim=1)
+    union = (outcomes.holds + truth).clamp(max=1).sum(dim=1) + outcomes.further
     return torch.where(union > 0, (outcomes.holds * truth).sum(dim=1) / union.clamp(min=1), 1.0)
 
 
@@ -103,5 +110,5 @@ def _outside(log_probs: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
 
 
 def answer_entropy(log_probs: Tensor, outcomes: Outcomes, texts: int) -> Tensor:
-    """-(sum of p log p) over the valid answers, (B,) in nats; invalid ones are not in it, so as not to be sought."""
-    return -outcomes.sums(log_probs.exp() * log_probs * outcomes.is_whole, texts)
+    """-(sum of p log p) over the outcomes, (B,) in nats; invalid answers are not in it, so as not to be sought."""
+    return -outcomes.sums(log_probs.exp() * log_probs, texts)

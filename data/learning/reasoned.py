@@ -87,7 +87,7 @@ class ReasonedTraining(ExactTraining):
     def _advantages(self, rewards: Tensor) -> Tensor:
         """Advantages (B, G) of rationales with these rewards (B, G) among those of their text."""
         differences = rewards - rewards.mean(dim=1, keepdim=True)
-        return differences / (rewards.std(dim=1, keepdim=True) + 1e-4) if self.scaled else differences
+        return differences / (rewards.std(dim=1, keepdim=True) + 1e-4) if self.scale != "none" else differences
 
     def _reward_of_cut_off(self) -> float:
         return -self.rewards.weights["length"]
