@@ -35,15 +35,17 @@ whole vocabulary, q those of the start. Of B texts:
     J          mean over x of   sum over y in Y(x) of p(y|x) R(y)      an answer that is none of Y(x) has R = 0
     KL         mean over x of   sum over y of p log(p / q) + p(other) log(p(other) / q(other))
     H          mean over x of   -sum over y of p log p
-    loss       -J + beta KL - entropy_weight H; with --scale_rewards group, the default, each text's J is divided by
-               the standard deviation under p of the Jaccard index of y and gold, + 1e-4
+    loss       -J + beta KL - entropy_weight H; with --scale_rewards mean, the default, each text's J is divided by the
+               mean under p of the Jaccard index of y and gold, + 1e-4, as in MaxRL: where that is the reward, log J is
+               what is maximised
 
-Of more than 64 answers, those that matter are found first, best first and without gradients: up to `--pruned_mass` is
-left out, as no reward; gold is always in. F1 is no sum over answers. With an F1 reward, R is linear in the expected
-counts of true positives, predictions and gold labels: what a label in this answer adds to F1, n times its derivative,
-with the counts of this step and, fading, of about `--f1_window` texts before (data/learning/f1_reward.py has it, and
-its bias). With `--cot`, `--num_generations` rationales are drawn, and the answers behind each are weighed: see
-data/learning/reasoned.py.
+Of more than 64 answers, those that matter are found first, best first and without gradients. Of the others, which have
+a probability of up to `--pruned_mass`, it is known how they begin: they earn what the labels in that beginning do, with
+a wrong one behind them where one more has to come. Gold is always in. F1 is no sum over answers. With an F1 reward, R
+is linear in the expected counts of true positives, predictions and gold labels: what a label in this answer adds to F1,
+n times its derivative, with the counts of this step and, fading, of about `--f1_window` texts before
+(data/learning/f1_reward.py has it, and its bias). With `--cot`, `--num_generations` rationales are drawn, and the
+answers behind each are weighed: see data/learning/reasoned.py.
 
 Sampled (`--loss_type dapo`, `--scale_rewards group`, `--importance_sampling_level token`, the defaults), of B answers
 with up to C tokens, G to a text; m (B, C) is 1 where an answer has a token, n the number of tokens in the whole step:
@@ -69,7 +71,8 @@ What of it is TRL's, and what is not:
 GRPO: Shao et al., "DeepSeekMath", 2024; dynamic sampling, token-mean loss and the higher upper clip: Yu et al., "DAPO",
 2025. As in DAPO there is by default no reference model (`--beta 0`): labels are checked, not guessed at by a reward
 model, so little can be exploited. The expected reward as an objective: minimum risk training (Shen et al., 2016), there
-over a sample of answers. A killed run goes on from its newest whole checkpoint when the same command is given again.
+over a sample of answers; divided by its mean: Tajwar et al., "Maximum Likelihood Reinforcement Learning", 2026. A
+killed run goes on from its newest whole checkpoint when the same command is given again.
 """
 
 import gc
