@@ -198,7 +198,8 @@ class Args:
     beta: float = flag(0.0, "weight of the KL divergence from the start; above 0 costs a second forward pass")
     entropy_weight: float = flag(0.0, "exact: weight of the entropy of the valid answers")
     pruned_mass: float = flag(
-        0.1, "exact: probability of answers of which only the beginning is weighed, of tasks with over "
+        0.1,
+        "exact: probability of answers of which only the beginning is weighed, of tasks with over "
         f"{MOST_LISTED} of them",
     )
     max_tree_tokens: int = flag(512, "exact: tokens of answers to a text that are computed at most, of such tasks")

@@ -421,7 +421,12 @@ BAD = {
     "--num_generations 4": {"num_generations": 4},
     "--scale_rewards batch": {"scale_rewards": "batch"},
     "--f1_window 5": {"f1_window": 5},
-    "--entropy_weight 0.1": {"entropy_weight": 0.1, "expectation": "sampled", "batch_size": 8},
+    "--entropy_weight 0.1": {
+        "entropy_weight": 0.1,
+        "expectation": "sampled",
+        "batch_size": 8,
+        "scale_rewards": "group",
+    },
 }
 
 
