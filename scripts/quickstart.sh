@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a fine-tuned, scored model on a laptop's CPU: environment, a small real model, SFT, GRPO and merging
-# on data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere. With --zh it is
+# From nothing to a fine-tuned, scored model on a laptop's CPU: environment, a small real model, SFT, reinforcement
+# and merging on data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere. With --zh it is
 # a model that reads Chinese, on data/sample_zh (scripts/_quickstart_zh.sh).
 set -euo pipefail
 
@@ -44,13 +44,13 @@ python main_SFT.py --model_path "$MODEL" --label_path data/sample/labels.txt \
   --train_data_path data/sample/train.tsv --dev_data_path data/sample/dev.tsv --test_data_path data/sample/test.tsv \
   --output_dir "$OUTPUT/sft" --num_epochs 1 --learning_rate 1e-3 --batch_size 8 "$@"
 
-echo "== 2/5 reinforcing what earns a reward (GRPO)"
+echo "== 2/5 reinforcing what earns a reward: all answers weighed, none drawn"
 python main_grpo.py --model_path "$OUTPUT/sft" --train_data_path data/sample/train.tsv \
-  --dev_data_path data/sample/dev.tsv --test_data_path data/sample/test.tsv --output_dir "$OUTPUT/grpo" \
-  --max_steps 40 --eval_steps 20 --learning_rate 1e-4
+  --dev_data_path data/sample/dev.tsv --test_data_path data/sample/test.tsv --output_dir "$OUTPUT/reinforced" \
+  --expectation exact --max_steps 40 --batch_size 4 --eval_steps 20 --learning_rate 2e-4
 
 echo "== 3/5 folding the adapter into the model: a plain model directory, compared before and after"
-python merge_lora.py --training_output_dir "$OUTPUT/grpo" --output_dir "$OUTPUT/merged" --overwrite
+python merge_lora.py --training_output_dir "$OUTPUT/reinforced" --output_dir "$OUTPUT/merged" --overwrite
 python inference.py --model_path "$OUTPUT/merged" --test_data_path data/sample/test.tsv
 merged=("merged=$OUTPUT/merged/test")
 if python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)'; then
@@ -64,14 +64,15 @@ python inference.py --model_path "$MODEL" --label_path data/sample/labels.txt \
   --test_data_path data/sample/test.tsv --output_dir "$OUTPUT/base"
 
 echo "== 5/5 before and after"
-python -m scripts.compare "untuned=$OUTPUT/base" "SFT=$OUTPUT/sft" "SFT + GRPO=$OUTPUT/grpo" \
+python -m scripts.compare "untuned=$OUTPUT/base" "SFT=$OUTPUT/sft" "SFT + reinforcement=$OUTPUT/reinforced" \
   "${merged[@]}" --output_dir "$OUTPUT"
-python -m scripts.report "SFT + GRPO=$OUTPUT/grpo" "SFT=$OUTPUT/sft" "untuned=$OUTPUT/base" "${merged[@]}" \
-  --output_dir "$OUTPUT"
+python -m scripts.report "SFT + reinforcement=$OUTPUT/reinforced" "SFT=$OUTPUT/sft" "untuned=$OUTPUT/base" \
+  "${merged[@]}" --output_dir "$OUTPUT"
 cat <<END
 report        $OUTPUT/report.html (open it in a browser: scores, charts, the worst errors)
-models        $OUTPUT/sft, $OUTPUT/grpo (adapter, task.json, TensorBoard in runs/), $OUTPUT/merged (any tool loads it)
-predictions   $OUTPUT/grpo/predictions.jsonl
-rewards       $OUTPUT/grpo/rewards.csv
+models        $OUTPUT/sft, $OUTPUT/reinforced (adapter, task.json, TensorBoard in runs/),
+              $OUTPUT/merged (any tool loads it)
+predictions   $OUTPUT/reinforced/predictions.jsonl
+rewards       $OUTPUT/reinforced/rewards.csv
 try it        source $VENV/bin/activate; python inference.py --model_path $OUTPUT/merged --interactive
 END

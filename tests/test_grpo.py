@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import main_grpo
 import main_SFT
+import merge_lora
 from data.arguments import UserError
 from data.contract import Contract
 from data.encoding import RATIONALE_TOKENS, Encoder
@@ -519,3 +520,11 @@ def test_texts_without_a_label_are_learnt_from(args, tiny_model_dir, tmp_path, e
     rows = [json.loads(line) for line in (tmp_path / "none" / "predictions.jsonl").read_text().splitlines()]
     assert [row["gold"] for row in rows] == [["joy"] * (i % 3 == 0) + ["fear"] * (i % 4 == 0) for i in range(24)]
     assert all(row["valid"] for row in rows)
+    merge_lora.main(merge_lora.Args(training_output_dir=marked.output_dir))
+    merged = Predictor(f"{marked.output_dir}-merged", precision="fp32")
+    assert merged.contract.task == task
+    texts = [row["text"] for row in rows]
+    before = Predictor(marked.output_dir, precision="fp32").predict_batch(texts)
+    for one, other in zip(before, merged.predict_batch(texts), strict=True):
+        assert one.labels == other.labels
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)

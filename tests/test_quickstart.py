@@ -49,7 +49,7 @@ def test_english(quickstart, tmp_path, flags):
     ]  # fmt: skip
     assert "before and after" in done.stdout
     assert commands[-1][2:] == [
-        f"SFT + GRPO={tmp_path}/out/grpo", f"SFT={tmp_path}/out/sft", f"untuned={tmp_path}/out/base",
+        f"SFT + reinforcement={tmp_path}/out/reinforced", f"SFT={tmp_path}/out/sft", f"untuned={tmp_path}/out/base",
         f"merged={tmp_path}/out/merged/test", "--output_dir", f"{tmp_path}/out",
     ]  # fmt: skip
     assert f"{tmp_path}/out/report.html" in done.stdout

@@ -66,7 +66,7 @@ def test_exact_reinforcement_of_the_quickstarts_model(tmp_path):
     )  # fmt: skip
     assert len(rewards(tmp_path / "run")) == 3
     for row in rewards(tmp_path / "run"):
-        assert float(row["pruned_mass"]) < 0.02
+        assert 0 < float(row["pruned_mass"]) <= 0.1
         assert float(row["invalid_mass"]) < 0.2
         assert 0 < float(row["f1_macro"]) < 1
 
@@ -114,10 +114,10 @@ def test_the_launcher_starts_two_processes(model, tmp_path):  # noqa: F811
 
 
 def test_the_quickstart_reinforced():
-    sft, grpo = (QUICKSTART / run / "test_results.json" for run in ("sft", "grpo"))
-    if not (sft.is_file() and grpo.is_file()):
+    sft, reinforced = (QUICKSTART / run / "test_results.json" for run in ("sft", "reinforced"))
+    if not (sft.is_file() and reinforced.is_file()):
         pytest.skip("needs the runs of scripts/quickstart.sh")
-    sft, grpo = json.loads(sft.read_text()), json.loads(grpo.read_text())
-    assert grpo["n"] == sft["n"]
-    assert grpo["jaccard"] > sft["jaccard"] - 0.03
-    assert grpo["invalid_rate"] <= sft["invalid_rate"] + 0.01
+    sft, reinforced = json.loads(sft.read_text()), json.loads(reinforced.read_text())
+    assert reinforced["n"] == sft["n"]
+    assert reinforced["jaccard"] > sft["jaccard"] - 0.03
+    assert reinforced["invalid_rate"] <= sft["invalid_rate"] + 0.01

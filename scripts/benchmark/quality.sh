@@ -250,7 +250,7 @@ block_laptop() {
     esac
     rm -rf "outputs/quickstart-$name"
     time OUTPUT="outputs/quickstart-$name" "${setting[@]}" bash scripts/quickstart.sh
-    grep -H peak_memory_mib "outputs/quickstart-$name"/{sft,grpo}/train_results.json
+    grep -H peak_memory_mib "outputs/quickstart-$name"/{sft,reinforced}/train_results.json
   done
 }
 
