@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a fine-tuned, scored model on a laptop's CPU: environment, a small real model, SFT, reinforcement
-# and merging on data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere. With --zh it is
-# a model that reads Chinese, on data/sample_zh (scripts/_quickstart_zh.sh).
+# and merging on data/sample, and a table of the model before and after each. OUTPUT=folder puts the runs elsewhere.
+# With --zh it is a model that reads Chinese, on data/sample_zh (scripts/_quickstart_zh.sh).
 set -euo pipefail
 
 language=en
