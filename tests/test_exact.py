@@ -514,6 +514,28 @@ def test_a_start_that_writes_no_valid_answers_is_warned_of(tiny_model_dir, tmp_p
 # --- reasoning --------------------------------------------------------------------------------------------------------
 
 
+def test_rationales_have_the_room_that_was_asked_for(moods_dir, tmp_path):
+    trainer = trainer_on(
+        moods_dir, moods("multi_label"), tmp_path, cot=True, num_generations=2, max_completion_length=48
+    )
+    trainer.stop_ids = []
+    thoughts = trainer._draw(batch_of(trainer)["prompts"])
+    assert max(len(thought.token_ids) for thought in thoughts if not thought.finished) == 48
+
+
+def test_a_step_without_a_whole_rationale_shows_no_answers(moods_dir, tmp_path, monkeypatch):
+    trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, cot=True, num_generations=2)
+    for text, shown in (("so what</think>", True), ("no end", False)):
+        ids = trainer.encoder.tokenizer.encode(text)
+        monkeypatch.setattr(
+            trainer, "_draw", lambda prompts, ids=ids: [trainer._thought(p, ids) for p in prompts for _ in "ab"]
+        )
+        trainer.losses(trainer.model, batch_of(trainer))
+        assert bool(trainer._noted) == shown
+        trainer.log({"loss": 1.0})
+        assert not trainer._noted
+
+
 def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, monkeypatch):
     """The rationale's tokens get the advantage of what is expected behind it, the answer's the exact gradient."""
     flags = dict(cot=True, num_generations=2, scale_rewards="none")

@@ -337,8 +337,9 @@ class ExactTraining(LabelTraining):
             texts = sums.pop("texts")
             logs = logs | {name: value / texts for name, value in sums.items()}
             self._sums.clear()
-            if self.is_world_process_zero():
+            if self.is_world_process_zero() and self._noted:  # nothing, where no rationale came to its end
                 self._write_answers()
+            self._noted = []
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:

@@ -108,7 +108,7 @@ class ReasonedTraining(ExactTraining):
         model.eval()
         with torch.no_grad(), ordinary_attention(model), torch.compiler.set_stance("force_eager"):
             drawn = sample_answers(
-                model, opened, self.num_generations, self.stop_ids, RATIONALE_TOKENS,
+                model, opened, self.num_generations, self.stop_ids, min(RATIONALE_TOKENS, self.rewards.limit),
                 self.encoder.tokenizer.pad_token_id, stop_string=(self.encoder.tokenizer, END),
             )  # fmt: skip
         model.train(training)
