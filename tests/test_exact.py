@@ -525,6 +525,7 @@ def test_rationales_have_the_room_that_was_asked_for(moods_dir, tmp_path):
 
 def test_a_step_without_a_whole_rationale_shows_no_answers(moods_dir, tmp_path, monkeypatch):
     trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, cot=True, num_generations=2)
+    monkeypatch.chdir(tmp_path)  # where TensorBoard writes
     for text, shown in (("so what</think>", True), ("no end", False)):
         ids = trainer.encoder.tokenizer.encode(text)
         monkeypatch.setattr(
