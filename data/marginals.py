@@ -29,7 +29,7 @@ class Marginals:
     """Probabilities of labels in written answers.
 
     Args:
-        encoder: of a task whose answers are written without reasoning.
+        encoder: of a task whose answers are written; behind reasoning, they are read without it.
         trie: its answers.
     """
 

@@ -203,9 +203,10 @@ def test_a_prefix_earns_what_is_known_of_it():
     assert deviation[0].item() == pytest.approx((0.5 + 0.1 * 0.25 - 0.55**2) ** 0.5)
 
 
-def test_beginnings_hold_what_all_answers_hold_that_begin_so(moods_dir):
+@pytest.mark.parametrize("cot", [False, True])
+def test_beginnings_hold_what_all_answers_hold_that_begin_so(moods_dir, cot):
     """By listing all answers: the labels they have in common, and how many more the shortest of them has."""
-    encoder = Encoder(moods("multi_label"), load_tokenizer(str(moods_dir)), max_length=512)
+    encoder = Encoder(moods("multi_label"), load_tokenizer(str(moods_dir)), cot=cot, max_length=512)
     listed, found = listed_answers(encoder), FoundAnswers(encoder, pruned_mass=0.1, max_tokens=64)
     beginnings = {answer.token_ids[:n] for answer in listed for n in range(1, len(answer.token_ids))}
     for token_ids in beginnings:
