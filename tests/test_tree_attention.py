@@ -200,7 +200,9 @@ def test_attention_by_device(monkeypatch):
     monkeypatch.setattr("data.engine.tree_attention.has_triton", lambda: False)
     assert sharing_attention(model.bfloat16(), "cuda:1") == "sdpa"  # FlexAttention is compiled with Triton
     monkeypatch.setattr("data.engine.tree_attention.has_triton", lambda: True)
-    assert sharing_attention(model, "cuda:1") == "flex_attention"
+    assert sharing_attention(model, "cuda:1") == "sdpa"  # heads of 8 are too narrow for FlexAttention
+    wide = make_model("llama", hidden_size=64).bfloat16()
+    assert sharing_attention(wide, "cuda:1") == "flex_attention"
     model.config.attention_dropout = 0.1
     assert (sharing_attention(model, "cpu"), sharing_attention(model, "cuda")) == ("eager", "sdpa")
     model.config.attention_dropout, model.config.attn_pdrop = 0.0, 0.1  # as gpt2 calls it

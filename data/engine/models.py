@@ -183,7 +183,7 @@ def load_model(
     base, *adapters = adapter_stack(model_path)
     options = {"dtype": dtype_of(precision), "attn_implementation": attention}
     if load_in_4bit:
-        options |= {"quantization_config": _four_bits(precision), "device_map": {"": pick_device(device)}}
+        options |= {"quantization_config": four_bits(precision), "device_map": {"": pick_device(device)}}
         if len(adapters) > 1:
             raise UserError(f"--model_path {model_path}: an adapter over an adapter; merge_lora.py has to merge them "
                             "before its weights can be kept in 4 bits")  # fmt: skip
@@ -276,7 +276,7 @@ def with_adapters(
     return model
 
 
-def _four_bits(precision: Format) -> "BitsAndBytesConfig":
+def four_bits(precision: Format) -> "BitsAndBytesConfig":
     """QLoRA's number format (Dettmers et al., 2023): NF4 with quantised constants, computed in `precision`."""
     _of_four_bits.setLevel(logging.NOTSET)
     try:

@@ -23,6 +23,7 @@ NOT_PLAIN_ATTENTION = {  # settings of a model's config
     "alibi": "takes its positions from the distance in the row",
     "keep_window_size": "chooses what it sees",
 }
+NARROWEST_FLEX = 16  # width of a head; FlexAttention's kernels multiply tiles of at least as many columns
 DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 
 
@@ -86,7 +87,9 @@ def sharing_attention(model, device: str) -> str:
         return SPAN_ATTENTION
     # fp32 weights under autocast give queries and keys in fp32 and values in bf16, which FlexAttention refuses
     mixed = model.dtype == torch.float32
-    flex = torch.device(device).type == "cuda" and model._supports_flex_attn and not mixed and has_triton()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wide = width >= NARROWEST_FLEX
+    flex = torch.device(device).type == "cuda" and model._supports_flex_attn and not mixed and wide and has_triton()
     return "flex_attention" if flex else "sdpa"
 
 

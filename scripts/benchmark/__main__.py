@@ -26,12 +26,17 @@ encoder an encoder such as BERT under a head, all weights. `trainer` is Transfor
 memory  one training step on a long counselling case. `ours` is main_SFT.py, `padded` the same with --prefix_sharing
         off, `eager` with plain products as attention, too, `whole` with the loss that Transformers computes by itself:
         from logits of all positions instead of the answer's. One after the other, since together they might not fit.
+gpu     training steps (LoRA, and over 4 bits), reinforcement and answers of models with the configurations of Qwen2.5
+        and random weights: `--model_path` only brings the tokenizer. Besides those above, `flex`, `dense` and `spans`
+        are main_SFT.py whose packed rows go through FlexAttention, a mask of all pairs, or attention in spans. Before
+        reinforcement and answers, main_SFT.py teaches the model the form of an answer.
 """
 
 import sys
 
 from data.arguments import run
 from scripts.benchmark.encoder import EncoderArgs, encoder
+from scripts.benchmark.gpu import GpuArgs, gpu
 from scripts.benchmark.grpo import GrpoArgs, grpo
 from scripts.benchmark.memory import MemoryArgs, memory
 from scripts.benchmark.predict import InferenceArgs, inference
@@ -40,7 +45,7 @@ from scripts.benchmark.sft import SftArgs, sft
 
 BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs), "score": (score, ScoreArgs),
               "inference": (inference, InferenceArgs), "encoder": (encoder, EncoderArgs),
-              "memory": (memory, MemoryArgs)}  # fmt: skip
+              "memory": (memory, MemoryArgs), "gpu": (gpu, GpuArgs)}  # fmt: skip
 
 
 if __name__ == "__main__":

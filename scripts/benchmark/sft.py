@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import main_SFT
 from data.arguments import check_at_least, flag
 from data.contract import Contract, Format
 from data.encoding import Encoder
-from data.engine.models import dtype_of, load_tokenizer, pick_device
+from data.engine.models import dtype_of, four_bits, load_tokenizer, pick_device
 from data.files import write_json
 from data.learning.trainers import load_data, lora_config, train
 from data.loading import load_examples
@@ -35,9 +35,12 @@ from scripts.benchmark.race import (
 
 @dataclass
 class SftArgs(TrainingRaceArgs):
-    contestants: list[str] = flag(["trl", "ours", "compiled"], "which of trl, plain, ours, compiled")
+    contestants: list[str] = flag(
+        ["trl", "ours", "compiled"], "which of trl, plain, ours, compiled, flex, dense, spans"
+    )
     cases: list[str] = flag(list(CASES), f"which of {', '.join(CASES)}")
     max_length: int = flag(512, "tokens of prompt and answer together")
+    tuning: Literal["lora", "qlora"] = flag("lora", "adapters over weights as they are, or in 4 bits")
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,7 +52,8 @@ def sft_args(args: SftArgs, case: Case, output_dir: str, **settings: Any) -> mai
     """The benchmark's settings as main_SFT.py's."""
     chosen = main_SFT.Args(
         model_path=args.model_path, task=case.task, train_data_path=str(train_file(args.data_dir, case)),
-        output_dir=output_dir, objective="generate", max_length=args.max_length, batch_size=case.batch_size,
+        output_dir=output_dir, objective="generate", tuning=args.tuning, max_length=args.max_length,
+        batch_size=case.batch_size,
         lora_r=args.lora_r, lora_alpha=2 * args.lora_r, lora_dropout=0.0, learning_rate=2e-4, precision=args.precision,
         max_steps=args.warmup + args.rounds, val_ratio=0.0, seed=args.seed, **settings,
     )  # fmt: skip
@@ -80,8 +84,10 @@ def take_steps(trainer, turns: Turns, tokens_of: Callable[[Any], int]) -> None:
     trainer.add_callback(StepIsTurn())
 
 
-def ours(turns: Turns, args: SftArgs, case: Case, **flags: Any) -> None:
-    """main_SFT.py, from its own pieces."""
+def ours(turns: Turns, args: SftArgs, case: Case, attention: str = "", **flags: Any) -> None:
+    """main_SFT.py, from its own pieces; its packed rows through another `attention` than it would take."""
+    from data.engine.tree_attention import bare_model
+
     with tempfile.TemporaryDirectory() as folder:
         settings = sft_args(args, case, folder, **flags)
         data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
@@ -89,6 +95,8 @@ def ours(turns: Turns, args: SftArgs, case: Case, **flags: Any) -> None:
         contract = Contract(data.task, max_length=args.max_length, base_model=args.model_path)
         model = main_SFT.load_trainable_model(settings, contract)
         trainer = main_SFT.build_trainer(settings, data, model, encoder, contract)
+        if attention:
+            bare_model(trainer.model).set_attn_implementation(attention)
         take_steps(trainer, turns, lambda batch: len(batch["row"]) if "row" in batch else batch["input_ids"].numel())
         train(trainer, None)
 
@@ -103,6 +111,23 @@ def plain(turns: Turns, args: SftArgs, case: Case) -> None:
     ours(turns, args, case, prefix_sharing="off")
 
 
+def flex(turns: Turns, args: SftArgs, case: Case) -> None:
+    """Packed rows through FlexAttention."""
+    ours(turns, args, case, "flex_attention", prefix_sharing="on")
+
+
+def dense(turns: Turns, args: SftArgs, case: Case) -> None:
+    """Packed rows through PyTorch's fused attention under a mask of all pairs."""
+    ours(turns, args, case, "sdpa", prefix_sharing="on")
+
+
+def spans(turns: Turns, args: SftArgs, case: Case) -> None:
+    """Packed rows through attention in spans."""
+    from data.engine.span_attention import SPAN_ATTENTION
+
+    ours(turns, args, case, SPAN_ATTENTION, prefix_sharing="on")
+
+
 def trl(turns: Turns, args: SftArgs, case: Case) -> None:
     """TRL's SFTTrainer, on the same token ids."""
     from transformers import AutoModelForCausalLM
@@ -114,8 +139,11 @@ def trl(turns: Turns, args: SftArgs, case: Case) -> None:
         settings = sft_args(args, case, folder)
         data = load_data(settings, BUILT_IN_TASKS[case.task], kind_known=True)
         tokenizer = load_tokenizer(args.model_path)
+        packed_weights = {}
+        if args.tuning == "qlora":
+            packed_weights = {"quantization_config": four_bits(args.peer_precision), "device_map": {"": pick_device()}}
         model = AutoModelForCausalLM.from_pretrained(
-            args.model_path, dtype=dtype_of(args.peer_precision), trust_remote_code=False
+            args.model_path, dtype=dtype_of(args.peer_precision), trust_remote_code=False, **packed_weights
         )
         trainer = SFTTrainer(
             model=model,
@@ -151,7 +179,8 @@ def multiply(turns: Turns, hidden: int, intermediate: int, rows: int, precision:
         turns.done(flops=2 * rows * hidden * intermediate / statistics.median(seconds))
 
 
-CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours, "compiled": compiled}
+CONTESTANTS = {"trl": trl, "plain": plain, "ours": ours, "compiled": compiled, "flex": flex, "dense": dense,
+               "spans": spans}  # fmt: skip
 
 
 def matrix_flops(args: SftArgs) -> dict[str, Any]:
@@ -183,7 +212,7 @@ def unique_tokens(args: SftArgs, case: Case) -> tuple[float, float]:
     from data.learning.objectives import answer_rows
 
     examples = load_examples(train_file(args.data_dir, case), BUILT_IN_TASKS[case.task])
-    drawn = random.Random(args.seed).sample(examples, 16 * case.batch_size)
+    drawn = random.Random(args.seed).sample(examples, min(len(examples), 16 * case.batch_size))
     encoder = Encoder(BUILT_IN_TASKS[case.task], load_tokenizer(args.model_path), max_length=args.max_length)
     data = answer_rows(drawn, encoder)
     ids, flags = data["input_ids"], [[label != -100 for label in row] for row in data["labels"]]
@@ -194,9 +223,8 @@ def unique_tokens(args: SftArgs, case: Case) -> tuple[float, float]:
     return statistics.mean(map(len, rows)), statistics.mean(len(row.logit_index) for row in rows)
 
 
-def race_sft(args: SftArgs, name: str) -> dict[str, Any]:
+def race_sft(args: SftArgs, name: str, case: Case) -> dict[str, Any]:
     """One case: every contestant and the machine itself in turns."""
-    case = CASES[name]
     tokens, positions = unique_tokens(args, case)
     per = matrix_flops(args)
     needed = per["token"] * tokens + per["position"] * positions
@@ -229,13 +257,15 @@ def race_sft(args: SftArgs, name: str) -> dict[str, Any]:
     return result
 
 
-def sft(args: SftArgs) -> None:
+def sft(args: SftArgs, others: dict[str, Case] | None = None) -> None:
+    """Race `--cases`, or `others`."""
     args = checked(args)
-    for name in args.cases:
-        train_file(args.data_dir, CASES[name])  # a missing file is found before the first minutes are gone
+    cases = others or {name: CASES[name] for name in args.cases}
+    for case in cases.values():
+        train_file(args.data_dir, case)  # a missing file is found before the first minutes are gone
     results = {}
-    for name in args.cases:
-        results[name] = race_sft(args, name)
+    for name, case in cases.items():
+        results[name] = race_sft(args, name, case)
         print(table({name: results[name]}), flush=True)
         write_json(Path(args.output_dir) / "benchmark_sft.json", results)
     print(table(results))
