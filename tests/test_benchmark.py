@@ -5,8 +5,12 @@ import sys
 import pytest
 
 from data.arguments import UserError
+from data.encoding import Encoder
+from data.loading import load_examples
+from data.tasks import BUILT_IN_TASKS
 from scripts.benchmark.encoder import EncoderArgs
 from scripts.benchmark.encoder import table as encoder_table
+from scripts.benchmark.gpu import GpuArgs, longer_texts
 from scripts.benchmark.grpo import GrpoArgs
 from scripts.benchmark.grpo import table as grpo_table
 from scripts.benchmark.memory import MemoryArgs
@@ -45,7 +49,7 @@ def test_contestants_take_turns():
         racer.stop()
 
 
-@pytest.mark.parametrize("args_class", [SftArgs, GrpoArgs, ScoreArgs, InferenceArgs, EncoderArgs])
+@pytest.mark.parametrize("args_class", [SftArgs, GrpoArgs, ScoreArgs, InferenceArgs, EncoderArgs, GpuArgs])
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -70,6 +74,12 @@ def test_wrong_flags(args_class, flags, message):
         (EncoderArgs, {"predictors": ["ours", "trainer"]}, "--predictors trainer: must be of pipeline, padded, ours"),
         (EncoderArgs, {"max_length": 7}, "--max_length 7: must be at least 8"),
         (InferenceArgs, {"rows": 3, "rounds": 4}, "--rows 3: must be at least 4"),
+        (GpuArgs, {"sizes": ["tiny", "gpt"]}, "--sizes gpt: must be of qwen2.5-1.5b, qwen2.5-7b, tiny"),
+        (GpuArgs, {"parts": ["score"]}, "--parts score: must be of sft, qlora, grpo, inference"),
+        (GpuArgs, {"cases": ["r8"]}, "--cases r8: must be of 28-labels, 4-labels, 512-tokens, 2048-tokens"),
+        (GpuArgs, {"batch_size": 0}, "--batch_size 0: must be at least 1"),
+        (GpuArgs, {"start_steps": 0}, "--start_steps 0: must be at least 1"),
+        (GpuArgs, {"rows": 7}, "--rows 7: must be at least 8"),
         (MemoryArgs, {"model_path": None}, "--model_path is needed"),
         (MemoryArgs, {"contestants": ["ours", "me"]}, "--contestants me: must be of whole, eager, padded, ours"),
         (MemoryArgs, {"tunings": ["head"]}, "--tunings head: must be of lora, qlora, full"),
@@ -219,3 +229,40 @@ def test_an_encoder_on_tiny_data(tiny_bert_dir, tmp_path):  # noqa: F811
     assert learning["trainer"]["tokens_a_step"] == learning["plain"]["tokens_a_step"]
     assert learning["ours"]["tokens_a_step"] < learning["plain"]["tokens_a_step"]
     assert predicting["pipeline"]["labels"] == predicting["padded"]["labels"] == predicting["ours"]["labels"]
+
+
+@pytest.mark.real
+def test_a_tiny_model_goes_through_what_a_gpu_is_asked_for(tiny_model_dir, tmp_path):
+    folder = tmp_path / "goemotions" / "group"
+    folder.mkdir(parents=True)
+    texts = [line.split("\t")[0] for line in (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines()]
+    rows = "".join(f"{text}\t{i % 4}\t{i}\n" for i, text in enumerate(texts))
+    (folder / "train.tsv").write_text(rows, encoding="utf-8")
+    flags = [
+        "--sizes", "tiny", "--parts", "sft", "grpo", "--contestants", "dense", "spans", "--cases", "4-labels",
+        "--batch_size", "8", "--rounds", "1", "--warmup", "1", "--start_steps", "2", "--precision", "fp32",
+        "--peer_precision", "fp32",
+    ]  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-m", "scripts.benchmark", "gpu", "--model_path", str(tiny_model_dir), "--data_dir",
+         str(tmp_path), "--output_dir", str(tmp_path / "out"), *flags],
+        cwd=ROOT, check=True, capture_output=True, timeout=600,
+    )  # fmt: skip
+    (parts,) = json.loads((tmp_path / "out" / "benchmark_gpu.json").read_text())["sizes"].values()
+    assert list(parts) == ["sft short", "grpo 4-labels"]
+    dense, spans = parts["sft short"]["4-labels"]["contestants"].values()
+    assert dense["tokens_a_step"] == spans["tokens_a_step"] > 0
+    assert set(parts["grpo 4-labels"]["contestants"]) == {"trl", "ours", "exact"}
+
+
+def test_texts_of_a_length(tiny_model_dir, tokenizer, tmp_path):
+    folder = tmp_path / "goemotions" / "group"
+    folder.mkdir(parents=True)
+    (folder / "train.tsv").write_text("".join(f"so it is text {i}\t{i % 4}\t{i}\n" for i in range(50)))
+    args = GpuArgs(model_path=str(tiny_model_dir), data_dir=str(tmp_path))
+    case = longer_texts(args, "512-tokens", tmp_path / "longer")
+    task = BUILT_IN_TASKS[case.task]
+    examples = load_examples(train_file(str(tmp_path / "longer"), case), task)
+    assert len(examples) == 16 * case.batch_size
+    prompts = Encoder(task, tokenizer, max_length=1024).prompt_ids([example.text for example in examples])
+    assert 400 < min(map(len, prompts)) <= max(map(len, prompts)) < 524  # cleaned text has a few tokens less

@@ -16,7 +16,7 @@ from data.tasks import BUILT_IN_TASKS
 from scripts.benchmark.grpo import GrpoArgs, grpo
 from scripts.benchmark.predict import InferenceArgs, inference
 from scripts.benchmark.race import CASES, Case, TrainingRaceArgs, check_known, checked, train_file
-from scripts.benchmark.sft import SftArgs, sft
+from scripts.benchmark.sft import CONTESTANTS, SftArgs, sft
 
 ROOT = Path(__file__).parents[2]
 SIZES = {  # of Qwen2Config; the figures of the published configurations
@@ -54,7 +54,7 @@ class GpuArgs(TrainingRaceArgs):
 
     def __post_init__(self):
         super().__post_init__()
-        check_known(self, sizes=SIZES, parts=PARTS, cases=[*SHORT, *LONGER])
+        check_known(self, contestants=CONTESTANTS, sizes=SIZES, parts=PARTS, cases=[*SHORT, *LONGER])
         check_at_least(self, batch_size=1, start_steps=1, rows=8)
 
 
