@@ -37,7 +37,8 @@ whole vocabulary, q those of the start. Of B texts:
     H          mean over x of   -sum over y of p log p
     loss       -J + beta KL - entropy_weight H; with --scale_rewards mean, the default, each text's J is divided by the
                mean under p of the Jaccard index of y and gold, + 1e-4, as in MaxRL: where that is the reward, log J is
-               what is maximised
+               what is maximised. An F1 reward may be far below 0 where that mean is next to nothing, so there it
+               counts as 0.2 at least
 
 Of more than 64 answers, those that matter are found first, best first and without gradients. Of the others, which have
 a probability of up to `--pruned_mass`, it is known how they begin: they earn what the labels in that beginning do, with

@@ -116,6 +116,18 @@ def test_the_gradient_is_that_of_all_answers_one_by_one(moods_dir, tmp_path, kin
         torch.testing.assert_close(found[name], gradient, atol=1e-5 * max(1, largest), rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(("reward", "divisor"), [("jaccard", 1e-4), ("f1_macro", 0.2)])
+def test_what_a_text_without_a_right_answer_is_divided_by(moods_dir, tmp_path, monkeypatch, reward, divisor):
+    """An F1 reward may be far below 0: over a mean of next to nothing it would be the whole step."""
+    losses = {}
+    for scale in ("none", "mean"):
+        trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, accuracy_reward=reward, scale_rewards=scale)
+        monkeypatch.setattr("data.learning.exact.similarity", lambda outcomes, gold: 0 * outcomes.is_whole)
+        losses[scale], _ = trainer.losses(trainer.model, batch_of(trainer))
+    assert losses["none"].abs().max() > 0
+    torch.testing.assert_close(losses["mean"], losses["none"] / divisor)
+
+
 def test_the_gradient_is_what_sampling_comes_to(moods_dir, tmp_path):
     """REINFORCE over 4,096 drawn answers has the same direction; what is drawn is unconstrained, invalid answers too."""
     torch.manual_seed(0)
