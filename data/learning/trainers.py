@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data.arguments import UserError, is_first_process, process_count
 from data.contract import HASHES, Contract
 from data.encoding import PromptEncoder
+from data.engine.machine import machine
 from data.engine.memory import peak_memory
 from data.engine.models import pick_device
 from data.engine.precision import Choice, pick_precision
@@ -378,6 +379,7 @@ def train(trainer, checkpoint: str | None) -> None:
             "best_step": trainer.state.best_global_step,
             "trainable_parameters": sum(n for n, trained in parameters if trained),
             "all_parameters": sum(n for n, _ in parameters),
+            "machine": machine(),
             "peak_memory_mib": peak_memory() // 2**20,  # of the first process, with the loading of the model
         },
     )
