@@ -351,12 +351,21 @@ def write_run_facts(args, data: Data) -> None:
 
 
 def train(trainer, checkpoint: str | None) -> None:
-    """Train, keep the best model, and write it and `train_results.json`."""
+    """Train, keep the best model, and write it and `train_results.json`.
+
+    Raises:
+        TerminatedError: a SIGTERM came; a checkpoint is written.
+    """
     from peft.helpers import disable_input_dtype_casting
 
+    from data.learning.termination import SaveWhenTerminated
+
     begin = time.perf_counter()
+    termination = SaveWhenTerminated(trainer.accelerator)
+    trainer.add_callback(termination)
     # an adapter in fp32 would have every layer's input copied to fp32, and autocast copy it back to bf16
-    with disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16):
+    casts_off = disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16)
+    with casts_off, termination.listening():
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
     trainer.save_state()
