@@ -52,6 +52,10 @@ class DivergedError(UserError):
     """Training came to numbers that are not finite: a mistake in how fast it learns, of one run and not of all."""
 
 
+class TerminatedError(Exception):
+    """The run was told to end, and has saved what the same command goes on from."""
+
+
 def flag(default: Any, help: str) -> Any:
     """A dataclass field that is a flag: its default and the line `--help` shows."""
     if isinstance(default, list):
@@ -281,7 +285,8 @@ def run(
     """Parse the command line, call `main(args)`, and end with exit code 2 and one line on a user's mistake.
 
     Operating-system errors (a full disk, no permission, a path that is too long) end like mistakes. A reader that
-    hangs up (`… | head -1`) ends the script quietly, with the exit code a shell gives such processes.
+    hangs up (`… | head -1`) ends the script quietly, with the exit code a shell gives such processes. Training that was
+    told to end (`TerminatedError`) ends with 143.
 
     See `parse_args`; the script's docstring is its description.
     """
@@ -298,6 +303,10 @@ def run(
             sys.stdout.flush()  # here, where a reader that has hung up is expected
     except UserError as error:
         _end(script, str(error), "speaks" not in locals() or speaks)
+    except TerminatedError as error:
+        if "speaks" not in locals() or speaks:
+            print(f"\n{script}: {one_line(error, LINE_LIMIT)}", file=sys.stderr)  # behind a progress bar
+        sys.exit(143)  # what a shell gives a process that a SIGTERM has ended
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         sys.exit(141)

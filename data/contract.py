@@ -44,7 +44,8 @@ _StoredTask = Annotated[
 ]  # a task.json is checked as that of its kind
 
 
-def _library_versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """The libraries that a run's result may depend on, as they are installed."""
     return {name: metadata.version(name) for name in _LIBRARIES}
 
 
@@ -98,7 +99,7 @@ class Contract:
     precision: Format | None = None
     data_hashes: dict[str, str] | None = None
     seed: int = 42
-    library_versions: dict[str, str] = field(default_factory=_library_versions)
+    library_versions: dict[str, str] = field(default_factory=library_versions)
 
     def __post_init__(self):
         if not 1 <= self.max_length < 2**31:

@@ -4,7 +4,8 @@
 #   PARALLEL   how a model is spread over them: ddp (whole on each), fsdp, zero2 or zero3 (DeepSpeed)
 #   PROCESSES  processes on a machine without a GPU, over gloo (default: 2)
 #   VLLM_GPUS  the last so many GPUs draw GRPO's answers with vLLM (default: 0 = the training processes draw them)
-#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each, with its own NODE_RANK
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each, with its own NODE_RANK;
+#              under srun with one task a node, Slurm says the first three
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page faults in large CPU buffers
 
 found_gpus="$( (nvidia-smi -L 2>/dev/null || true) | wc -l)"
@@ -12,6 +13,10 @@ PARALLEL="${PARALLEL:-ddp}"
 PROCESSES="${PROCESSES:-2}"
 VLLM_GPUS="${VLLM_GPUS:-0}"
 VLLM_PORT="${VLLM_PORT:-8000}"
+if [[ -z "${NNODES:-}" && -n "${SLURM_STEP_NUM_NODES:-}" ]]; then # a step of Slurm's (srun), one task a node
+  NNODES="$SLURM_STEP_NUM_NODES" NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
+  MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)}"
+fi
 NNODES="${NNODES:-1}"
 NODE_RANK="${NODE_RANK:-0}"
 MASTER_PORT="${MASTER_PORT:-29500}"
@@ -39,19 +44,17 @@ pick_launcher() {
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}"
     return
   fi
-  # number formats are the stage's own affair (--precision): another one here would take the place of its fp32
-  launcher=(accelerate launch --num_processes "$((GPUS * NNODES))" --num_machines "$NNODES" --mixed_precision no
-    --dynamo_backend no --machine_rank "$NODE_RANK" --main_process_port "$MASTER_PORT")
-  ((NNODES == 1)) || launcher+=(--main_process_ip "$MASTER_ADDR")
+  local config="$PARALLEL"
   case "$PARALLEL" in
-    ddp) ((GPUS * NNODES == 1)) || launcher+=(--multi_gpu) ;;
-    fsdp) launcher+=(--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
-      --fsdp_state_dict_type FULL_STATE_DICT) ;;
+    ddp) ((GPUS * NNODES > 1)) || config=single ;;
+    fsdp) ;;
     zero2 | zero3)
-      python -c "import deepspeed" 2>/dev/null || stop "PARALLEL=$PARALLEL: needs DeepSpeed (pip install deepspeed)"
-      launcher+=(--use_deepspeed --zero_stage "${PARALLEL#zero}" --zero3_save_16bit_model true) ;;
+      python -c "import deepspeed" 2>/dev/null || stop "PARALLEL=$PARALLEL: needs DeepSpeed (pip install deepspeed)" ;;
     *) stop "PARALLEL=$PARALLEL: must be ddp, fsdp, zero2 or zero3" ;;
   esac
+  launcher=(accelerate launch --config_file "scripts/accelerate/$config.yaml" --num_processes "$((GPUS * NNODES))"
+    --num_machines "$NNODES" --machine_rank "$NODE_RANK" --main_process_port "$MASTER_PORT")
+  ((NNODES == 1)) || launcher+=(--main_process_ip "$MASTER_ADDR")
 }
 
 # Serve a model with vLLM on the last VLLM_GPUS GPUs until the launcher ends; main_grpo.py's flags in `vllm_flags`.

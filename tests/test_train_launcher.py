@@ -99,15 +99,6 @@ def bash(code: str, **variables: str) -> str:
     return done.stdout if done.returncode == 0 else done.stderr
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_launcher_leaves_the_number_format_to_the_stage(parallel):
-    """accelerate hands its own to the stage, whose --precision fp32 would not turn it off."""
-    code = 'PARALLEL=$1 GPUS=2; source scripts/_launch.sh; pick_launcher; printf "%s\\n" "${launcher[@]}"'
-    words = bash(f"set -- {parallel}; {code}").splitlines()
-    assert words[:2] == ["accelerate", "launch"]
-    assert words[words.index("--mixed_precision") + 1] == "no"
-
-
 def test_variables_as_they_are_meant():
     home = {"HOME": "/home/me"}
     assert (
@@ -411,3 +402,95 @@ def test_answers_are_drawn_or_all_weighed(noted, tmp_path):
 
 def flags_of(command: list[str]) -> dict[str, str]:
     return {flag: value for flag, value in itertools.pairwise(command) if flag.startswith("--")}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "gpus", "config", "shards"),
+    [
+        ("ddp", 1, "single", (False, False, False)),
+        ("ddp", 4, "ddp", (True, False, False)),
+        ("fsdp", 4, "fsdp", (False, True, False)),
+        ("zero2", 4, "zero2", (False, False, True)),
+        ("zero3", 4, "zero3", (False, False, True)),
+    ],
+)
+def test_accelerate_takes_the_configurations(tmp_path, parallel, gpus, config, shards):
+    """As Accelerate itself reads the command; its own defaults and the user's configuration change nothing."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n")  # asked whether DeepSpeed is there
+    python.chmod(0o755)
+    code = (
+        f'PARALLEL={parallel} GPUS={gpus}; source scripts/_launch.sh; pick_launcher; printf "%s\\n" "${{launcher[@]}}"'
+    )
+    words = bash(code, PATH=f"{tmp_path}:{os.environ['PATH']}").splitlines()
+    assert words[:4] == ["accelerate", "launch", "--config_file", f"scripts/accelerate/{config}.yaml"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args([*words[2:], "main_SFT.py"]))
+    assert (args.multi_gpu, args.use_fsdp, args.use_deepspeed) == shards
+    assert (args.num_processes, args.mixed_precision, args.use_cpu) == (gpus, "no", False)
+    assert int(args.fsdp_version) == (2 if parallel == "fsdp" else 1)
+    assert args.zero_stage == ({"zero2": 2, "zero3": 3}.get(parallel))
+
+
+def test_slurm_says_which_machines_there_are(tmp_path):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[7-8]" ] && printf "node7\\nnode8\\n"\n')
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "node[7-8]"}
+    code = 'GPUS=8; source scripts/_launch.sh; pick_launcher; printf "%s\\n" "${launcher[@]}"'
+    words = bash(code, PATH=f"{tmp_path}:{os.environ['PATH']}", **slurm).splitlines()
+    flags = dict(zip(words[2::2], words[3::2], strict=True))
+    assert flags["--num_processes"] == "16"
+    assert (flags["--num_machines"], flags["--machine_rank"], flags["--main_process_ip"]) == ("2", "1", "node7")
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "requeued", "exits"),
+    [(0, False, False, 0), (3, False, False, 3), (143, False, True, 0), (1, True, True, 0)],
+)
+def test_a_slurm_job_that_was_told_to_end_is_put_into_the_queue_again(tmp_path, code, told, requeued, exits):
+    """A step of torchrun's ends with 1 where it was told to end, so the job's own signal counts as well."""
+    wait = f"kill -TERM $PPID; sleep 0.3; exit {code}" if told else f"exit {code}"
+    for name, body in (
+        ("srun", f'echo "$@" > {tmp_path}/srun.said; {wait}'),
+        ("scontrol", f'echo "$@" > {tmp_path}/said'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "scripts/slurm.sh", "main_SFT.py", "--text", "two words"], cwd=ROOT, timeout=60,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
+    )  # fmt: skip
+    assert done.returncode == exits
+    assert (
+        tmp_path / "srun.said"
+    ).read_text() == "--kill-on-bad-exit=1 bash scripts/launch.sh main_SFT.py --text two words\n"
+    assert (tmp_path / "said").exists() == requeued
+    assert not requeued or (tmp_path / "said").read_text() == "requeue 17\n"
+
+
+def test_a_stage_by_its_launcher(environment, tiny_model_dir, tmp_path):
+    flags = {
+        "--task": "goemotions-original", "--train_data_path": "data/sample/train.tsv", "--model_path": tiny_model_dir,
+        "--output_dir": tmp_path / "sft", "--max_steps": 1, "--val_ratio": 0, "--precision": "fp32",
+    }  # fmt: skip
+    words = [str(word) for pair in flags.items() for word in pair]
+    done = launch("launch.sh", environment | {"GPUS": "0", "PROCESSES": "2"}, "main_SFT.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    machine = json.loads((tmp_path / "sft" / "train_results.json").read_text())["machine"]
+    assert machine["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 0, "usage: bash scripts/launch.sh STAGE"),
+        (["--help"], 0, "usage: bash scripts/launch.sh STAGE"),
+        (["inference.py"], 2, "launch.sh: error: inference.py: must be main_SFT.py or main_grpo.py"),
+    ],
+)
+def test_what_the_launcher_of_a_stage_says(noted, words, code, said):
+    done, commands = noted("launch.sh", *words)
+    assert (done.returncode, commands) == (code, [])
+    assert said in done.stdout + done.stderr

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data.arguments import UserError, is_first_process, process_count
 from data.contract import HASHES, Contract
 from data.encoding import PromptEncoder
+from data.engine.machine import machine
 from data.engine.memory import peak_memory
 from data.engine.models import pick_device
 from data.engine.precision import Choice, pick_precision
@@ -350,12 +351,21 @@ def write_run_facts(args, data: Data) -> None:
 
 
 def train(trainer, checkpoint: str | None) -> None:
-    """Train, keep the best model, and write it and `train_results.json`."""
+    """Train, keep the best model, and write it and `train_results.json`.
+
+    Raises:
+        TerminatedError: a SIGTERM came; a checkpoint is written.
+    """
     from peft.helpers import disable_input_dtype_casting
 
+    from data.learning.termination import SaveWhenTerminated
+
     begin = time.perf_counter()
+    termination = SaveWhenTerminated(trainer.accelerator)
+    trainer.add_callback(termination)
     # an adapter in fp32 would have every layer's input copied to fp32, and autocast copy it back to bf16
-    with disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16):
+    casts_off = disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16)
+    with casts_off, termination.listening():
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
     trainer.save_state()
@@ -378,6 +388,7 @@ def train(trainer, checkpoint: str | None) -> None:
             "best_step": trainer.state.best_global_step,
             "trainable_parameters": sum(n for n, trained in parameters if trained),
             "all_parameters": sum(n for n, _ in parameters),
+            "machine": machine(),
             "peak_memory_mib": peak_memory() // 2**20,  # of the first process, with the loading of the model
         },
     )

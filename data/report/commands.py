@@ -28,6 +28,11 @@ def command_line(program: str, settings: dict[str, Any]) -> str:
     return " \\\n    ".join(lines)
 
 
+def stage_of(flags: dict[str, Any]) -> str:
+    """The script whose args.json these flags are."""
+    return "main_grpo.py" if "num_generations" in flags else "main_SFT.py"
+
+
 def commands(source: Source) -> list[dict[str, str]]:
     """The commands that made a run, as far as its files tell: `what` ("sft", "grpo", "inference") and `line`.
 
@@ -35,8 +40,8 @@ def commands(source: Source) -> list[dict[str, str]]:
     """
     made = []
     if source.args:
-        what = "grpo" if "num_generations" in source.args else "sft"
-        script = {"sft": "main_SFT.py", "grpo": "main_grpo.py"}[what]
+        script = stage_of(source.args)
+        what = {"main_SFT.py": "sft", "main_grpo.py": "grpo"}[script]
         made.append({"what": what, "line": command_line(f"python {script}", source.args)})
     if flags := inference_flags(source):
         made.append({"what": "inference", "line": command_line("python inference.py", flags)})

@@ -37,7 +37,7 @@ FIELDS: dict[str, dict[str, type | UnionType]] = {
     TRAIN_RESULTS_FILE: {
         "steps": COUNT, "epochs": NUMBER, "metric_for_best": NAME, "best_metric": NUMBER, "best_step": COUNT,
         "trainable_parameters": COUNT, "all_parameters": COUNT, "seconds": NUMBER, "seconds_since_resumed": NUMBER,
-        "resumed_from": NAME, "precision": NAME, "peak_memory_mib": COUNT,
+        "resumed_from": NAME, "precision": NAME, "peak_memory_mib": COUNT, "machine": dict,
     },
     DATA_REPORT_FILE: {"rows": dict, "train_label_counts": dict},
     RESULTS_FILE: {
