@@ -21,10 +21,10 @@ from tests.conftest import ROOT, SAMPLE
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
     "-m scripts.calibrate", "-m scripts.compare", "-m scripts.confidence", "-m scripts.coverage", "-m scripts.ensemble", "-m scripts.gather",
-    "-m scripts.judge_summaries", "-m scripts.report", "-m scripts.reward_curve", "-m scripts.robustness",
+    "-m scripts.judge_summaries", "-m scripts.report", "-m scripts.reproduce", "-m scripts.reward_curve", "-m scripts.robustness",
     "-m scripts.summary_scores", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
-    "-m scripts.benchmark sft",
+    "-m scripts.benchmark sft", "-m scripts.benchmark gpu",
 )  # fmt: skip
 HEAVY = {"torch", "trl", "peft", "sklearn", "datasets", "matplotlib", "pandas", "scipy", "gradio"}
 GOOD = "I love it\t18\tc1\nno\t27\tc2\n"
