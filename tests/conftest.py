@@ -123,6 +123,13 @@ def plain_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory, tokenizer) -> Path:
     """A two-layer Qwen2 with random weights, saved as a model directory."""
+    directory = tmp_path_factory.mktemp("tiny-qwen2")
+    save_tiny_model(tokenizer, directory)
+    return directory
+
+
+def save_tiny_model(tokenizer, directory: Path) -> None:
+    """See `tiny_model_dir`."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -132,7 +139,5 @@ def tiny_model_dir(tmp_path_factory, tokenizer) -> Path:
         num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=False,
         initializer_range=0.3,  # large enough that what is written depends on what was read
     )  # fmt: skip
-    directory = tmp_path_factory.mktemp("tiny-qwen2")
     Qwen2ForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return directory
