@@ -296,8 +296,6 @@ class Args:
     def _check_needs(self) -> None:
         if self.expectation == "exact":
             check_needed(self, *OF_SAMPLING, needs="--expectation sampled")
-            if not self.cot:
-                check_needed(self, "num_generations", needs="--expectation sampled, or --cot")
             if self.scale_rewards == "batch":
                 raise UserError("--scale_rewards batch: needs --expectation sampled; exact has mean, group and none")
         else:
@@ -614,6 +612,8 @@ def main(args: Args) -> None:
     check_has_labels(started.task, args.task, args.model_path, "a reward")
     if started.objective != "generate":
         raise UserError(f"--model_path {args.model_path}: trained to {started.objective}, which writes no answers")
+    if args.expectation == "exact" and not started.cot:  # the start may have learnt to reason
+        check_needed(args, "num_generations", needs="--expectation sampled, or --cot")
     trained_before = (Path(args.model_path) / TASK_FILE).is_file()
     kind_known = trained_before or args.task is not None
     data = load_data(args, started.task, kind_known, most_labels=started.task.most_labels if trained_before else None)

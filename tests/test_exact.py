@@ -599,6 +599,11 @@ def test_a_run_with_reasoning(args):
     rows = rewards_csv(reasoned)
     assert len(rows) == 2
     assert all(0 <= float(row["cut_off"]) <= 1 for row in rows)
+    goes_on = dataclasses.replace(
+        args, model_path=reasoned.output_dir, num_generations=2, max_steps=1, output_dir=f"{args.output_dir}-on"
+    )
+    main(goes_on)  # it reasons as its start does, without being told
+    assert [row["step"] for row in rewards_csv(goes_on)] == ["1"]
 
 
 def labels_of(args: Args) -> str:
@@ -615,4 +620,4 @@ def untuned(args: Args) -> str:
 @pytest.mark.parametrize("case", BAD)
 def test_flags_that_do_not_go_together(args, case):
     with pytest.raises(UserError, match=case):
-        dataclasses.replace(args, **BAD[case])
+        main(dataclasses.replace(args, **BAD[case]))

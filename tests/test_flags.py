@@ -88,7 +88,6 @@ def test_numbers_at_their_bounds(stage, name):
         ("grpo", dict(entropy_weight=0.1), "--entropy_weight 0.1: does nothing without --expectation exact"),
         ("grpo", dict(max_tree_tokens=64), "--max_tree_tokens 64: does nothing without --expectation exact"),
         ("grpo", dict(expectation="exact", top_k=5), "--top_k 5: does nothing without --expectation sampled"),
-        ("grpo", dict(expectation="exact", num_generations=4), "--num_generations 4: does nothing without .* or --cot"),
         ("grpo", dict(accuracy_weight=1e-3, format_weight=0.0, length_weight=9e-3), "all are below 0.01, so there is"),
     ],
 )
