@@ -550,9 +550,10 @@ def test_a_step_without_a_whole_rationale_shows_no_answers(moods_dir, tmp_path, 
         assert not trainer._noted
 
 
-def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scale", ["none", "mean", "group"])
+def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, monkeypatch, scale):
     """The rationale's tokens get the advantage of what is expected behind it, the answer's the exact gradient."""
-    flags = dict(cot=True, num_generations=2, scale_rewards="none")
+    flags = dict(cot=True, num_generations=2, scale_rewards=scale)
     trainer = trainer_on(moods_dir, moods("multi_label"), tmp_path, **flags)
     encoder, batch = trainer.encoder, batch_of(trainer)
     batch = {name: value[:1] for name, value in batch.items()}
@@ -576,6 +577,9 @@ def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, mon
         for a in listed_answers(encoder)
     ])  # fmt: skip
     expected = (log_probs.exp() * values).sum()
+    index = torch.tensor([jaccard([LABELS[i] for i in a.labels], gold) for a in listed_answers(encoder)])
+    mean, square = ((log_probs.exp() * values).sum().detach() / 2 for values in (index, index**2))  # one has no answer
+    divisor = {"none": 1, "mean": mean + 1e-4, "group": (square - mean**2).sqrt() + 1e-4}[scale]
     rewards = torch.stack([expected.detach(), torch.tensor(-trainer.rewards.weights["length"])])
     advantages = rewards - rewards.mean()
     terms = [-expected]
@@ -584,11 +588,12 @@ def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, mon
         begin = len(thought.opened)
         logits = plain(input_ids=ids).logits[0, begin - 1 : -1].log_softmax(dim=-1)
         terms.append(-advantage * logits.gather(1, ids[0, begin:, None]).sum())
-    loss = torch.stack(terms).sum() / 2
+    loss = torch.stack(terms).sum() / 2 / divisor
     torch.testing.assert_close(losses.sum(), loss, atol=1e-4, rtol=1e-4)
+    assert scale == "none" or divisor < 0.9
     loss.backward()
     for name, gradient in gradients(plain).items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-3, msg=name)
+        torch.testing.assert_close(found[name], gradient, atol=1e-4 * max(1, 1 / divisor), rtol=1e-3, msg=name)
 
 
 def test_a_run_with_reasoning(args):

@@ -68,7 +68,9 @@ TABLE = {
         "trl.generation.vllm_generation:VLLMClient", "init_communicator update_named_params"
     ),
     "data.learning.rewards:RewardWriter": Over("transformers:TrainerCallback", "on_log"),
-    "data.learning.termination:SaveWhenTerminated": Over("transformers:TrainerCallback", "__init__ on_step_end on_save"),
+    "data.learning.termination:SaveWhenTerminated": Over(
+        "transformers:TrainerCallback", "__init__ on_step_end on_save"
+    ),
     "scripts.benchmark.sft:StepIsTurn": Over("transformers:TrainerCallback", "on_train_begin on_step_end"),
     "scripts.benchmark.grpo:StepIsTurn": Over("transformers:TrainerCallback", "on_train_begin on_step_end"),
     "data.engine.classifier:LastTokenClassifier": Over(SEQUENCE_CLASSIFIERS, "_keep_in_fp32_modules_strict forward"),

@@ -34,7 +34,15 @@ from data.engine.tree_attention import computes_packed_rows
 from data.learning.f1_reward import Counts
 from data.learning.found_answers import FoundAnswers
 from data.learning.objectives import LabelTraining, LossSettings
-from data.learning.outcomes import Answer, Outcomes, answer_entropy, divergence, expected_rewards, similarity
+from data.learning.outcomes import (
+    Answer,
+    Outcomes,
+    answer_entropy,
+    divergence,
+    expected_rewards,
+    over_texts,
+    similarity,
+)
 from data.learning.rewards import Rewards
 from data.loading import Example
 
@@ -79,6 +87,7 @@ class Weighed:
         parts: each reward of each outcome, (S,), by name.
         losses: (C,), the only one with gradient beside `others`.
         expected, deviation: (C,) of the reward under the policy.
+        divisors: (C,) what `expected` is divided by in `losses`.
         entropies: (C,) of the valid answers.
         kl: (C,), None where it does not count.
         others: log-probabilities of what else was asked for.
@@ -90,6 +99,7 @@ class Weighed:
     losses: Tensor
     expected: Tensor
     deviation: Tensor
+    divisors: Tensor
     entropies: Tensor
     kl: Tensor | None
     others: Tensor
@@ -138,8 +148,8 @@ class ExactTraining(LabelTraining):
         return weighed.losses, torch.arange(len(weighed.losses), device=weighed.losses.device)
 
     def _weigh(
-        self, model, prompts: Sequence[Sequence[int]], gold: Tensor, texts: int | None = None,
-        extra: Sequence[tuple[list[int], list[int]]] = (),
+        self, model, prompts: Sequence[Sequence[int]], gold: Tensor, extra: Sequence[tuple[list[int], list[int]]] = (),
+        text_of: Tensor | None = None, share: float = 1.0,
     ) -> "Weighed":  # fmt: skip
         """All answers behind each of C prompts.
 
@@ -147,8 +157,9 @@ class ExactTraining(LabelTraining):
             model: as the trainer wrapped it.
             prompts: token ids, up to where an answer begins.
             gold: (C, K).
-            texts: how many texts they stand for; None = as many.
             extra: prompts and what stands behind them, whose log-probabilities are wanted, too.
+            text_of: (C,) which text each prompt is of, where a text has several; None = one prompt, one text.
+            share: of its text that each prompt stands for.
         """
         count = len(prompts)
         outcomes = Outcomes.of(self._found(prompts, gold), gold.shape[1], gold.device)
@@ -156,17 +167,13 @@ class ExactTraining(LabelTraining):
         log_probs, others = answer_scores(model, batch).tensor_split([len(outcomes.answers)])
         with torch.no_grad():
             marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (C, K)
-            parts = self._rewards_of(outcomes, gold, marginals, (texts or count) / count)
+            parts = self._rewards_of(outcomes, gold, marginals, share)
             total = sum(self.rewards.weights[name] * values for name, values in parts.items())
         expected, deviation = expected_rewards(log_probs, total, outcomes, count)
-        losses = -expected
-        if self.scale != "none":
-            with torch.no_grad():
-                similar, unsure = expected_rewards(log_probs, similarity(outcomes, gold), outcomes, count)
-            if self.scale == "mean" and self.rewards.memory is not None:
-                losses = losses / similar.clamp(min=LEAST_MEAN_OF_F1)
-            else:
-                losses = losses / ((unsure if self.scale == "group" else similar) + 1e-4)
+        with torch.no_grad():
+            index = expected_rewards(log_probs, similarity(outcomes, gold), outcomes, count)
+            divisors = self._divisors(*(index if text_of is None else over_texts(*index, text_of, share)))
+        losses = -expected / divisors
         entropies = answer_entropy(log_probs, outcomes, count)
         if self.entropy_weight:
             losses = losses - self.entropy_weight * entropies
@@ -175,8 +182,16 @@ class ExactTraining(LabelTraining):
             reference = self._reference(model, batch)[: len(log_probs)]
             kl = divergence(log_probs, reference, outcomes, count)
             losses = losses + self.beta * kl
-        return Weighed(outcomes, log_probs.detach(), parts, losses, expected.detach(), deviation, entropies.detach(),
-                       None if kl is None else kl.detach(), others)  # fmt: skip
+        return Weighed(outcomes, log_probs.detach(), parts, losses, expected.detach(), deviation, divisors,
+                       entropies.detach(), None if kl is None else kl.detach(), others)  # fmt: skip
+
+    def _divisors(self, mean: Tensor, deviation: Tensor) -> Tensor:
+        """What the expected rewards (C,) are divided by, from mean and deviation (C,) of the answers' Jaccard index."""
+        if self.scale == "none":
+            return torch.ones_like(mean)
+        if self.scale == "mean" and self.rewards.memory is not None:
+            return mean.clamp(min=LEAST_MEAN_OF_F1)
+        return (deviation if self.scale == "group" else mean) + 1e-4
 
     def _found(self, prompts: Sequence[Sequence[int]], gold: Tensor) -> list[list[Answer]]:
         """The outcomes behind each of C prompts, whose gold is (C, K)."""

@@ -82,6 +82,21 @@ def expected_rewards(log_probs: Tensor, rewards: Tensor, outcomes: Outcomes, tex
     return expected, deviation
 
 
+def over_texts(mean: Tensor, deviation: Tensor, text_of: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations over whole texts, each of which stands at all of the text's prompts.
+
+    Args:
+        mean, deviation: (C,) of each prompt.
+        text_of: (C,) which text it is of.
+        share: of its text; what is missing of a text counts as 0.
+    """
+    texts = int(text_of.max()) + 1
+    first, second = (
+        share * values.new_zeros(texts).index_add(0, text_of, values) for values in (mean, deviation**2 + mean**2)
+    )
+    return first[text_of], (second - first**2).clamp(min=0).sqrt()[text_of]
+
+
 def similarity(outcomes: Outcomes, gold: Tensor) -> Tensor:
     """Jaccard index (S,) of each outcome's labels and the gold ones of its text, (B, K); 1 where both are empty.
 

@@ -5,8 +5,12 @@ weighed (data/learning/exact.py): its reward is the expected reward E(z) of the 
 one answer drawn with it, which has the same mean and more variance. The gradient has two parts:
 
     the answers' tokens      the exact gradient of E(z)
-    the rationale's tokens   (E(z) - mean of E over the text's rationales) / (their standard deviation + 1e-4) times the
-                             gradient of log p(z|x); without the division where rewards are not scaled
+    the rationale's tokens   E(z) - mean of E over the text's rationales, times the gradient of log p(z|x)
+
+Both are divided by the same number, one for each text (`--scale_rewards`): the mean of the Jaccard index over all
+answers behind all of its rationales, or its standard deviation, + 1e-4. With a mean for each rationale, one that speaks
+for a wrong label, behind which the right one is next to impossible, would outweigh all others, and the model would
+learn to contradict what it has just written.
 
 As in inference, the opening tag is given, and what is drawn up to `</think>` is spelt anew in the form that is learnt
 from (`Encoder.reasoned_ids`): where a tokenizer would split it in another way than the model wrote it, log p is that of
@@ -68,14 +72,18 @@ class ReasonedTraining(ExactTraining):
             model,
             [thoughts[i].opened + thoughts[i].token_ids for i in finished],
             inputs["gold"][text_of],
-            len(finished) / each,
             [(thought.opened, thought.token_ids) for thought in thoughts],
+            text_of,
+            share=1 / each,
         )
         rewards = weighed.expected.new_full((texts * each,), self._reward_of_cut_off())
         places = torch.tensor([i for i in finished if thoughts[i].finished], device=rewards.device, dtype=torch.long)
         rewards[places] = weighed.expected[: len(places)]
-        advantages = self._advantages(rewards.view(texts, each)).flatten()
-        losses = -(advantages * weighed.others)  # (B * G,)
+        rewards = rewards.view(texts, each)
+        divisors = torch.ones_like(rewards[:, 0])
+        divisors[text_of] = weighed.divisors  # alike for those of a text
+        advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / divisors[:, None]
+        losses = -(advantages.flatten() * weighed.others)  # (B * G,)
         losses = losses.index_add(0, places, weighed.losses[: len(places)])
         losses = losses + 0 * weighed.losses.sum()  # where none is finished, the model is called as others do
         if len(places):
@@ -83,11 +91,6 @@ class ReasonedTraining(ExactTraining):
             self._note(inputs | of_thoughts, weighed)
         self._note_cut_off(len(thoughts) - len(places))
         return losses.view(texts, each).mean(dim=1), torch.arange(texts, device=losses.device)
-
-    def _advantages(self, rewards: Tensor) -> Tensor:
-        """Advantages (B, G) of rationales with these rewards (B, G) among those of their text."""
-        differences = rewards - rewards.mean(dim=1, keepdim=True)
-        return differences / (rewards.std(dim=1, keepdim=True) + 1e-4) if self.scale != "none" else differences
 
     def _reward_of_cut_off(self) -> float:
         return -self.rewards.weights["length"]
