@@ -187,11 +187,13 @@ def calibration_scores(probabilities, gold: Gold, task: Task) -> dict[str, float
     probabilities, truth = _checked(probabilities, gold, task)
     if task.kind == "single_label":
         top = probabilities.argmax(axis=1)
-        ece = _expected_calibration_error(probabilities.max(axis=1), truth[numpy.arange(len(truth)), top])
+        ece = _expected_calibration_error([(probabilities.max(axis=1), truth[numpy.arange(len(truth)), top])])
         brier = ((probabilities - truth) ** 2).sum(axis=1).mean()
     else:
-        ece = _expected_calibration_error(probabilities.ravel(), truth.ravel())
-        brier = ((probabilities - truth) ** 2).mean()
+        # label by label: a file may have millions of rows
+        by_label = list(zip(probabilities.T, truth.T, strict=True))
+        ece = _expected_calibration_error(by_label)
+        brier = numpy.mean([((probability - true) ** 2).mean() for probability, true in by_label])
     columns = [1] if task.kind == "single_label" and len(task.labels) == 2 else range(len(task.labels))
     areas = [roc_auc_score(truth[:, k], probabilities[:, k]) for k in columns if 0 < truth[:, k].sum() < len(truth)]
     measured = {"ece": float(ece), "brier": float(brier)}
@@ -307,10 +309,13 @@ def _best_threshold(truth, predicted) -> float:
     return float(best[abs(best - DEFAULT_THRESHOLD).argmin()])
 
 
-def _expected_calibration_error(confidence, truth) -> float:
-    """See `calibration_scores`; both (m,)."""
-    places = bin_places(confidence, ECE_BINS)
-    return abs(numpy.bincount(places, weights=confidence - truth)).sum() / len(confidence)
+def _expected_calibration_error(parts: Sequence[tuple[numpy.ndarray, numpy.ndarray]]) -> float:
+    """See `calibration_scores`; probabilities (m,) and whether each is true (m,), part by part."""
+    gaps = sum(
+        numpy.bincount(bin_places(confidence, ECE_BINS), weights=confidence - truth, minlength=ECE_BINS)
+        for confidence, truth in parts
+    )
+    return abs(gaps).sum() / sum(len(confidence) for confidence, _ in parts)
 
 
 def _finite(scores) -> numpy.ndarray:

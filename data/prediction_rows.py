@@ -20,6 +20,7 @@ from data.predictions import Prediction
 from data.tasks import Task
 
 # those of the first line every row has; what an earlier EmoTune wrote may lack the others
+AT_ONCE = 1_000  # rows whose probabilities are turned back at once: a file may have millions
 NEEDED = {"id": str, "text": str, "gold": list | None, "labels": list, "valid": bool}
 FIELDS = NEEDED | {
     "probabilities": dict | None, "confidence": float | None, "completion": str, "truncated": bool,
@@ -166,10 +167,16 @@ def measure(rows: Iterable[dict[str, Any]], contract: Contract) -> dict[str, Any
     if len(flat) == len(gold) * len(task.labels):
         calibrated = numpy.frombuffer(flat, dtype=numpy.float32).reshape(len(gold), -1)
         results |= calibration_scores(calibrated, gold, task)
-        scores = scores_of(calibrated, contract.activation, numpy.finfo(numpy.float32).tiny) * contract.temperature
-        before = calibration_scores(probabilities(scores, contract.activation), gold, task)
+        parts = [uncalibrated(calibrated[begin : begin + AT_ONCE], contract) for begin in range(0, len(gold), AT_ONCE)]
+        before = calibration_scores(numpy.concatenate(parts), gold, task)
         results["uncalibrated"] = {name: before[name] for name in ("ece", "brier")}
     return results | promised_scores(gold, predicted)
+
+
+def uncalibrated(calibrated: numpy.ndarray, contract: Contract) -> numpy.ndarray:
+    """Probabilities (n, K) as they were before the contract's temperature, in the same number format."""
+    scores = scores_of(calibrated, contract.activation, numpy.finfo(numpy.float32).tiny) * contract.temperature
+    return probabilities(scores, contract.activation).astype(calibrated.dtype)
 
 
 def answer_of(row: dict[str, Any]) -> Prediction:
