@@ -47,9 +47,9 @@ def _training(script: str, start: str, *flags: object) -> Callable[[Path, Path],
     def words(base: Path, output: Path) -> Sequence[object]:
         return (
             script, "--model_path", base / start, "--train_data_path", SAMPLE / "train.tsv", "--output_dir", output,
-            "--max_steps", STEPS, "--eval_steps", 4, "--eval_samples", 8, "--batch_size", 8, "--precision", "fp32",
+            "--max_steps", STEPS, "--eval_steps", 4, "--logging_steps", 4, "--eval_samples", 8, "--batch_size", 8, "--precision", "fp32",
             "--calibration", "off", *flags,
-        )  # fmt: skip
+        )  # fmt: skip  # a logged row is the mean of the steps since the one before, or since the run was resumed
 
     return words
 
