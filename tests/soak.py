@@ -62,7 +62,10 @@ STAGES = {
     "sampled": Stage(_training("main_grpo.py", "sft", "--expectation", "sampled"), (ADAPTER_WEIGHTS, "rewards.csv")),
     "exact": Stage(_training("main_grpo.py", "sft", "--expectation", "exact"), (ADAPTER_WEIGHTS, "rewards.csv")),
     "merge": Stage(
-        lambda base, output: ("merge_lora.py", "--training_output_dir", base / "sft", "--output_dir", output),
+        # without --overwrite, a merge that was killed when all was written is refused: there is a model
+        lambda base, output: (
+            "merge_lora.py", "--training_output_dir", base / "sft", "--output_dir", output, "--overwrite",
+        ),
         ("model.safetensors", "config.json", "task.json"),
     ),
     "inference": Stage(
@@ -177,8 +180,10 @@ def main(args: Args) -> None:
                 outcome.equal += not different
                 if different:
                     faults.append(f"run {number} ({name}): {', '.join(different)} differ")
+                    print(faults[-1], flush=True)
             except (RuntimeError, AssertionError) as error:
                 faults.append(f"run {number} ({name}): {error}")
+                print(faults[-1], flush=True)
             print(
                 f"run {number} {name}: {outcome.kills} kills so far, {outcome.equal}/{outcome.runs} equal", flush=True
             )
