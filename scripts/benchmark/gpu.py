@@ -129,8 +129,9 @@ def measured(args: GpuArgs, size: str) -> dict[str, Any]:
     """All parts on a model of one size; what each of them wrote."""
     folder = Path(args.output_dir) / size
     model, results = folder / "model", {}
-    if not (model / "config.json").is_file():
-        random_model(size, args.model_path, model, args.seed)
+    if not model.is_dir():
+        random_model(size, args.model_path, folder / "half", args.seed)
+        (folder / "half").rename(model)  # a run that is killed leaves no half model in its place
     short = {n: replace(CASES[n], batch_size=args.batch_size) for n in args.cases if n in SHORT}
     longer = {name: longer_texts(args, name, folder / "data") for name in args.cases if name in LONGER}
     training = shared(args, model_path=str(model), seed=args.seed, lora_r=args.lora_r)
