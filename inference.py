@@ -295,9 +295,8 @@ def prediction_settings(args: Args, draws: bool = False) -> Settings:
     """
     undeciding = {*UNDECIDING} - {"seed"} if draws else {*UNDECIDING, *OF_DRAWING}
     flags = {name: value for name, value in asdict(args).items() if name not in undeciding}
-    files = {"--test_data_path": Path(args.test_data_path)}
-    if args.label_path is not None:
-        files["--label_path"] = Path(args.label_path)
+    given = {name: getattr(args, name, None) for name in ("test_data_path", "label_path")}
+    files = {f"--{name}": Path(path) for name, path in given.items() if path is not None}
     for depth, model in enumerate(reversed(adapter_stack(args.model_path))):
         role = "--model_path" + " of its base" * depth
         found = sorted(path for pattern in MODEL_FILES for path in Path(model).glob(pattern) if path.is_file())

@@ -36,6 +36,7 @@ A killed run goes on from its newest whole checkpoint when the same command is g
 import gc
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.arguments import UserError, flag, is_first_process, run
@@ -65,12 +66,14 @@ from data.learning.checkpoints import (
     one_run_in,
 )
 from data.learning.flags import check_needed, check_training_flags, run_steps
+from data.learning.memory_plan import check_plan_flags, plan
 from data.learning.search import search
 from data.learning.trainers import (
     Data,
     check_positions,
     load_data,
     lora_config,
+    run_device,
     say_what_is_over,
     share_prefixes,
     subsample,
@@ -234,9 +237,18 @@ class Args:
     search: int | None = flag(
         None, "train N runs that differ in learning rate, rank and epochs, and keep the best (needs optuna)"
     )
+    plan: bool = flag(
+        False, "print how much memory the run needs on each GPU, or in each process, and end; of the model, config.json"
+        " and tokenizer are enough",
+    )  # fmt: skip
+    plan_gpus: int | None = flag(None, "plan: for so many GPUs, which need not be here (default: for this machine)")
+    plan_parallel: Literal["ddp", "fsdp", "zero2", "zero3"] | None = flag(
+        None, "plan: how the model is spread over them, see scripts/launch.sh (default: as started, else ddp)"
+    )
 
     def __post_init__(self):
         check_training_flags(self)
+        check_plan_flags(self)
         if self.loss != "focal":
             check_needed(self, "focal_gamma", needs="--loss focal")
         if self.tuning != "full":
@@ -360,13 +372,15 @@ def load_trainable_model(args: Args, contract: Contract) -> "PreTrainedModel":
 
     # the CPU's fused attention takes ten times as long backwards as plain matrix products on short texts; on long ones
     # these take three times as long as it (1,024 tokens) and keep the scores of all pairs
-    attention = "eager" if pick_device() == "cpu" and args.max_length <= LONG else None
+    attention = "eager" if run_device(args) == "cpu" and args.max_length <= LONG else None
     # an encoder's head is computed in the format of its weights, and a head has to learn in fp32
     precision = "fp32" if args.tuning == "full" or is_encoder(args.model_path) else args.precision
     load_in_4bit = args.tuning == "qlora"
     # 4-bit weights are made where they stay; the trainer moves others
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if load_in_4bit and pick_device() == "cuda" else "cpu"
-    model = load_model(args.model_path, precision, device, attention, contract, load_in_4bit, new_head=True).train()
+    model = load_model(
+        args.model_path, precision, device, attention, contract, load_in_4bit, new_head=True, without_weights=args.plan
+    ).train()
     if args.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     if args.tuning == "head":
@@ -455,7 +469,7 @@ def build_trainer(args: Args, data: Data, model, encoder: Encoder, contract: Con
         pass
 
     settings = loss_settings(args, data, contract)
-    if classify and contract.activation == "sigmoid":
+    if classify and contract.activation == "sigmoid" and not args.plan:
         priors = objectives.label_frequencies(data.train, data.task.labels)
         init_bias_from_priors(model, priors, settings.label_weights)
     make_rows = objectives.text_rows if classify or compare else objectives.answer_rows
@@ -539,7 +553,7 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
         warmup_steps=warmup,
         optim="adafactor" if args.optimizer == "adafactor" else "adamw_torch_fused",
         weight_decay=args.weight_decay,
-        use_cpu=pick_device() == "cpu",
+        use_cpu=args.plan or pick_device() == "cpu",
         bf16=args.precision == "bf16",
         fp16=args.precision == "fp16",
         gradient_checkpointing=args.gradient_checkpointing,
@@ -559,7 +573,7 @@ def training_arguments(args: Args, task: Task, warmup: float, has_dev: bool) -> 
         remove_unused_columns=False,  # the collators know them
         label_names=["labels"],
     )
-    if args.tuning == "qlora" and args.optimizer == "adamw" and torch.cuda.is_available():
+    if args.tuning == "qlora" and args.optimizer == "adamw" and torch.cuda.is_available() and not args.plan:
         settings["optim"] = "paged_adamw_32bit"  # its states move to the host when a long batch needs their memory
     if args.objective == "classify":
         return TrainingArguments(**settings)
@@ -583,8 +597,8 @@ def sampling_for(args: Args, data: Data, tokenizer) -> Sampling | None:
     return replace(sampling, max_new_tokens=args.max_new_tokens or longest)
 
 
-def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
-    """Build everything and train. Returns whether this process is the one that goes on to report."""
+def prepare(args: Args, data: Data, checkpoint: str | None = None) -> "Trainer":
+    """Build everything up to the trainer; with `--plan` on a model without weights."""
     from transformers import set_seed
 
     set_seed(args.seed)  # a new head is drawn before the trainer is there
@@ -601,12 +615,17 @@ def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
     contract = contract.frozen(encoder)
     model = load_trainable_model(args, contract)
     check_positions(model, args.max_length, args.model_path)
-    below = fingerprint(model) if args.tuning in ("lora", "qlora") else None
+    below = fingerprint(model) if args.tuning in ("lora", "qlora") and not args.plan else None
     contract = replace(
         contract, base_revision=getattr(model.config, "_commit_hash", None), base_fingerprint=below
     )  # fmt: skip
     check_same_base(checkpoint, contract)
-    trainer = build_trainer(args, data, model, encoder, contract)
+    return build_trainer(args, data, model, encoder, contract)
+
+
+def fine_tune(args: Args, data: Data, checkpoint: str | None) -> bool:
+    """Build everything and train. Returns whether this process is the one that goes on to report."""
+    trainer = prepare(args, data, checkpoint)
     if trainer.is_world_process_zero():
         write_run_facts(args, data)
     train(trainer, checkpoint)
@@ -665,6 +684,8 @@ def main(args: Args) -> None:
     data = replace(data, task=with_prompt(data.task, args.prompt))
     if args.coverage is not None:
         check_rows(args.coverage, len(data.dev))
+    if args.plan:
+        return plan(args, partial(prepare, data=data))
     if args.search is not None:
         if not data.dev:
             raise UserError("--search: there are no validation rows to choose by")

@@ -77,9 +77,11 @@ killed run goes on from its newest whole checkpoint when the same command is giv
 """
 
 import gc
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -103,6 +105,7 @@ from data.learning.checkpoints import (
 )
 from data.learning.f1_reward import F1Memory
 from data.learning.flags import SMALLEST_REWARD, check_needed, check_training_flags
+from data.learning.memory_plan import check_plan_flags, plan
 from data.learning.policy import check_adapter_flags, check_vllm, load_policy, with_new_adapter
 from data.learning.rewards import Rewards, reward_writer
 from data.learning.trainers import (
@@ -271,9 +274,18 @@ class Args:
     logging_steps: int = flag(5, "report rewards, and keep the answers of a step, every N steps")
     predict_batch_size: int = flag(32, "texts a batch when greedy answers are scored")
     resume_from_checkpoint: str = flag("auto", "auto = go on from the newest whole checkpoint; none; or a checkpoint")
+    plan: bool = flag(
+        False, "print how much memory the run needs on each GPU, or in each process, and end; of the model, config.json"
+        " and tokenizer are enough",
+    )  # fmt: skip
+    plan_gpus: int | None = flag(None, "plan: for so many GPUs, which need not be here (default: for this machine)")
+    plan_parallel: Literal["ddp", "fsdp", "zero2", "zero3"] | None = flag(
+        None, "plan: how the model is spread over them, see scripts/launch.sh (default: as started, else ddp)"
+    )
 
     def __post_init__(self):
         check_training_flags(self)
+        check_plan_flags(self)
         if self.batch_size is None:
             self.batch_size = DEFAULT_BATCH_SIZE[self.expectation]
         if max(self.accuracy_weight, self.format_weight, self.length_weight) < SMALLEST_REWARD:
@@ -493,7 +505,7 @@ def common_arguments(args: Args, task: Task, has_dev: bool) -> dict[str, Any]:
         optim="adafactor" if args.optimizer == "adafactor" else "adamw_torch_fused",
         weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm,
-        use_cpu=pick_device() == "cpu",
+        use_cpu=args.plan or pick_device() == "cpu",
         bf16=args.precision == "bf16",
         fp16=args.precision == "fp16",
         gradient_checkpointing=args.gradient_checkpointing,
@@ -552,8 +564,8 @@ def sampling_arguments(args: Args, task: Task, rewards: Rewards, has_dev: bool) 
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
-def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None) -> bool:
-    """Build everything and train. Returns whether this process is the one that goes on to report."""
+def prepare(args: Args, data: Data, started: Contract, checkpoint: str | None = None) -> "Trainer":
+    """Build everything up to the trainer; with `--plan` on a model without weights."""
     begun = Contract.load(checkpoint) if checkpoint else replace(started, task=data.task)
     contract = Contract(
         begun.task, cot=started.cot, max_length=started.max_length, seed=args.seed,
@@ -566,10 +578,15 @@ def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None)
     model = load_policy(args, longest=started.max_length - encoder.answer_tokens + limit)
     contract = replace(
         contract, base_revision=getattr(model.config, "_commit_hash", None),
-        base_fingerprint=fingerprint(model) if args.tuning != "full" else None,
+        base_fingerprint=fingerprint(model) if args.tuning != "full" and not args.plan else None,
     )  # fmt: skip
     check_same_base(checkpoint, contract)
-    trainer = build_trainer(args, data, model, encoder, contract)
+    return build_trainer(args, data, model, encoder, contract)
+
+
+def reinforce(args: Args, data: Data, started: Contract, checkpoint: str | None) -> bool:
+    """Build everything and train. Returns whether this process is the one that goes on to report."""
+    trainer = prepare(args, data, started, checkpoint)
     if args.expectation == "exact" and checkpoint is None:
         trainer.check_tree()
     if trainer.is_world_process_zero():
@@ -622,6 +639,12 @@ def main(args: Args) -> None:
     if args.coverage is not None:
         started.check_promises()
         check_rows(args.coverage, len(data.dev))
+    if args.plan and args.expectation == "exact" and started.cot:
+        raise UserError("--plan: not of --expectation exact with reasoning (--cot)")
+    if args.plan:
+        return plan(args, partial(prepare, data=data, started=started))
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":  # answers are written in inference mode, and shards are not
+        raise UserError("PARALLEL=fsdp: is for main_SFT.py; reinforcement needs the whole model in each process (ddp)")
     with one_run_in(args.output_dir):
         reports = train_and_score(args, data, started)
     if reports:

@@ -50,7 +50,7 @@ from data.files import (
     write_json,
 )
 from data.loading import load_examples
-from data.replacing import alone_beside, check_place, file_sizes, settle, staging_folder, take_place
+from data.replacing import alone_beside, check_place, file_sizes, is_whole, settle, staging_folder, take_place
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -340,8 +340,9 @@ def main(args: Args) -> None:
     check_paths(args)
     target = Path(args.output_dir).resolve()  # where it is a link, what it leads to is replaced
     with alone_beside(target) as staging:
-        if settle(target, REPORT) and is_same_merge(args, target):
-            print(f"written to {args.output_dir}")
+        settle(target, REPORT)
+        if not args.overwrite and is_whole(target, REPORT) and is_same_merge(args, target):
+            print(f"{args.output_dir}: holds this merged model already")
             return
         check_target(target, args.overwrite)
         (staging / "model").mkdir()

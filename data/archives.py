@@ -1,5 +1,7 @@
 """Zip and tar archives, taken apart without trust: what is in them stays below the folder it belongs in. (no torch)"""
 
+import bz2
+import gzip
 import lzma
 import posixpath
 import shutil
@@ -7,14 +9,16 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PureWindowsPath
+from typing import IO
 
 from data.arguments import UserError, one_line
 
 _MOST_MEMBERS = 100_000
 _MOST_TIMES = 200  # an archive may unpack to so many times its size; text is packed to a tenth or so
+_UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}  # by how a tar file may begin
 # what the two libraries raise over an archive that is broken, locked or packed in a way they do not know
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
@@ -52,27 +56,36 @@ def unpack(path: Path, folder: str, target: Path, wanted: Container[str] | None 
 def _members(path: Path, folder: str) -> Iterator[list[tuple[str, int, Callable]]]:
     """Path below `folder`, size and opener of each file, within the context; all names and sizes have been checked."""
     try:
-        with tarfile.open(path) if tarfile.is_tarfile(path) else zipfile.ZipFile(path) as opened:
-            members = list((_tar_members if isinstance(opened, tarfile.TarFile) else _zip_members)(path, opened))
+        with ExitStack() as stack:
+            with path.open("rb") as file:
+                begin = file.read(8)
+            is_zip = begin.startswith(b"PK")
+            members = list(_zip_members(path, stack) if is_zip else _tar_members(path, begin, stack))
             yield [
                 (name.removeprefix(f"{folder}/"), size, opener)
                 for name, size, opener in members
                 if name.startswith(f"{folder}/")
             ]
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # of the system, and not of gzip or bz2
+            raise
         raise UserError(f"{path}: is no archive that can be read ({one_line(error)})") from error
 
 
-def _zip_members(path: Path, opened: zipfile.ZipFile) -> Iterator[tuple[str, int, Callable]]:
+def _zip_members(path: Path, stack: ExitStack) -> Iterator[tuple[str, int, Callable]]:
+    opened = stack.enter_context(zipfile.ZipFile(path))
     _check_amount(path, len(opened.infolist()), sum(info.file_size for info in opened.infolist()))
     for info in opened.infolist():
         check_inside(path.name, info.filename, info.filename)
-        if not info.is_dir():
+        if not info.filename.endswith("/"):  # is_dir() fails where there is no name
             yield info.filename, info.file_size, partial(opened.open, info)
 
 
-def _tar_members(path: Path, opened: tarfile.TarFile) -> Iterator[tuple[str, int, Callable]]:
+def _tar_members(path: Path, begin: bytes, stack: ExitStack) -> Iterator[tuple[str, int, Callable]]:
     """Links are checked, too, and never unpacked; neither are devices and pipes."""
+    opener = next((opener for magic, opener in _UNPACKERS.items() if begin.startswith(magic)), open)
+    unpacked = _Bounded(path, stack.enter_context(opener(path, "rb")))
+    opened = stack.enter_context(tarfile.TarFile(fileobj=unpacked))
     size = 0
     for count, info in enumerate(opened, start=1):  # before the next is read: what is packed small may go on and on
         size += info.size
@@ -83,6 +96,34 @@ def _tar_members(path: Path, opened: tarfile.TarFile) -> Iterator[tuple[str, int
             check_inside(path.name, info.name, posixpath.join(start, info.linkname))
         if info.isfile():
             yield info.name, info.size, partial(opened.extractfile, info)
+
+
+class _Bounded:
+    """An unpacked stream, of which nothing is read beyond what an archive of its size may unpack to.
+
+    The headers of a tar file, such as the names of its members, may be long, too, and `tarfile` reads them whole.
+
+    Args:
+        path: the archive.
+        unpacked: its bytes, unpacked.
+    """
+
+    def __init__(self, path: Path, unpacked: IO[bytes]):
+        self._path, self._unpacked = path, unpacked
+
+    def read(self, size: int) -> bytes:
+        """As a file's."""
+        _check_amount(self._path, 0, self.tell() + size)
+        return self._unpacked.read(size)
+
+    def seek(self, place: int) -> int:
+        """As a file's."""
+        _check_amount(self._path, 0, place)
+        return self._unpacked.seek(place)
+
+    def tell(self) -> int:
+        """As a file's."""
+        return self._unpacked.tell()
 
 
 def _check_amount(path: Path, count: int, size: int) -> None:

@@ -25,6 +25,9 @@ SWITCH = {
 
 
 LINE_LIMIT = 1000  # characters of an error line
+_USER_INFO = re.compile(r"://[^/\s@]*@")
+_SECRET_NAME = re.compile(r"(TOKEN|KEY|PASSWORD|SECRET)$")  # HF_TOKEN, OPENAI_API_KEY ...
+_SHORTEST_SECRET = 8  # servers without keys are given "EMPTY" or "none"
 LARGEST_NUMBER = 2**63 - 1  # what libraries take for a whole number
 
 
@@ -35,7 +38,8 @@ class UserError(Exception):
 def one_line(value: object, limit: int = 300) -> str:
     r"""`value` as one line of at most `limit` characters: what cannot be printed is escaped, the middle is left out.
 
-    The text of an exception, which may be laid out in lines by a library, has its lines joined.
+    Passwords and keys are left out, too (`without_secrets`): others, such as a hub, may say them again. The text of an
+    exception, which may be laid out in lines by a library, has its lines joined.
 
     >>> one_line("a\nb")
     'a\\nb'
@@ -43,9 +47,23 @@ def one_line(value: object, limit: int = 300) -> str:
     text = " ".join(str(value).split()) or type(value).__name__ if isinstance(value, BaseException) else str(value)
     if len(text) > 4 * limit:  # before anything goes through all of it
         text = f"{text[: 2 * limit]}{text[-2 * limit :]}"
+    text = without_secrets(text)
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
+
+
+def without_secrets(text: str) -> str:
+    """`text` without the password of an address, and without what the environment keeps as a token or key.
+
+    >>> without_secrets("no answer from https://me:my-word@mirror.example/x")
+    'no answer from https://…@mirror.example/x'
+    """
+    text = _USER_INFO.sub("://…@", text)
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
+            text = text.replace(value, "…")
+    return text
 
 
 class DivergedError(UserError):
@@ -305,7 +323,7 @@ def run(
         _end(script, str(error), "speaks" not in locals() or speaks)
     except TerminatedError as error:
         if "speaks" not in locals() or speaks:
-            print(f"\n{script}: {one_line(error, LINE_LIMIT)}", file=sys.stderr)  # behind a progress bar
+            print(f"{_line_begin()}{script}: {one_line(error, LINE_LIMIT)}", file=sys.stderr)
         sys.exit(143)  # what a shell gives a process that a SIGTERM has ended
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
@@ -315,7 +333,7 @@ def run(
             raise
         _end(script, message)
     except KeyboardInterrupt:
-        print(f"\n{script}: stopped", file=sys.stderr)
+        print(f"{_line_begin()}{script}: stopped", file=sys.stderr)
         sys.exit(130)
 
 
@@ -333,5 +351,11 @@ def _system_fault(error: Exception) -> str | None:
 
 def _end(script: str, message: str, speaks: bool = True) -> NoReturn:
     if speaks:
-        print(f"{script}: error: {one_line(message, LINE_LIMIT)}", file=sys.stderr)
+        print(f"{_line_begin()}{script}: error: {one_line(message, LINE_LIMIT)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _line_begin() -> str:
+    """What has to be written for the next word to begin a line: a progress bar may stand on this one."""
+    bars = sys.modules.get("tqdm")
+    return "\n" if bars is not None and bars.tqdm._instances else ""

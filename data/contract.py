@@ -30,6 +30,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]  # as `--precision` asks for
 FORMAT_VERSION = 1
 DEFAULT_MAX_LENGTH = 512
 HASHES = "content_hashes"  # beside the flags in args.json: what was in the files that they name
+PROCESSES = "processes"  # also there: in how many the run began
 EARLIER_SETTINGS = {"optimizer": "adamw", "freeze_embeddings": False}  # what runs did before there were such flags
 _LIBRARIES = ("torch", "transformers", "trl", "peft")
 

@@ -1,7 +1,7 @@
 """Token ids of a task's prompts and targets: the only way from a text to what a model reads. (no torch)"""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -23,6 +23,7 @@ ENCODERS = frozenset(
         "yoso",
     )
 )  # fmt: skip
+CHARACTERS_AT_ONCE = 1 << 20  # that a tokenizer is given: it takes a hundred bytes or so for each
 RATIONALE_TOKENS = 256  # room for the reasoning of a --cot answer
 
 
@@ -124,14 +125,14 @@ class PromptEncoder(ABC):
 
     def prompts_and_cuts(self, texts: Sequence[Any]) -> tuple[list[list[int]], list[bool]]:
         """Token ids of the prompts, and which texts were cut because they left no room for the answer."""
-        pieces, room = [self.task.pieces(text) for text in texts], self._room
-        encoded = iter(self._spelling.plain_ids(list(chain.from_iterable(pieces))) if pieces else ())
-        prompts, cuts = [], []
-        for each in pieces:
-            ids = list(islice(encoded, len(each)))
-            kept, cut = self.task.truncate([len(piece) for piece in ids], room)
-            prompts.append(self.head_ids + [id for i, count in kept for id in ids[i][:count]] + self.tail_ids)
-            cuts.append(cut)
+        prompts, cuts, room = [], [], self._room
+        for some in _not_too_many([self.task.pieces(text) for text in texts]):
+            encoded = iter(self._spelling.plain_ids(list(chain.from_iterable(some))))
+            for each in some:
+                ids = list(islice(encoded, len(each)))
+                kept, cut = self.task.truncate([len(piece) for piece in ids], room)
+                prompts.append(self.head_ids + [id for i, count in kept for id in ids[i][:count]] + self.tail_ids)
+                cuts.append(cut)
         return prompts, cuts
 
     @property
@@ -301,6 +302,20 @@ class Encoder(PromptEncoder):
     def candidate_ids(self) -> list[list[int]]:
         """Token ids of each label as an answer of its own, end token included, in the task's order."""
         return [self.answer_ids((label,)) for label in self.task.labels]
+
+
+def _not_too_many(texts: Sequence[Sequence[str]]) -> Iterator[list[Sequence[str]]]:
+    """Texts in pieces, as many at once as have `CHARACTERS_AT_ONCE` together; at least one."""
+    some, characters = [], 0
+    for pieces in texts:
+        size = sum(map(len, pieces))
+        if some and characters + size > CHARACTERS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+        some.append(pieces)
+        characters += size
+    if some:
+        yield some
 
 
 def _behind(ids: list[int], begin: list[int], otherwise: list[int]) -> list[int]:

@@ -16,6 +16,9 @@ from data.arguments import UserError, one_line
 from data.columns import Columns, Labels, Row
 from data.text_files import Lines, begin_of, lines_of
 
+ROWS_A_BATCH = 4096  # of a Parquet file
+MOST_TIMES = 200  # its size, to which a Parquet file may unpack; text is packed to a tenth or so
+
 
 class Written(str):
     """A number of a JSON file, spelt as it is there: 1.10 is no other label than "1.10", and may have any length."""
@@ -155,9 +158,12 @@ def parquet_rows(path: Path, labels_required: bool, labels: Labels = ()) -> Iter
     columns = Columns(header, labels)
     columns.check(path, 1, labels_required)
     class_names = None if "name" in columns.names else _class_names(schema.metadata, columns.names.get("label"))
+    _check_amount(path, file.metadata, columns.read)
     begin = 1
     try:
-        for batch in file.iter_batches(columns=columns.read):
+        words = [name for name in columns.read if pyarrow.types.is_string(schema.field(name).type)]
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, read_dictionary=words)
+        for batch in file.iter_batches(ROWS_A_BATCH, columns=columns.read):
             values = [_values(path, begin, name, batch.column(name)) for name in columns.read]
             for number, of_row in enumerate(zip(*values, strict=True), start=begin):
                 row = columns.row(number, of_row)
@@ -165,11 +171,27 @@ def parquet_rows(path: Path, labels_required: bool, labels: Labels = ()) -> Iter
             begin += len(batch)
     except unreadable as error:
         raise UserError(f"{path}: not a whole Parquet file ({one_line(error)})") from error
+    if begin - 1 != file.metadata.num_rows:
+        raise UserError(
+            f"{path}: not a whole Parquet file ({begin - 1:,} of {file.metadata.num_rows:,} rows are there)"
+        )
+
+
+def _check_amount(path: Path, metadata: Any, names: list[str]) -> None:
+    """Raise a `UserError` where the columns that will be read unpack to many times what the file has."""
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    chunks = (group.column(i) for group in groups for i in range(metadata.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names)
+    if size > MOST_TIMES * max(path.stat().st_size, 1 << 16):
+        raise UserError(f"{path}: refused, it would unpack to more than {MOST_TIMES} times its size")
 
 
 def _values(path: Path, begin: int, name: str, column) -> list[Any]:
     """A column's values in Python; `begin` is the number of its first row."""
     try:
+        if hasattr(column, "dictionary"):  # each value once, however often it stands there
+            words = column.dictionary.to_pylist()
+            return [None if place is None else words[place] for place in column.indices.to_pylist()]
         return column.to_pylist()
     except Exception:  # whatever a value can fail with: below, it is named, or raised again
         for number, value in enumerate(column, start=begin):

@@ -56,24 +56,19 @@ def alone_beside(target: Path) -> Iterator[Path]:
                 shutil.rmtree(staging, ignore_errors=True)
 
 
-def settle(target: Path, mark: str) -> bool:
+def settle(target: Path, mark: str) -> None:
     """Bring to an end what killed processes left beside `target`: the new folder takes its place, or the old one again.
 
     Args:
         target: the folder they made.
         mark: name of the file that makes a folder whole.
-
-    Returns:
-        Whether a new one, whole, was put in its place.
     """
-    placed = False
     for folder in [staging_folder(target), *_former_leftovers(target)]:
         former = folder != staging_folder(target)
         new, old = folder / "model", folder / "replaced"
-        if _is_free(target) and _is_whole(new, mark):
+        if _is_free(target) and is_whole(new, mark):
             _put(new, target)
             print(f"{target}: a merge that was stopped had made it, whole; it is in its place now")
-            placed = True
         elif _is_free(target) and (old / mark).is_file():
             _put(old, target)
             print(f"{target}: a merge that was stopped had moved it away; it is back in its place")
@@ -85,7 +80,6 @@ def settle(target: Path, mark: str) -> bool:
             print(f"{old}: was moved away by a merge that was stopped; it is left there")
         if former and not old.exists():
             folder.rmdir()
-    return placed
 
 
 def take_place(staging: Path, target: Path, mark: str) -> None:
@@ -103,7 +97,7 @@ def _is_free(target: Path) -> bool:
     return not target.exists() or (target.is_dir() and not any(target.iterdir()))
 
 
-def _is_whole(folder: Path, mark: str) -> bool:
+def is_whole(folder: Path, mark: str) -> bool:
     """Whether `folder` has its mark, and each file that is named there in its size."""
     try:
         sizes = read_json(folder / mark, fields={"files": dict}).get("files", {})

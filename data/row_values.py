@@ -5,6 +5,7 @@ from typing import Any
 
 from data.arguments import one_line
 
+MOST_CHARACTERS = 10_000_000  # of a text; a tokenizer takes a gigabyte or so for them
 # spaces, and what takes no ink: zero widths, marks of direction, fillers, selectors of variants, control characters
 _INVISIBLE = "".join(map(chr, (
     *range(0x21), *range(0x7F, 0xA1), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x180F),
@@ -34,10 +35,13 @@ def checked_text(name: str, value: Any) -> str:
     """`value` without the spaces around it; "" where nothing else is in it.
 
     Raises:
-        RowError: it is no text, or holds half a character or a zero byte; calls it `name`.
+        RowError: it is no text, is longer than any model reads, or holds half a character or a zero byte; calls it
+            `name`.
     """
     if type(value) is not str:  # a number of a JSON file is a `Written`
         raise RowError(f"empty {name}" if value is None else f"{name} is {shown(value)}, where words are expected")
+    if len(value) > MOST_CHARACTERS:
+        raise RowError(f"{name} has {len(value):,} characters, at most {MOST_CHARACTERS:,} are read")
     if not value.isprintable():
         _check_characters(name, value)
     return value.strip()

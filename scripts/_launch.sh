@@ -6,6 +6,7 @@
 #   VLLM_GPUS  the last so many GPUs draw GRPO's answers with vLLM (default: 0 = the training processes draw them)
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each, with its own NODE_RANK;
 #              under srun with one task a node, Slurm says the first three
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-120}" # seconds to save a checkpoint in
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}" # fewer page faults in large CPU buffers
 
 found_gpus="$( (nvidia-smi -L 2>/dev/null || true) | wc -l)"
@@ -40,7 +41,7 @@ pick_launcher() {
   fi
   if ((GPUS == 0)); then
     [[ "$PARALLEL" == ddp ]] || stop "PARALLEL=$PARALLEL: needs GPUs, and none was found"
-    launcher=(torchrun "${group[@]}" --nproc_per_node "$PROCESSES")
+    launcher=(python -m scripts._distributed torchrun "${group[@]}" --nproc_per_node "$PROCESSES")
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}"
     return
   fi
@@ -52,7 +53,7 @@ pick_launcher() {
       python -c "import deepspeed" 2>/dev/null || stop "PARALLEL=$PARALLEL: needs DeepSpeed (pip install deepspeed)" ;;
     *) stop "PARALLEL=$PARALLEL: must be ddp, fsdp, zero2 or zero3" ;;
   esac
-  launcher=(accelerate launch --config_file "scripts/accelerate/$config.yaml" --num_processes "$((GPUS * NNODES))"
+  launcher=(python -m scripts._distributed accelerate launch --config_file "scripts/accelerate/$config.yaml" --num_processes "$((GPUS * NNODES))"
     --num_machines "$NNODES" --machine_rank "$NODE_RANK" --main_process_port "$MASTER_PORT")
   ((NNODES == 1)) || launcher+=(--main_process_ip "$MASTER_ADDR")
 }

@@ -34,6 +34,7 @@ import merge_lora
 from data.answers import AnswerTrie
 from data.arguments import UserError, flag, one_line, parse_args, run
 from data.contract import Contract, check_run_settings, contract_for
+from data.corpus import Corpus, CorpusFile, added, begin_or_continue, finished_parts, part_path
 from data.encoding import Encoder
 from data.engine.models import adapter_stack, is_encoder
 from data.learning.checkpoints import find_checkpoint
@@ -56,6 +57,14 @@ from data.tasks import BUILT_IN_TASKS, resolve_task
 from scripts import compare
 from tests.conftest import make_tokenizer
 from tests.hostile_files import check_data_file, hostile_files
+from tests.hostile_words import (
+    check_answer,
+    check_archive,
+    check_text,
+    hostile_answers,
+    hostile_archives,
+    hostile_texts,
+)
 
 Check = Callable[[Any, Path], None]  # an input, and an empty folder; a `UserError` refuses it
 
@@ -231,6 +240,23 @@ def _partial(folder: Path) -> None:
     assert (folder / "predictions.partial.jsonl").read_bytes() in (b"", _line(_ROW))
 
 
+_CORPUS = Corpus((CorpusFile("a.tsv", 1, "0" * 64),), rows=1, parts=1)
+
+
+def _corpus(folder: Path) -> None:
+    begin_or_continue(folder, _CORPUS, _SETTINGS)
+
+
+def _part(folder: Path) -> None:
+    """Whatever stands beside a part, it is whole or it is not."""
+    part_path(folder, 1, 1).write_bytes(_line(_ROW))
+    try:
+        found = finished_parts(folder, _CORPUS, _SETTINGS)
+    finally:
+        part_path(folder, 1, 1).unlink()
+    added([beside["counts"] for beside in found.values()], BUILT_IN_TASKS["goemotions-group"])
+
+
 # file -> what a run has in it, and what reads it
 RUN_FILES: dict[str, tuple[Any, tuple[Callable[[Path], Any], ...]]] = {
     "args.json": (
@@ -260,6 +286,12 @@ RUN_FILES: dict[str, tuple[Any, tuple[Callable[[Path], Any], ...]]] = {
     "attention.json": (_ATTENTION, (_report, lambda folder: heat_map_page(read_attention(folder / "attention.json")))),
     "predictions.partial.json": (_SETTINGS, (_partial,)),
     "predictions.partial.jsonl": (_ROW, (_partial,)),
+    "corpus.json": (_SETTINGS, (_corpus,)),
+    "predictions-00001-of-00001.json": (
+        _SETTINGS | {"first_row": 1, "last_row": 1, "rows": 1, "sha256": hashlib.sha256(_line(_ROW)).hexdigest(),
+                     "counts": {"rows": 1, "none": 0, "invalid": 0, "truncated": 0, "abstained": 0, "labels": {"positive": 1}}},
+        (_part,),
+    ),
 }  # fmt: skip
 
 
@@ -407,7 +439,30 @@ KINDS: dict[str, tuple[SearchStrategy, Check]] = {
     "run files": (hostile_run_files(), check_run_file),
     "labels": (hostile_labels(), check_labels),
     "flags": (hostile_flags(), check_flags),
+    "answers": (hostile_answers(), check_answer),
+    "texts": (hostile_texts(), check_text),
+    "archives": (hostile_archives(), check_archive),
 }
+
+
+def trying(kind: str, outcomes: Counter) -> Callable[[Any], None]:
+    """A function that has one input of a kind checked, and counts whether it was `taken` or `refused`."""
+    _, check = KINDS[kind]
+
+    def try_one(case) -> None:
+        quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+        with tempfile.TemporaryDirectory() as folder, quiet[0], quiet[1]:
+            try:
+                check(case, Path(folder))
+            except UserError as error:
+                line = one_line(str(error), 1000)
+                assert line.strip(), "a refusal that says nothing"
+                assert line.isprintable()
+                outcomes["refused"] += 1
+            else:
+                outcomes["taken"] += 1
+
+    return try_one
 
 
 def attack(kind: str, inputs: int, first_seed: int | None = None) -> Counter:
@@ -422,26 +477,10 @@ def attack(kind: str, inputs: int, first_seed: int | None = None) -> Counter:
         Exception: what an input broke, with the smallest such input in Hypothesis' note.
     """
     outcomes: Counter = Counter()
-    strategy, check = KINDS[kind]
-
-    @settings(
+    try_one = settings(
         max_examples=inputs, deadline=None, database=None, derandomize=first_seed is None,
         suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink),
-    )  # fmt: skip
-    @given(strategy)
-    def try_one(case) -> None:
-        quiet = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
-        with tempfile.TemporaryDirectory() as folder, quiet[0], quiet[1]:
-            try:
-                check(case, Path(folder))
-            except UserError as error:
-                line = one_line(str(error), 1000)
-                assert line.strip(), "a refusal that says nothing"
-                assert line.isprintable()
-                outcomes["refused"] += 1
-            else:
-                outcomes["taken"] += 1
-
+    )(given(KINDS[kind][0])(trying(kind, outcomes)))  # fmt: skip
     (seed(first_seed)(try_one) if first_seed is not None else try_one)()
     return outcomes
 

@@ -31,7 +31,7 @@ class Hub:
     `corrupt` paths arrive with one byte changed; `cut` paths break off half-way, and until `cut` is emptied the server
     then answers 503 for them. `endless` paths never end; `stalled` ones do half-way, with the connection left open.
     `says` is what is answered instead of a repository's description: a body, "endless", "stalled" or an address to go to.
-    `ranges` collects the Range headers that were asked for.
+    `ranges` collects the Range headers that were asked for, `tokens` who asked.
     """
 
     files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
@@ -44,6 +44,7 @@ class Hub:
     status: int = 200
     closing: threading.Event = field(default_factory=threading.Event)
     ranges: list[str] = field(default_factory=list)
+    tokens: set[str | None] = field(default_factory=set)
     url: str = ""
 
     def __enter__(self):
@@ -86,6 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         api = re.fullmatch(r"/api/(model|dataset)s/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
         resolve = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if api or resolve:  # the client asks for something else by itself, as nobody
+            self.hub.tokens.add(self.headers["Authorization"])
         if api:
             self.answer_api(*api.groups())
         elif resolve:

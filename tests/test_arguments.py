@@ -169,6 +169,7 @@ def main(args):
         import numpy, resource, tempfile
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
         with tempfile.TemporaryDirectory() as folder: save_file({"a": numpy.zeros(1000)}, folder + "/a")
+    if args.how == "secret": raise UserError("no answer from http://me:hunter2@x: hf_aSecretToken is not valid, EMPTY")
     if args.how == "bug": raise ValueError("ours")
     for _ in range(100_000): print("喜\ud800")
 run(main, Args, {})
@@ -204,6 +205,11 @@ def test_an_error_is_one_short_line(how, message, environment):
     assert code == 2
     assert re.fullmatch(rb"-c: error: " + message + rb"\n", complained), complained
     assert len(complained) < 1100
+
+
+def test_an_error_holds_no_secret():
+    code, complained = ended("secret", HF_TOKEN="hf_aSecretToken", OPENAI_API_KEY="EMPTY")
+    assert (code, complained.decode()) == (2, "-c: error: no answer from http://…@x: … is not valid, EMPTY\n")
 
 
 def test_a_fault_of_ours_keeps_its_traceback():

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+import inference
 import main_grpo
 import main_SFT
+import merge_lora
 from data.arguments import UserError
 from data.contract import Contract
 from data.files import exclusive
-from data.learning.checkpoints import checkpoints_in, remove_oldest, start_hashes
-from data.learning.checksums import CHECKSUMS_FILE, damage
+from data.learning.checkpoints import check_best, checkpoints_in, remove_oldest, start_hashes
+from data.learning.checksums import CHECKSUMS_FILE, damage, write_checksums
 from tests.conftest import ROOT, SAMPLE
 from tests.test_sft import KillAt, Killed
 
@@ -112,6 +114,69 @@ def flip(path: Path, place: float) -> None:
     content[int(place * len(content))] ^= 0x10
     path.write_bytes(content)
 
+
+# --- code in the place of numbers -----------------------------------------------------------------------------------
+
+
+class Code:
+    """A pickle of it leaves a file where it is read."""
+
+    def __init__(self, marker: Path):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return open, (self.marker, "w")
+
+
+def with_code(file: Path, marker: Path) -> None:
+    """Code in a file, around which all is in order."""
+    torch.save({"state": Code(marker)}, file)
+    if (file.parent / CHECKSUMS_FILE).is_file():
+        write_checksums(file.parent)
+
+
+def test_such_code_would_run(tmp_path):
+    with_code(tmp_path / "x.pt", tmp_path / "marker")
+    torch.load(tmp_path / "x.pt", weights_only=False)
+    assert (tmp_path / "marker").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.bin", "scaler.pt", "answers_0.pt"]
+)
+def test_code_in_a_checkpoint_is_not_run(args, tmp_path, name):
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    if name == "adapter_model.bin":
+        (checkpoint / "adapter_model.safetensors").unlink()
+    with_code(checkpoint / name, tmp_path / "marker")
+    for resumed in ("auto", str(checkpoint)):
+        with pytest.raises(UserError, match=rf"checkpoint-4/{name}: .* would run code when it is read \(io\.open\)"):
+            main_SFT.main(dataclasses.replace(args, resume_from_checkpoint=resumed))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_code_in_the_best_checkpoint_is_not_run(args, tmp_path):
+    best = tmp_path / "run" / "checkpoint-4"
+    (best / "adapter_model.safetensors").unlink()
+    with_code(best / "adapter_model.bin", tmp_path / "marker")
+    with pytest.raises(UserError, match=r"adapter_model\.bin: .* would run code"):
+        check_best(best)
+    torch.save({}, best / "adapter_model.bin")
+    with_code(best / "optimizer.pt", tmp_path / "marker")
+    check_best(best)  # of which only the weights are read
+    assert not (tmp_path / "marker").exists()
+
+
+def test_training_arguments_are_never_read(args, tmp_path):
+    for folder in (tmp_path / "run" / "checkpoint-4", tmp_path / "run", tmp_path / "model"):
+        with_code(folder / "training_args.bin", tmp_path / "marker")
+    check_same_end(args)
+    inference.main(inference.Args(model_path=args.output_dir, text="fine", precision="fp32"))
+    merge_lora.main(merge_lora.Args(training_output_dir=args.output_dir, output_dir=str(tmp_path / "merged")))
+    assert not (tmp_path / "marker").exists()
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
 
 DAMAGES = {
     "missing": lambda path: path.unlink(),

@@ -21,10 +21,10 @@ from tests.conftest import ROOT, SAMPLE
 SCRIPTS = (
     "download.py", "main_SFT.py", "main_grpo.py", "merge_lora.py", "inference.py", "-m scripts.attention",
     "-m scripts.calibrate", "-m scripts.compare", "-m scripts.confidence", "-m scripts.coverage", "-m scripts.ensemble", "-m scripts.gather",
-    "-m scripts.judge_summaries", "-m scripts.report", "-m scripts.reproduce", "-m scripts.reward_curve", "-m scripts.robustness",
+    "-m scripts.judge_summaries", "-m scripts.label_corpus", "-m scripts.report", "-m scripts.reproduce", "-m scripts.reward_curve", "-m scripts.robustness",
     "-m scripts.summary_scores", "-m scripts.web",
     "-m scripts.benchmark grpo", "-m scripts.benchmark inference", "-m scripts.benchmark score",
-    "-m scripts.benchmark sft", "-m scripts.benchmark gpu",
+    "-m scripts.benchmark sft", "-m scripts.benchmark gpu", "-m scripts.benchmark plan",
 )  # fmt: skip
 HEAVY = {"torch", "trl", "peft", "sklearn", "datasets", "matplotlib", "pandas", "scipy", "gradio"}
 GOOD = "I love it\t18\tc1\nno\t27\tc2\n"
@@ -37,6 +37,7 @@ ROBUST = "scripts/robustness.py --model_path {model} --label_path {dir}/labels.t
 SUMMARISE = (
     "inference.py --model_path {model} --task emotion-summary --test_data_path {dir}/cases.jsonl --output_dir {dir}/out"
 )
+CORPUS = "scripts/label_corpus.py --model_path {model} --label_path {dir}/labels.txt --input_path {dir}/good.tsv --output_dir {dir}/out"
 GRPO = SFT.replace("main_SFT.py", "main_grpo.py")
 ATTEND = INFER.replace("inference.py", "scripts/attention.py")
 JUDGE = "scripts/judge_summaries.py {dir}/written.jsonl --judge_url http://127.0.0.1:9/v1 --judge_model m --output_dir {dir}/out"
@@ -179,6 +180,28 @@ CASES = {
     "download: rows of something else": ("download.py --dataset psyqa --source {dir}/ids.jsonl --target_dir {dir}/psyqa", "{dir}/ids.jsonl:1: not in PsyQA's form: no question among 'text', 'label'"),
     "gather: nothing given": ("scripts/gather.py", "--output_dir is needed"),
     "gather: no parts": ("scripts/gather.py --model_path {dir}/trained --output_dir {dir}", "--output_dir {dir}: no parts such as"),
+    "corpus: no model": ("scripts/label_corpus.py --input_path {dir}/good.tsv --output_dir {dir}/out", "--model_path is needed: a hub id or a directory"),
+    "corpus: no rows": ("scripts/label_corpus.py --model_path {model} --output_dir {dir}/out", "--input_path is needed: data files, or folders with such files"),
+    "corpus: nowhere to write": ("scripts/label_corpus.py --model_path {model} --input_path {dir}/good.tsv", "--output_dir is needed: where the parts go"),
+    "corpus: no such file": (f"{CORPUS} --input_path {{dir}}/good.tsv {{dir}}/nowhere.tsv", "--input_path {dir}/nowhere.tsv: no such file"),
+    "corpus: a file twice": (f"{CORPUS} --input_path {{dir}}/good.tsv {{dir}}/run/../good.tsv", "good.tsv is there already, by {dir}/good.tsv; a row would count twice"),
+    "corpus: no such folder": (f"{CORPUS} --input_path {{dir}}/counsellor/test", "--input_path {dir}/counsellor/test: no such file"),
+    "corpus: a pipe": (f"{CORPUS} --input_path {{dir}}/pipe", "--input_path {dir}/pipe: is a pipe, socket or device"),
+    "corpus: into what is read": (f"{CORPUS} --input_path {{dir}}", "--output_dir {dir}/out: lies in --input_path {dir}, whose files are read"),
+    "corpus: no task": ("scripts/label_corpus.py --model_path {model} --input_path {dir}/good.tsv --output_dir {dir}/out", "--task"),
+    "corpus: summaries": ("scripts/label_corpus.py --model_path {dir}/counsellor --input_path {dir}/good.tsv --output_dir {dir}/out", "--model_path {dir}/counsellor: task emotion-summary-en has no labels, and labelling needs some"),
+    "corpus: no workers": (f"{CORPUS} --workers 0", "--workers 0: must be at least 1"),
+    "corpus: parts of nothing": (f"{CORPUS} --rows_per_part 0", "--rows_per_part 0: must be at least 1"),
+    "corpus: an unknown engine": (f"{CORPUS} --backend hf", "--backend: invalid choice: 'hf' (choose from 'transformers', 'vllm')"),
+    "corpus: GPUs without vllm": (f"{CORPUS} --tensor_parallel_size 2", "--tensor_parallel_size 2: needs --backend vllm"),
+    "corpus: compiled by vllm": (f"{CORPUS} --backend vllm --compile", "--compile: is for transformers; vllm does so by itself"),
+    "corpus: a promise that was not made": (f"{CORPUS} --coverage 0.9", "--coverage 0.9: {model} is untuned, and only a trained model promises"),
+    "corpus: an encoder that is to write": ("scripts/label_corpus.py --model_path {dir}/encoder --task emotion --backend vllm --input_path {dir}/good.tsv --output_dir {dir}/out", "--backend vllm: {dir}/encoder is an encoder, which bert runs"),
+    "corpus: an empty address": (f"{CORPUS} --address ''", "--address : expected auto or host:port"),
+    "corpus: a client's address": (f"{CORPUS} --address ray://head:10001", "--address ray://head:10001: expected auto or host:port"),
+    "corpus: nobody there": (f"{CORPUS} --address 127.0.0.1:9", "--address 127.0.0.1:9: no Ray cluster there (Connection refused)"),
+    "corpus: a port that there is not": (f"{CORPUS} --address 127.0.0.1:99999", "--address 127.0.0.1:99999: no Ray cluster there"),
+    "corpus: labels that contradict the run": (f"{CORPUS} --model_path {{dir}}/trained", "contradicts {dir}/trained/task.json"),
     "probabilities of free answers": (f"{INFER} --test_data_path {{dir}}/good.tsv --probabilities --constrained off", "--probabilities: are those of valid answers"),
     "compare: results of another type": ("scripts/compare.py --runs {dir}/odd", "{dir}/odd/test_results.json: accuracy is 'high', expected a number or null"),
     "compare: results too deep": ("scripts/compare.py --runs {dir}/deep", "{dir}/deep/test_results.json: not a JSON object"),
@@ -305,6 +328,9 @@ CASES = {
     "merge: an adapter of no rank": ("merge_lora.py --training_output_dir {dir}/rankless", "{dir}/rankless/adapter_config.json: r is 0, expected a number from 1"),
     "a path too long": (f"{SFT} --model_path /{'a' * 5000}", "cannot be read (File name too long)"),
     "a hub that does not answer": (f"{SFT} --model_path someone/model", "--model_path someone/model: no such directory, and no answer from the hub at http://127.0.0.1:9"),
+    "plan: no such way to spread": (f"{SFT} --plan --plan_parallel foo", "--plan_parallel: invalid choice: 'foo'"),
+    "plan: one GPU to spread over": (f"{SFT} --plan --plan_gpus 1 --plan_parallel fsdp", "--plan_parallel fsdp: spreads a model over GPUs: needs --plan_gpus 2 or more"),
+    "plan: not asked for": (f"{GRPO} --plan_gpus 8", "--plan_gpus 8: does nothing without --plan"),
     "grpo: nothing given": ("main_grpo.py", "--model_path is needed"),
     "grpo: no task": ("main_grpo.py --model_path {model} --train_data_path {dir}/good.tsv", "name --task or --label_path"),
     "grpo: wrong label id": (f"{GRPO} --train_data_path {{dir}}/id.tsv", "{dir}/id.tsv:2: label id 28"),
@@ -499,7 +525,7 @@ def outcomes_of(light: Iterable[str], heavy: Iterable[str] = ()) -> list[dict]:
     """What each command line ends with; see tests/command_lines.py."""
     done = subprocess.run(
         [sys.executable, "tests/command_lines.py"], input=json.dumps([list(light), list(heavy)]), capture_output=True,
-        text=True, cwd=ROOT, timeout=400, check=True,
+        text=True, cwd=ROOT, timeout=1500, check=True,
     )  # fmt: skip
     return json.loads(done.stdout)
 

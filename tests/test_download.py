@@ -1,9 +1,12 @@
 """download.py, against a hub on 127.0.0.1 and with a real pip; no network."""
 
+import bz2
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import random
 import shlex
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import types
 import zipfile
 from pathlib import Path
@@ -848,6 +852,15 @@ def test_an_archive_that_leads_outside_is_refused(pack, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_member_without_a_name(tmp_path):
+    zip_with(tmp_path / "a", "folder/QQ")
+    nameless = (
+        (tmp_path / "a").read_bytes().replace(b"folder/QQ", b"\0older/QQ")
+    )  # cut at the zero byte when it is read
+    (tmp_path / "a").write_bytes(nameless)
+    assert list_archive(tmp_path / "a", "folder") == [("good.txt", 4)]
+
+
 def test_devices_and_pipes_are_not_unpacked(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
@@ -885,7 +898,37 @@ def test_archives_that_grow(tmp_path, monkeypatch):
         list_archive(tmp_path / "many.zip", "folder")
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + bytes(5), b"\x1f\x8b" + bytes(100)])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize("pack", [gzip.open, bz2.open, lzma.open, open])
+def test_headers_that_grow(tmp_path, kind, pack):
+    """A name of 32 MiB, packed into some KiB, or announced only: it is not read."""
+    info = tarfile.TarInfo("folder/x")
+    info.type, info.size = kind, 1 << 25
+    with pack(tmp_path / "bomb", "wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(info.size if pack is not open else 1024))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"^bomb: refused, it would unpack to more than 200 times its size"):
+        list_archive(tmp_path / "bomb", "folder")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("pack", ["gz", "bz2", "xz", ""])
+def test_tar_files_however_they_are_packed(tmp_path, pack):
+    with tarfile.open(tmp_path / "a", f"w:{pack}") as file:
+        info = tarfile.TarInfo(f"folder/{'x' * 200}")
+        info.size = 5
+        file.addfile(info, io.BytesIO(b"hello"))
+    assert list_archive(tmp_path / "a", "folder") == [("x" * 200, 5)]
+    unpack(tmp_path / "a", "folder", tmp_path / "out")
+    assert (tmp_path / "out" / ("x" * 200)).read_bytes() == b"hello"
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"no archive", b"PK\x05\x06" + bytes(5), b"\x1f\x8b" + bytes(100), b"BZh9" + bytes(100), b"\xfd7zXZ\0" + bytes(100),
+    gzip.compress(b"no tar"), gzip.compress(random.Random(0).randbytes(2048))[:-9], bz2.compress(b"x" * 2048),
+], ids=range(9))  # fmt: skip
 def test_archives_that_are_none(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(UserError, match="/a: is no archive that can be read"):

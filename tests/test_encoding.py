@@ -84,6 +84,19 @@ def test_a_long_text_loses_its_end_and_leaves_room_for_the_answer(tokenizer):
     assert encoder.prompts_and_cuts([]) == ([], [])
 
 
+def test_long_texts_are_not_all_read_at_once(tokenizer, monkeypatch):
+    """However many there are, no more characters than some are with the tokenizer at a time; nothing else is different."""
+    texts = [letter * length for letter, length in zip("abcdefg", (10, 600, 3000, 1, 0, 999, 1), strict=True)]
+    encoder = Encoder(ORIGINAL, tokenizer, max_length=700)
+    expected, given = encoder.prompts_and_cuts(texts), []
+    spell = encoder._spelling.plain_ids
+    monkeypatch.setattr("data.encoding.CHARACTERS_AT_ONCE", 1000)
+    monkeypatch.setattr(encoder._spelling, "plain_ids", lambda some: given.append(list(map(len, some))) or spell(some))
+    assert encoder.prompts_and_cuts(texts) == expected
+    assert given == [[10, 600], [3000], [1, 0, 999], [1]]
+    assert encoder.prompts_and_cuts([]) == ([], [])
+
+
 def test_spaces_around_a_text_make_no_difference(tokenizer):
     encoder = Encoder(ORIGINAL, tokenizer)
     bare, *others = encoder.prompt_ids(["so glad", "so glad\n", " \t so glad", "\u3000so glad\r\n\r\n"])

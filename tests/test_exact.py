@@ -570,17 +570,14 @@ def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, mon
     plain = load_model(str(moods_dir), "fp32", device="cpu")
     log_probs = one_by_one(plain, encoder, whole)
     gold = [LABELS[i] for i in batch["gold"][0].nonzero()[:, 0].tolist()]
-    values = torch.tensor([
-        trainer.rewards.weights["jaccard"] * len(set(gold) & {LABELS[i] for i in a.labels})
-        / len(set(gold) | {LABELS[i] for i in a.labels})
-        + trainer.rewards.weights["format"] + trainer.rewards.weights["length"] * trainer.rewards.length_of(len(a.token_ids))
-        for a in listed_answers(encoder)
-    ])  # fmt: skip
-    expected = (log_probs.exp() * values).sum()
     index = torch.tensor([jaccard([LABELS[i] for i in a.labels], gold) for a in listed_answers(encoder)])
     mean, square = ((log_probs.exp() * values).sum().detach() / 2 for values in (index, index**2))  # one has no answer
     divisor = {"none": 1, "mean": mean + 1e-4, "group": (square - mean**2).sqrt() + 1e-4}[scale]
-    rewards = torch.stack([expected.detach(), torch.tensor(-trainer.rewards.weights["length"])])
+    weights = trainer.rewards.weights
+    lengths = torch.tensor([trainer.rewards.length_of(len(a.token_ids)) for a in listed_answers(encoder)])
+    values = weights["jaccard"] * index / divisor + weights["format"] + weights["length"] * lengths
+    expected = (log_probs.exp() * values).sum()
+    rewards = torch.stack([expected.detach(), torch.tensor(-weights["length"])])
     advantages = rewards - rewards.mean()
     terms = [-expected]
     for thought, advantage in zip(thoughts, advantages, strict=True):
@@ -588,7 +585,7 @@ def test_rationales_are_drawn_and_their_answers_weighed(moods_dir, tmp_path, mon
         begin = len(thought.opened)
         logits = plain(input_ids=ids).logits[0, begin - 1 : -1].log_softmax(dim=-1)
         terms.append(-advantage * logits.gather(1, ids[0, begin:, None]).sum())
-    loss = torch.stack(terms).sum() / 2 / divisor
+    loss = torch.stack(terms).sum() / 2
     torch.testing.assert_close(losses.sum(), loss, atol=1e-4, rtol=1e-4)
     assert scale == "none" or divisor < 0.9
     loss.backward()

@@ -21,7 +21,7 @@ BESIDE = {
     "focal_gamma": dict(loss="focal"), "label_smoothing": dict(objective="classify"),
     "dynamic_sampling_rounds": dict(dynamic_sampling=True), "vllm_server_port": dict(use_vllm="server"),
     "vllm_gpu_memory_utilization": dict(use_vllm="colocate"), "batch_size": dict(num_generations=2, gradient_accumulation_steps=2),
-    "f1_window": dict(accuracy_reward="f1_macro"),
+    "f1_window": dict(accuracy_reward="f1_macro"), "plan_gpus": dict(plan=True),
     **{name: dict(expectation="exact") for name in ("entropy_weight", "pruned_mass", "max_tree_tokens")},
     "num_generations": dict(batch_size=65_536), "save_steps": dict(eval_steps=1), "eval_steps": dict(save_steps=None),
 }  # fmt: skip

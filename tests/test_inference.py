@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -416,12 +417,22 @@ def test_texts_come_one_by_one(model, encoder, monkeypatch):
     assert [first, *stream] == predictor.predict_batch([TEXTS[n % len(TEXTS)] for n in range(10)])
 
 
-def test_threads_share_a_predictor(tiny_model_dir):
-    with Predictor(str(tiny_model_dir), "emotion", probabilities=True, precision="fp32", device="cpu") as predictor:
-        alone = [predictor.predict(text) for text in TEXTS]
-        with ThreadPoolExecutor(8) as pool:
-            together = list(pool.map(predictor.predict, TEXTS * 4))
-    assert [p.labels for p in together] == [p.labels for p in alone] * 4
+@pytest.mark.parametrize("settings", [dict(probabilities=True), dict(constrained=False), dict(objective="score")])
+def test_twenty_threads_share_a_predictor(tiny_model_dir, settings):
+    """All at once; each is answered as if it were alone, one text or several."""
+    texts = [f"{text} {n}" for n in range(4) for text in TEXTS][:20]
+    begin = threading.Barrier(20)
+    with Predictor(str(tiny_model_dir), "emotion", precision="fp32", device="cpu", **settings) as predictor:
+
+        def ask(text: str):
+            begin.wait(60)
+            return predictor.predict(text), predictor.predict_batch([text, *TEXTS])
+
+        alone = [(predictor.predict(text), predictor.predict_batch([text, *TEXTS])) for text in texts]
+        with ThreadPoolExecutor(20) as pool:
+            together = list(pool.map(ask, texts, timeout=300))
+    assert together == alone
+    assert len({one.confidence for one, _ in alone}) > 10, "whose answer is whose would not show"
 
 
 @pytest.fixture

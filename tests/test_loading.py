@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from data.arguments import UserError
 from data.files import write_json_lines
 from data.labels import LabelTask
-from data.loading import Example, ExampleFile, data_report, load_examples, split_validation
+from data.loading import Example, ExampleFile, data_report, load_examples, read_examples, split_validation
 from data.tasks import BUILT_IN_TASKS
 from tests.hostile_files import check_data_file, hostile_files
 
@@ -385,6 +385,55 @@ def test_a_damaged_page(tmp_path):
     write(tmp_path / "a", content.replace(b"text 33", b"text 34"))
     with pytest.raises(UserError, match="a: not a whole Parquet file"):
         load_examples(tmp_path / "a", SST2)
+
+
+def test_a_parquet_file_that_promises_more_rows(tmp_path):
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["so glad"] * 7, "label": ["joy"] * 7}), path)
+    content = path.read_bytes()
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    seven, a_billion = b"\x16\x0e", b"\x16\x80\xa8\xd6\xb9\x07"  # i64 of Thrift's compact protocol
+    footer = content[begin:-8].replace(seven, a_billion)
+    path.write_bytes(content[:begin] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    assert pyarrow.parquet.ParquetFile(path).metadata.num_rows == 10**9
+    with pytest.raises(UserError, match=r"not a whole Parquet file \(7 of 1,000,000,000 rows are there\)"):
+        load_examples(path, BUILT_IN_TASKS["emotion"])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv"])
+def test_a_text_of_a_megabyte_is_read_and_one_that_no_model_reads_is_not(tmp_path, name, monkeypatch):
+    text = "so glad " * (1 << 17) + "!"
+    row = json.dumps({"text": text, "label": "joy"}) if name == "a.jsonl" else f"{text}\tjoy"
+    assert load_examples(write(tmp_path / name, row + "\n"), BUILT_IN_TASKS["emotion"])[0].text == text
+    monkeypatch.setattr("data.row_values.MOST_CHARACTERS", 1 << 20)
+    with pytest.raises(UserError, match=rf"{name}:1: text has 1,048,577 characters, at most 1,048,576 are read"):
+        load_examples(tmp_path / name, BUILT_IN_TASKS["emotion"])
+
+
+def test_a_parquet_file_that_grows(tmp_path):
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"text": ["a" * (1 << 24)], "label": ["joy"]})
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(UserError, match="refused, it would unpack to more than 200 times its size"):
+        load_examples(path, BUILT_IN_TASKS["emotion"])
+
+
+def test_a_parquet_file_that_repeats_a_long_text(tmp_path):
+    """Some kilobytes are 64 GiB of text: no more of it is in memory than is asked for."""
+    path, rows = tmp_path / "x.parquet", 1 << 16
+    repeated = [
+        pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), pyarrow.array([word]))
+        for word in ("so glad " * (1 << 17), "joy")
+    ]
+    pyarrow.parquet.write_table(pyarrow.table(repeated, ["text", "label"]), path, compression="zstd")
+    assert path.stat().st_size < 10_000
+    before = pyarrow.total_allocated_bytes()
+    examples = read_examples(path, BUILT_IN_TASKS["emotion"], "--test_data_path")
+    assert len(next(examples).text) == (1 << 20) - 1
+    assert pyarrow.total_allocated_bytes() - before < 1 << 24
+    assert next(examples).labels == ("joy",)
+    examples.close()
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])

@@ -241,8 +241,13 @@ def test_a_merge_killed_before_its_model_is_in_place_is_finished_by_the_next(sft
         merged(run, output_dir=str(target))  # no --overwrite is needed
         assert "had made it, whole; it is in its place now" in capsys.readouterr().out
         put_aside()
+        merged(run, output_dir=str(target))  # the same command once more
+        assert f"{target}: holds this merged model already" in capsys.readouterr().out
         with pytest.raises(UserError, match="is not empty; choose another, or replace it with --overwrite"):
             merged(run, output_dir=str(target), dtype="bf16")  # another one is asked for
+        put_aside()
+        with pytest.raises(UserError, match="is not empty; choose another, or replace it with --overwrite"):
+            merged(run, output_dir=str(target), dtype="bf16")
     torch.testing.assert_close(scores(str(target)), expected, atol=0, rtol=0)
     put_aside()
     changed = Path(run) / "adapter_model.safetensors"  # by further training in the same place

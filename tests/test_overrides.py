@@ -45,7 +45,7 @@ TABLE = {
     ),
     "data.learning.checkpoints:WholeCheckpoints": Over(
         "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer",
-        "_save_checkpoint _init_training_state _load_optimizer_and_scheduler _load_best_model",
+        "_save_checkpoint _init_training_state _load_from_checkpoint _load_optimizer_and_scheduler _load_best_model",
     ),
     "data.learning.objectives:LabelTraining": Over(
         "transformers:Trainer trl:SFTTrainer", "__init__ compute_loss prediction_step evaluate _get_train_sampler"
@@ -63,7 +63,7 @@ TABLE = {
     "data.learning.exact:ExactTraining": Over(
         "transformers:Trainer", "__init__ losses log evaluate _save_rng_state _load_rng_state", "control"
     ),
-    "data.learning.reasoned:ReasonedTraining": Over("transformers:Trainer", "__init__ losses"),
+    "data.learning.reasoned:ReasonedTraining": Over("transformers:Trainer", "__init__ losses _worth"),
     "data.learning.group_training:FolderClient": Over(
         "trl.generation.vllm_generation:VLLMClient", "init_communicator update_named_params"
     ),
@@ -81,6 +81,10 @@ TABLE = {
     "data.engine.classifier:MLPHead": Over("torch.nn:Module", "__init__ forward"),
     "data.engine.constrained:_AllWhole": Over("transformers:StoppingCriteria", "__init__ __call__"),
     "data.engine.span_attention:_SpanAttention": Over("torch.autograd:Function", "forward backward"),
+    "data.engine.weightless:_FusedAttention": Over("torch.autograd:Function", "forward backward"),
+    "data.engine.live_memory:LiveMemory": Over(
+        "torch.utils._python_dispatch:TorchDispatchMode", "__init__ __torch_dispatch__"
+    ),
     "data.arguments:_Parser": Over("transformers:HfArgumentParser", "error _parse_dataclass_field"),
     "data.arguments:_HelpFormatter": Over(
         "argparse:ArgumentDefaultsHelpFormatter argparse:RawDescriptionHelpFormatter",

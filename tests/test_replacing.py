@@ -9,7 +9,7 @@ import pytest
 
 from data.arguments import UserError
 from data.files import exclusive
-from data.replacing import alone_beside, check_place, file_sizes, settle, staging_folder, take_place
+from data.replacing import alone_beside, check_place, file_sizes, is_whole, settle, staging_folder, take_place
 
 MARK = "report.json"
 CALLS = ("mkdir", "rename", "replace", "rmdir", "unlink")  # that change a folder
@@ -26,7 +26,8 @@ def write(folder: Path, content: str) -> Path:
 def make(target: Path, content: str) -> None:
     """What a merge does."""
     with alone_beside(target) as staging:
-        if settle(target, MARK) and json.loads((target / MARK).read_text())["of"] == content:
+        settle(target, MARK)
+        if is_whole(target, MARK) and json.loads((target / MARK).read_text())["of"] == content:
             return
         write(staging / "model", content)
         take_place(staging, target, MARK)
@@ -110,7 +111,7 @@ def test_a_model_that_was_moved_away_comes_back(tmp_path, capsys):
     (staging / "model" / "weights").write_text("cut sho")  # as a computer that loses power leaves it
     (staging / "model" / "config").write_text("")
     with alone_beside(tmp_path / "merged"):
-        assert not settle(tmp_path / "merged", MARK)
+        settle(tmp_path / "merged", MARK)
     assert "had moved it away; it is back in its place" in capsys.readouterr().out
     assert (content_of(tmp_path / "merged"), hidden(tmp_path)) == ("old", [])
 
@@ -124,7 +125,7 @@ def test_what_earlier_versions_left_behind(tmp_path, capsys):
     (tmp_path / ".merged.notoursx").mkdir()
     (tmp_path / ".merged.notoursx" / "file").write_text("mine")
     with alone_beside(tmp_path / "merged"):
-        assert not settle(tmp_path / "merged", MARK)
+        settle(tmp_path / "merged", MARK)
     assert sorted(hidden(tmp_path)) == [".merged.12345678", ".merged.notoursx"]
     assert (tmp_path / ".merged.12345678" / "replaced" / "thesis.txt").read_text() == "mine"
     assert "was moved away by a merge that was stopped; it is left there" in capsys.readouterr().out

@@ -10,18 +10,16 @@ import sys
 
 import pytest
 
-from tests.conftest import NOTING_PYTHON, ROOT
+from tests.conftest import ROOT
 
 BAT = ROOT / "scripts" / "start_training_qwen2.bat"
+TORCHRUN = ["-m", "scripts._distributed", "torchrun", "--standalone", "--nproc_per_node"]
 FOUND = ["-m", "scripts.find_data", "--name", "psyqa"]
 
 
 @pytest.fixture
-def start(noted, tmp_path):
-    """The launcher, with a torchrun that notes what it is called with, as if no GPU were there."""
-    torchrun = tmp_path / "venv" / "bin" / "torchrun"
-    torchrun.write_text(NOTING_PYTHON)
-    torchrun.chmod(0o755)
+def start(noted):
+    """The launcher, as if no GPU were there."""
 
     def run(*flags: str, **variables: str):
         return noted("start_training_qwen2.sh", *flags, **{"GPUS": "0", "PROCESSES": "1"} | variables)
@@ -36,7 +34,7 @@ def test_what_is_trained(start):
     assert commands == [
         [*FOUND, "--model", model, "--folder", "data/psyqa", "--output_dir", output],
         [
-            "--standalone", "--nproc_per_node", "1", "main_SFT.py", "--model_path", model, "--task", "emotion-summary",
+            *TORCHRUN, "1", "main_SFT.py", "--model_path", model, "--task", "emotion-summary",
             "--train_data_path", "data/psyqa/train/Emotion_Summary.jsonl",
             "--dev_data_path", "data/psyqa/validation/Emotion_Summary.jsonl", "--output_dir", output,
             "--num_epochs", "2",
@@ -51,11 +49,11 @@ def test_its_variables(start, tmp_path):
     _, commands = start(MODEL="a model", DATA="~/my cases", OUTPUT="~/out", PROCESSES="3", HOME=str(tmp_path))
     folder = f"{tmp_path}/my cases"
     assert commands[0] == [*FOUND, "--model", "a model", "--folder", folder, "--output_dir", f"{tmp_path}/out"]
-    assert commands[1][:4] == ["--standalone", "--nproc_per_node", "3", "main_SFT.py"]
+    assert commands[1][:7] == [*TORCHRUN, "3", "main_SFT.py"]
     assert f"{folder}/train/Emotion_Summary.jsonl" in commands[1]
 
 
-@pytest.mark.parametrize("failing", ["scripts.find_data", "--standalone"])
+@pytest.mark.parametrize("failing", ["scripts.find_data", "scripts._distributed"])
 def test_it_ends_where_a_part_fails(start, failing):
     done, commands = start(FAILING=failing)
     assert (done.returncode, done.stdout) == (7, "")

@@ -17,7 +17,8 @@ STEPS = 24
 
 
 def command(model, output_dir: Path, stage: str = "main_SFT.py", processes: int = 1) -> list[str]:
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+    launcher = [] if processes == 1 else ["-m", "scripts._distributed", "torchrun"]
+    launcher += [] if processes == 1 else ["--standalone", "--nproc_per_node", processes]
     flags = {
         "--train_data_path": SAMPLE / "train.tsv", "--model_path": model, "--output_dir": output_dir, "--max_steps": STEPS,
         "--eval_steps": STEPS, "--eval_samples": 8, "--precision": "fp32", "--calibration": "off", "--logging_steps": 1,
@@ -88,14 +89,17 @@ def test_reinforcement_that_was_told_to_end(undisturbed, tmp_path, expectation):
     assert weights(folders[0]) == weights(folders[1])
 
 
-def test_of_two_processes_one_is_told_and_both_end(tiny_model_dir, tmp_path):
+def second(process) -> int:
+    """The second process that a launcher has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return int(children[-1])
+
+
+@pytest.mark.parametrize("who", [second, lambda launcher: launcher.pid])
+def test_of_two_processes_one_is_told_and_both_end(tiny_model_dir, tmp_path, who):
     words, log = command(tiny_model_dir, tmp_path / "sft", processes=2), tmp_path / "log"
-
-    def second(process) -> int:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return int(children[-1])
-
-    assert tell_to_end(words, log, second) != 0
+    assert tell_to_end(words, log, who) == 143
+    assert "Traceback" not in log.read_text()
     (saved,) = (tmp_path / "sft").glob("checkpoint-*")
     assert log.read_text().count("told to end (SIGTERM); the same command goes on from") == 1
     run_to_the_end(words)

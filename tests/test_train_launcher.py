@@ -14,7 +14,7 @@ from data.published import DATA_SETS
 from data.summaries.psyqa import FILE_NAME
 from data.tasks import BUILT_IN_TASKS
 from scripts import find_data
-from tests.conftest import NOTING_PYTHON, ROOT
+from tests.conftest import ROOT
 
 MODELS = {
     "sst2": "Qwen2.5-7B-Instruct", "r8": "Qwen2.5-7B-Instruct", "chnsenticorp": "Qwen2.5-1.5B", "emotion": "Qwen3-0.6B",
@@ -378,11 +378,8 @@ def test_a_grid(tmp_path, environment, tiny_model_dir):
     assert [line.split()[1:6:2] for line in scores.splitlines()[2:]] == [["r8-lora", "8", "1"], ["sst2-lora", "8", "2"]]
 
 
-def test_answers_are_drawn_or_all_weighed(noted, tmp_path):
+def test_answers_are_drawn_or_all_weighed(noted):
     """main_grpo_original_Qwen2_5-7b.sh with `EXPECTATION`."""
-    torchrun = tmp_path / "venv" / "bin" / "torchrun"
-    torchrun.write_text(NOTING_PYTHON)
-    torchrun.chmod(0o755)
     settings = {"GPUS": "0", "PROCESSES": "1"}
     launcher = "main_grpo_original_Qwen2_5-7b.sh"
     done, (drawn,) = noted(launcher, "--beta", "0.1", **settings)
@@ -425,8 +422,9 @@ def test_accelerate_takes_the_configurations(tmp_path, parallel, gpus, config, s
         f'PARALLEL={parallel} GPUS={gpus}; source scripts/_launch.sh; pick_launcher; printf "%s\\n" "${{launcher[@]}}"'
     )
     words = bash(code, PATH=f"{tmp_path}:{os.environ['PATH']}").splitlines()
-    assert words[:4] == ["accelerate", "launch", "--config_file", f"scripts/accelerate/{config}.yaml"]
-    args, *_ = _validate_launch_command(launch_command_parser().parse_args([*words[2:], "main_SFT.py"]))
+    assert words[:4] == ["python", "-m", "scripts._distributed", "accelerate"]
+    assert words[4:7] == ["launch", "--config_file", f"scripts/accelerate/{config}.yaml"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args([*words[5:], "main_SFT.py"]))
     assert (args.multi_gpu, args.use_fsdp, args.use_deepspeed) == shards
     assert (args.num_processes, args.mixed_precision, args.use_cpu) == (gpus, "no", False)
     assert int(args.fsdp_version) == (2 if parallel == "fsdp" else 1)
@@ -440,7 +438,7 @@ def test_slurm_says_which_machines_there_are(tmp_path):
     slurm = {"SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_STEP_NODELIST": "node[7-8]"}
     code = 'GPUS=8; source scripts/_launch.sh; pick_launcher; printf "%s\\n" "${launcher[@]}"'
     words = bash(code, PATH=f"{tmp_path}:{os.environ['PATH']}", **slurm).splitlines()
-    flags = dict(zip(words[2::2], words[3::2], strict=True))
+    flags = dict(zip(words[5::2], words[6::2], strict=True))
     assert flags["--num_processes"] == "16"
     assert (flags["--num_machines"], flags["--machine_rank"], flags["--main_process_ip"]) == ("2", "1", "node7")
 
@@ -450,7 +448,7 @@ def test_slurm_says_which_machines_there_are(tmp_path):
     [(0, False, False, 0), (3, False, False, 3), (143, False, True, 0), (1, True, True, 0)],
 )
 def test_a_slurm_job_that_was_told_to_end_is_put_into_the_queue_again(tmp_path, code, told, requeued, exits):
-    """A step of torchrun's ends with 1 where it was told to end, so the job's own signal counts as well."""
+    """A step that Slurm ends has an exit code of Slurm's, so the job's own signal counts as well."""
     wait = f"kill -TERM $PPID; sleep 0.3; exit {code}" if told else f"exit {code}"
     for name, body in (
         ("srun", f'echo "$@" > {tmp_path}/srun.said; {wait}'),
@@ -480,6 +478,23 @@ def test_a_stage_by_its_launcher(environment, tiny_model_dir, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     machine = json.loads((tmp_path / "sft" / "train_results.json").read_text())["machine"]
     assert machine["processes"] == 2
+
+
+def test_a_mistake_is_one_line_in_several_processes_too(environment, tiny_model_dir, tmp_path):
+    """Not a word of the launcher's, and the exit code of a mistake."""
+    bad = tmp_path / "bad.tsv"
+    bad.write_text("fine\t3\nso so\t99\n")
+    flags = {
+        "--task": "goemotions-original", "--train_data_path": bad, "--model_path": tiny_model_dir,
+        "--output_dir": tmp_path / "sft",
+    }  # fmt: skip
+    words = [str(word) for pair in flags.items() for word in pair]
+    done = launch("launch.sh", environment | {"GPUS": "0", "PROCESSES": "2"}, "main_SFT.py", *words)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"main_SFT.py: error: {bad}:2: label id 99: task goemotions-original has ids 0 to 27"
+    )
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -87,6 +89,27 @@ def test_one_text_several_and_a_file(page, tmp_path):
     (tmp_path / "broken.tsv").write_text("what a day\tjoy\nno way\thunger\n", encoding="utf-8")
     with pytest.raises(Exception, match=r"broken.tsv:2: label 'hunger' is not in the label set"):
         client.predict(handle_file(tmp_path / "broken.tsv"), api_name="/read_file")
+
+
+def test_twenty_clients_at_once(page):
+    """All have the answers that they have alone, and none waits for ever."""
+    texts = [f"so happy {n} times, and afraid" for n in range(20)]
+    one = Client(page, verbose=False)
+    alone = [
+        (one.predict(text, api_name="/read"), one.predict(text, api_name="/read_all")[0]["data"]) for text in texts
+    ]
+    clients, begin = [one, *(Client(page, verbose=False) for _ in texts[1:])], threading.Barrier(20)
+
+    def ask(client: Client, text: str):
+        begin.wait(60)
+        jobs = client.submit(text, api_name="/read"), client.submit(text, api_name="/read_all")
+        read, several = (job.result(timeout=120) for job in jobs)
+        return read, several[0]["data"]
+
+    with ThreadPoolExecutor(20) as pool:
+        together = list(pool.map(ask, clients, texts, timeout=200))
+    assert together == alone
+    assert len({json.dumps(bars) for (_, bars), _ in alone}) > 10, "whose answer is whose would not show"
 
 
 def files_in(folder) -> list[tuple[str, str]]:

@@ -31,6 +31,22 @@ class Echo:
         pass
 
 
+class Victim(Echo):
+    """One that is killed while it computes."""
+
+    def answers(self, prompts):
+        if self.device == "b":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().answers(prompts)
+
+
+def victim(device: str):
+    """A process that is killed while its model loads."""
+    if device == "b":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Echo(device)
+
+
 def refuse(device: str):
     raise UserError(f"nothing for {device}")
 
@@ -69,6 +85,17 @@ def test_a_process_that_is_killed_is_one_clear_error():
     process.join()
     with pytest.raises(UserError, match=r"--workers 2: worker 2 ended with exit code -9"):
         workers.answers([[n] for n in range(20)])
+
+
+def test_a_process_that_is_killed_at_work_ends_all(capfd):
+    with pytest.raises(UserError, match=r"--workers 2: worker 2 ended with exit code -9 \(-9: killed, as systems do"):
+        Workers(victim, ["a", "b"], 4, "hf")
+    workers = Workers(Victim, ["a", "b"], 4, "hf")
+    processes = list(workers._workers.values())
+    with pytest.raises(UserError, match=r"--workers 2: worker 2 ended with exit code -9"):
+        workers.answers([[n] for n in range(20, 40)])
+    assert not any(process.is_alive() for process in processes)
+    assert capfd.readouterr().err == ""
 
 
 def test_errors_of_a_process_are_those_of_the_caller():

@@ -18,6 +18,16 @@ def use_huge_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def forget_peak() -> None:
+    """Have `peak_memory` begin anew, from what this process has now; on a CPU under Linux only."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif PROC_STATUS.exists():
+        PROC_STATUS.with_name("clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
     """Most bytes this process had at any time: on the GPU, if it has one, else in main memory, with its children's."""
     import torch

@@ -154,6 +154,7 @@ def load_model(
     contract: Contract | None = None,
     load_in_4bit: bool = False,
     new_head: bool = False,
+    without_weights: bool = False,
 ) -> "PreTrainedModel | PeftModel":
     """Load a model for prediction or further training.
 
@@ -166,6 +167,7 @@ def load_model(
         load_in_4bit: keep the weights of linear layers in 4 bits (NF4, double quantisation), but for the head's.
         new_head: draw the head, and the pooler of an encoder, where the directory has none: to be learnt, or because an
             adapter that is still to be put on it brings them. `model.new_modules` names what was drawn.
+        without_weights: read the configuration alone, and no adapters; see `data.engine.weightless`.
 
     Returns:
         The model in evaluation mode.
@@ -179,10 +181,11 @@ def load_model(
 
     from data.engine.classifier import classifier_class, head_names
     from data.engine.load_checks import check_finite, new_modules
+    from data.engine.weightless import weightless_model
 
     base, *adapters = adapter_stack(model_path)
     options = {"dtype": dtype_of(precision), "attn_implementation": attention}
-    if load_in_4bit:
+    if load_in_4bit and not without_weights:
         options |= {"quantization_config": four_bits(precision), "device_map": {"": pick_device(device)}}
         if len(adapters) > 1:
             raise UserError(f"--model_path {model_path}: an adapter over an adapter; merge_lora.py has to merge them "
@@ -193,6 +196,8 @@ def load_model(
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, **head)
         check_sizes(config, base)
         model_class = classifier_class(config, contract.head or "linear") if classifies else AutoModelForCausalLM
+        if without_weights:
+            return weightless_model(model_class, config, dtype_of(precision), attention, load_in_4bit)
         model, report = model_class.from_pretrained(
             base, config=config, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True,
             trust_remote_code=False, **options,

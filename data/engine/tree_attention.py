@@ -89,7 +89,8 @@ def sharing_attention(model, device: str) -> str:
     mixed = model.dtype == torch.float32
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     wide = width >= NARROWEST_FLEX
-    flex = torch.device(device).type == "cuda" and model._supports_flex_attn and not mixed and wide and has_triton()
+    compiles = has_triton() or not torch.cuda.is_available()  # for a GPU elsewhere (`--plan_gpus`)
+    flex = torch.device(device).type == "cuda" and model._supports_flex_attn and not mixed and wide and compiles
     return "flex_attention" if flex else "sdpa"
 
 

@@ -6,6 +6,7 @@ slower than several with a few each.
 
 import multiprocessing
 import signal
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
@@ -132,8 +133,10 @@ def _end(workers: dict[Connection, multiprocessing.process.BaseProcess]) -> None
 def _work(connection: Connection, load: Callable[[str], Backend], device: str, workers: int, first: bool) -> None:
     """A process: computes what `connection` asks for until that ends, as it does with the process that asks."""
     import torch
+    from tqdm import tqdm
     from transformers.utils import logging
 
+    tqdm.set_lock(threading.RLock())  # its own is the system's, too, and a process that is killed would leave it behind
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     if not first:

@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 
-from data.arguments import UserError, is_first_process
-from data.contract import Contract, check_hashes, check_run_settings
+from data.arguments import UserError, is_first_process, one_line, process_count
+from data.contract import PROCESSES, Contract, check_hashes, check_run_settings
 from data.engine.fingerprints import is_same_fingerprint
 from data.files import (
     ADAPTER_FILE,
@@ -29,6 +31,9 @@ from data.tasks import Task
 # of a model to begin with: what decides what is learnt from a text
 START_FILES = ("config.json", ADAPTER_FILE, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", TASK_FILE)
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+FSDP_WEIGHTS, FSDP_OPTIMIZER = "pytorch_model_fsdp.bin", "optimizer.bin"  # as Accelerate names them
+PICKLES = ("*.pt", "*.pth", "*.bin")  # what a trainer reads of a checkpoint by torch.load
+UNREAD = "training_args.bin"  # a pickle that a trainer writes, and nothing reads
 
 
 def one_run_in(output_dir: str) -> AbstractContextManager[None]:
@@ -67,9 +72,10 @@ def find_checkpoint(args, may_change: Sequence[str], hashes: Mapping[str, str | 
         if problem := damage(checkpoint):
             raise UserError(f"--resume_from_checkpoint {wanted}: not a whole checkpoint ({problem})")
         folder = checkpoint.resolve().parent
-        _check_same_run(folder / ARGS_FILE, args, may_change, hashes)
+        _check_same_run(folder / ARGS_FILE, args, (*may_change, *_check_rows_of_a_step(folder, args)), hashes)
         if folder != output_dir.resolve() and (checkpoints or is_finished(args)):
             raise UserError(f"--output_dir {output_dir}: holds another run than --resume_from_checkpoint {wanted}")
+        check_no_code(checkpoint)
         _check_best(checkpoint)
         return wanted
     if wanted == "none":
@@ -84,7 +90,8 @@ def find_checkpoint(args, may_change: Sequence[str], hashes: Mapping[str, str | 
         return None
     newest = _newest_whole(checkpoints)
     if newest is not None:
-        _check_same_run(output_dir / ARGS_FILE, args, may_change, hashes)
+        _check_same_run(output_dir / ARGS_FILE, args, (*may_change, *_check_rows_of_a_step(output_dir, args)), hashes)
+        check_no_code(newest)
         _check_best(newest)
         return str(newest)
     return None
@@ -131,6 +138,29 @@ def _check_same_run(path: Path, args, may_change, hashes: Mapping[str, str | Non
     check_hashes(path, asdict(args), hashes or {})
 
 
+def _check_rows_of_a_step(folder: Path, args) -> tuple[str, ...]:
+    """Raise a `UserError` where as many processes as there are now would make other steps than the run began with.
+
+    Returns:
+        Flags that may differ, since the number of processes does: a step is of as many rows as before.
+    """
+    begun = read_json(folder / ARGS_FILE, missing_ok=True)
+    before, now = begun.get(PROCESSES), process_count()
+    if before in (None, now):  # earlier versions did not note it
+        return ()
+    rows = [
+        run["batch_size"] * run["gradient_accumulation_steps"] * count
+        for run, count in ((begun, before), (asdict(args), now))
+    ]
+    if rows[0] != rows[1]:
+        raise UserError(
+            f"{now} processes: --batch_size {args.batch_size} and --gradient_accumulation_steps "
+            f"{args.gradient_accumulation_steps} make steps of {rows[1]} rows; those of the run in {folder}, which "
+            f"began in {before}, have {rows[0]}"
+        )
+    return ("batch_size", "gradient_accumulation_steps")
+
+
 def _check_best(checkpoint: Path) -> None:
     """Raise a `UserError` when the best checkpoint of the run that `checkpoint` is of is damaged."""
     step = read_json(checkpoint / STATE_FILE).get("best_global_step")
@@ -146,6 +176,34 @@ def check_best(best: str | Path) -> None:
             f"{best}: the best model of the run, but not whole ({problem}); put it back, or remove that folder to have "
             "the best chosen from what is left"
         )
+    check_no_code(Path(best), of_model=True)
+
+
+def check_no_code(checkpoint: Path, of_model: bool = False) -> None:
+    """Raise a `UserError` where what a checkpoint keeps as pickles names more than tensors and numbers.
+
+    PyTorch would not run such code either, but end with a page of advice on how to have it run.
+
+    Args:
+        checkpoint: the folder.
+        of_model: look at weights alone, not at what only a run that goes on needs.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+    from transformers.trainer_pt_utils import safe_globals
+
+    patterns = PICKLES[-1:] if of_model else PICKLES
+    pickles = (path for pattern in patterns for path in checkpoint.glob(pattern) if path.name != UNREAD)
+    for path in sorted(pickles):
+        try:
+            with safe_globals():
+                code = sorted(get_unsafe_globals_in_checkpoint(path))
+        except (ValueError, RuntimeError, UnpicklingError, IndexError) as error:
+            raise UserError(f"{path}: is not what PyTorch writes ({one_line(error, 120)})") from error
+        if code:
+            raise UserError(
+                f"{path}: is no part of a checkpoint, but would run code when it is read ({one_line(code[0], 100)}); "
+                "it is not read"
+            )
 
 
 def check_same_task(directory: str | None, task: Task, data_hashes: Mapping[str, str] | None = None) -> None:
@@ -198,9 +256,7 @@ def start_hashes(model_path: str) -> dict[str, str | None]:
     folder = Path(model_path)
     if not folder.is_dir():
         return {}
-    weights = sorted(
-        {path.name for pattern in WEIGHTS for path in folder.glob(pattern) if path.name != "training_args.bin"}
-    )
+    weights = sorted({path.name for pattern in WEIGHTS for path in folder.glob(pattern) if path.name != UNREAD})
     files = ((name, folder / name) for name in (*START_FILES, *weights))
     return {f"model_path/{name}": sample_hash(path) if path.is_file() else None for name, path in files}
 
@@ -260,10 +316,50 @@ class WholeCheckpoints:
             best = str(taken_up) if here else None
         state.best_model_checkpoint = best
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """The trainer's own, also of what FSDP has saved where the model is whole now.
+
+        Raises:
+            UserError: the checkpoint was saved without FSDP, which cannot go on from it.
+        """
+        checkpoint = Path(resume_from_checkpoint)
+        of_fsdp = (checkpoint / FSDP_WEIGHTS).is_file()
+        if self.is_fsdp_enabled and not of_fsdp:
+            raise UserError(f"{checkpoint}: was saved without FSDP, which cannot go on from it")
+        if self.is_fsdp_enabled or not of_fsdp:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        with TemporaryDirectory() as folder:  # Transformers refuses FSDP's file; the plain ones are beside it
+            for path in checkpoint.iterdir():
+                if path.name != FSDP_WEIGHTS:
+                    Path(folder, path.name).symlink_to(path.resolve())
+            super()._load_from_checkpoint(folder, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The trainer's own, also in one of several processes on a CPU."""
+        """The trainer's own, also in one of several processes on a CPU, and what FSDP has saved.
+
+        Raises:
+            UserError: the optimizer's state is DeepSpeed's, and this is a run without.
+        """
+        import torch
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
         _know_cpus_by_number()
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        if next(Path(checkpoint).glob("global_step*"), None):  # the trainer would begin with a new one
+            raise UserError(f"{checkpoint}: was saved by DeepSpeed; go on with PARALLEL=zero2 or zero3, as it began")
+        if not Path(checkpoint, FSDP_OPTIMIZER).is_file():
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state, schedule = (
+            torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+            for name in (FSDP_OPTIMIZER, "scheduler.pt")
+        )
+        whole = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self.optimizer.optimizer, state, options=whole)
+        self.lr_scheduler.load_state_dict(schedule)
 
     def _load_best_model(self) -> None:
         """The trainer's own.

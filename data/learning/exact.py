@@ -87,7 +87,7 @@ class Weighed:
         parts: each reward of each outcome, (S,), by name.
         losses: (C,), the only one with gradient beside `others`.
         expected, deviation: (C,) of the reward under the policy.
-        divisors: (C,) what `expected` is divided by in `losses`.
+        values: (C,) expected `ExactTraining._worth`, of which the losses are made.
         entropies: (C,) of the valid answers.
         kl: (C,), None where it does not count.
         others: log-probabilities of what else was asked for.
@@ -99,7 +99,7 @@ class Weighed:
     losses: Tensor
     expected: Tensor
     deviation: Tensor
-    divisors: Tensor
+    values: Tensor
     entropies: Tensor
     kl: Tensor | None
     others: Tensor
@@ -168,12 +168,13 @@ class ExactTraining(LabelTraining):
         with torch.no_grad():
             marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (C, K)
             parts = self._rewards_of(outcomes, gold, marginals, share)
-            total = sum(self.rewards.weights[name] * values for name, values in parts.items())
-        expected, deviation = expected_rewards(log_probs, total, outcomes, count)
-        with torch.no_grad():
+            total = self._weighted(parts)
+            expected, deviation = expected_rewards(log_probs, total, outcomes, count)
             index = expected_rewards(log_probs, similarity(outcomes, gold), outcomes, count)
             divisors = self._divisors(*(index if text_of is None else over_texts(*index, text_of, share)))
-        losses = -expected / divisors
+            worth = self._worth(parts, divisors[outcomes.text])
+        values, _ = expected_rewards(log_probs, worth, outcomes, count)
+        losses = -values
         entropies = answer_entropy(log_probs, outcomes, count)
         if self.entropy_weight:
             losses = losses - self.entropy_weight * entropies
@@ -182,7 +183,7 @@ class ExactTraining(LabelTraining):
             reference = self._reference(model, batch)[: len(log_probs)]
             kl = divergence(log_probs, reference, outcomes, count)
             losses = losses + self.beta * kl
-        return Weighed(outcomes, log_probs.detach(), parts, losses, expected.detach(), deviation, divisors,
+        return Weighed(outcomes, log_probs.detach(), parts, losses, expected, deviation, values.detach(),
                        entropies.detach(), None if kl is None else kl.detach(), others)  # fmt: skip
 
     def _divisors(self, mean: Tensor, deviation: Tensor) -> Tensor:
@@ -192,6 +193,14 @@ class ExactTraining(LabelTraining):
         if self.scale == "mean" and self.rewards.memory is not None:
             return mean.clamp(min=LEAST_MEAN_OF_F1)
         return (deviation if self.scale == "group" else mean) + 1e-4
+
+    def _weighted(self, parts: dict[str, Tensor]) -> Tensor:
+        """The sum of some rewards (S,) of each outcome."""
+        return sum(self.rewards.weights[name] * values for name, values in parts.items())
+
+    def _worth(self, parts: dict[str, Tensor], divisors: Tensor) -> Tensor:
+        """What each outcome counts (S,) in the objective, from its rewards and the divisor of its text, (S,)."""
+        return self._weighted(parts) / divisors
 
     def _found(self, prompts: Sequence[Sequence[int]], gold: Tensor) -> list[list[Answer]]:
         """The outcomes behind each of C prompts, whose gold is (C, K)."""

@@ -41,6 +41,7 @@ BOUNDS = {  # flag -> smallest and largest value
     "focal_gamma": (0, 10),
     "label_smoothing": (0, 0.9),
     "search": (1, 10_000),
+    "plan_gpus": (1, 65_536),
     "coverage": LEVELS,
     "num_generations": (2, 4096),
     "max_completion_length": (1, 10_000_000),

@@ -62,6 +62,21 @@ class FoundAnswers:
         model.train(training)
         return [self._answers_of(expansion) for expansion in expansions]
 
+    def most(self) -> list[Answer]:
+        """As many answers as a text may have: those whose tree has `max_tokens`."""
+        if self._listed is not None:
+            return self._listed
+        found: list[Answer] = []
+        read: set[tuple[int, ...]] = set()
+        ids = self.encoder.task.ids
+        for labels in label_sets(self.encoder.task):
+            answer = Answer(tuple(ids[label] for label in labels), tuple(self.encoder.target_ids(labels)))
+            read |= {answer.token_ids[:n] for n in range(1, len(answer.token_ids))}
+            if found and len(read) > self.max_tokens:
+                break
+            found.append(answer)
+        return found
+
     def _answers_of(self, expansion: Expansion) -> list[Answer]:
         """What an expansion found; of its closed prefixes only as much as tells them from the answers."""
         whole = [Answer(tuple(self._labels.of_answer(b.token_ids)), b.token_ids) for b in expansion.whole]

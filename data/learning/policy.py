@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from data.arguments import UserError
 from data.contract import Contract
-from data.engine.models import adapter_stack, compile_layers, load_model, pick_device, with_adapters
+from data.engine.models import adapter_stack, compile_layers, load_model, with_adapters
 from data.files import ADAPTER_FILE, read_json
-from data.learning.trainers import check_positions, lora_config, share_prefixes
+from data.learning.trainers import check_positions, lora_config, run_device, share_prefixes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,18 +33,29 @@ def load_policy(args, longest: int) -> "PreTrainedModel | PeftModel":
     """
     base, *adapters = adapter_stack(args.model_path)
     # as in SFT: plain matrix products go backwards faster on short texts than the CPU's fused attention
-    attention = "eager" if pick_device() == "cpu" else None
+    attention = "eager" if run_device(args) == "cpu" else None
     precision = "fp32" if args.tuning == "full" else args.precision
-    model = load_model(base, precision, device="cpu", attention=attention)
+    model = load_model(base, precision, device="cpu", attention=attention, without_weights=args.plan)
     if args.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     check_positions(model, longest, args.model_path)
     share_prefixes(args, model, longest)
     if args.compile:
         compile_layers(model)
-    if adapters:
+    if adapters and args.plan:
+        model = _with_adapter_like(model, adapters[-1])
+    elif adapters:
         model = with_adapters(model, base, adapters, Contract.load(args.model_path), trainable=True)
     return model.train()
+
+
+def _with_adapter_like(model, adapter: str) -> "PeftModel":
+    """`model` with an adapter on it that is new, and of the same shape as the one in a directory."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig.from_pretrained(adapter)
+    settings.inference_mode = False
+    return get_peft_model(model, settings)
 
 
 def with_new_adapter(args, model) -> "PreTrainedModel | PeftModel":

@@ -7,10 +7,12 @@ one answer drawn with it, which has the same mean and more variance. The gradien
     the answers' tokens      the exact gradient of E(z)
     the rationale's tokens   E(z) - mean of E over the text's rationales, times the gradient of log p(z|x)
 
-Both are divided by the same number, one for each text (`--scale_rewards`): the mean of the Jaccard index over all
-answers behind all of its rationales, or its standard deviation, + 1e-4. With a mean for each rationale, one that speaks
-for a wrong label, behind which the right one is next to impossible, would outweigh all others, and the model would
-learn to contradict what it has just written.
+In both, the accuracy reward is divided by a number, one for each text (`--scale_rewards`): the mean of the Jaccard
+index over all answers behind all of its rationales, or its standard deviation, + 1e-4. With a mean for each rationale,
+one that speaks for a wrong label, behind which the right one is next to impossible, would outweigh all others, and the
+model would learn to contradict what it has just written. The rewards for form and length are not divided: where hardly
+an answer is right, what a cut-off rationale costs would be all that counts, and a model learns to write short
+rationales and no valid answer behind them.
 
 As in inference, the opening tag is given, and what is drawn up to `</think>` is spelt anew in the form that is learnt
 from (`Encoder.reasoned_ids`): where a tokenizer would split it in another way than the model wrote it, log p is that of
@@ -76,13 +78,11 @@ class ReasonedTraining(ExactTraining):
             text_of,
             share=1 / each,
         )
-        rewards = weighed.expected.new_full((texts * each,), self._reward_of_cut_off())
-        places = torch.tensor([i for i in finished if thoughts[i].finished], device=rewards.device, dtype=torch.long)
-        rewards[places] = weighed.expected[: len(places)]
-        rewards = rewards.view(texts, each)
-        divisors = torch.ones_like(rewards[:, 0])
-        divisors[text_of] = weighed.divisors  # alike for those of a text
-        advantages = (rewards - rewards.mean(dim=1, keepdim=True)) / divisors[:, None]
+        values = weighed.values.new_full((texts * each,), self._reward_of_cut_off())
+        places = torch.tensor([i for i in finished if thoughts[i].finished], device=values.device, dtype=torch.long)
+        values[places] = weighed.values[: len(places)]
+        values = values.view(texts, each)
+        advantages = values - values.mean(dim=1, keepdim=True)
         losses = -(advantages.flatten() * weighed.others)  # (B * G,)
         losses = losses.index_add(0, places, weighed.losses[: len(places)])
         losses = losses + 0 * weighed.losses.sum()  # where none is finished, the model is called as others do
@@ -91,6 +91,11 @@ class ReasonedTraining(ExactTraining):
             self._note(inputs | of_thoughts, weighed)
         self._note_cut_off(len(thoughts) - len(places))
         return losses.view(texts, each).mean(dim=1), torch.arange(texts, device=losses.device)
+
+    def _worth(self, parts: dict[str, Tensor], divisors: Tensor) -> Tensor:
+        """See `ExactTraining._worth`; here, the accuracy reward alone is divided."""
+        of_accuracy = self.rewards.accuracy
+        return self._weighted({name: each / divisors if name == of_accuracy else each for name, each in parts.items()})
 
     def _reward_of_cut_off(self) -> float:
         return -self.rewards.weights["length"]

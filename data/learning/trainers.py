@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.arguments import UserError, is_first_process, process_count
-from data.contract import HASHES, Contract
+from data.contract import HASHES, PROCESSES, Contract
 from data.encoding import PromptEncoder
 from data.engine.machine import machine
 from data.engine.memory import peak_memory
@@ -139,6 +139,11 @@ def subsample(examples: Sequence[TaskRow], size: int, seed: int) -> Sequence[Tas
 # --- model ----------------------------------------------------------------------------------------------------------
 
 
+def run_device(args) -> str:
+    """The kind of device that a run is for: what there is here, or the GPUs of `--plan_gpus`."""
+    return "cuda" if args.plan_gpus is not None else pick_device()
+
+
 def check_positions(model, longest: int, model_path: str) -> None:
     """Raise a `UserError` when sequences of `longest` tokens are more than the model reads."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -227,10 +232,10 @@ def unpad(args, model, not_worth: Callable[[str], str | None]) -> bool:
     if obstacle := unpadding_obstacle(model):
         say(f"warning: {args.model_path} cannot do without padding, since {obstacle}; batches are of like length")
         return False
-    attention = attention_side_by_side(model, pick_device())
+    attention = attention_side_by_side(model, run_device(args))
     if args.prefix_sharing == "auto" and attention != UNPADDED_ATTENTION and not_worth(attention):
         return False
-    return enable_unpadding(model, pick_device())
+    return enable_unpadding(model, run_device(args))
 
 
 def share_prefixes(args, model, longest: int, not_worth: Callable[[str], str | None] = lambda attention: None) -> bool:
@@ -258,10 +263,10 @@ def share_prefixes(args, model, longest: int, not_worth: Callable[[str], str | N
             raise UserError(f"--prefix_sharing on: {args.model_path} cannot share prefixes, since {obstacle}")
         say(f"warning: {args.model_path} cannot share prefixes, since {obstacle}; every text is computed whole")
         return False
-    if args.prefix_sharing == "auto" and (reason := not_worth(sharing_attention(model, pick_device()))):
+    if args.prefix_sharing == "auto" and (reason := not_worth(sharing_attention(model, run_device(args)))):
         say(f"prefix sharing off: {reason}")
         return False
-    return enable_packing(model, longest, pick_device())
+    return enable_packing(model, longest, run_device(args))
 
 
 # --- evaluating while training ----------------------------------------------------------------------------------------
@@ -339,7 +344,7 @@ def write_run_facts(args, data: Data) -> None:
     """What the run was started with, and what is to be known about its data."""
     output_dir = Path(args.output_dir)
     report = data_report(data.task, data.train, data.dev, data.test)
-    write_json(output_dir / ARGS_FILE, asdict(args) | {HASHES: data.hashes})
+    write_json(output_dir / ARGS_FILE, asdict(args) | {PROCESSES: process_count(), HASHES: data.hashes})
     write_json(output_dir / DATA_REPORT_FILE, report)
     if data.rejected:
         write_json_lines(output_dir / REJECTED_FILE, data.rejected)

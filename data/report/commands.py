@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.arguments import spelled
-from data.contract import HASHES
+from data.contract import HASHES, PROCESSES
 from data.report.sources import Source
 
 MODEL, FILE, TASK = "MODEL", "FILE", "TASK"  # in the place of what nothing says
@@ -22,7 +22,7 @@ def command_line(program: str, settings: dict[str, Any]) -> str:
     """
     lines = [program]
     for name, value in settings.items():
-        if value is not None and name != HASHES:
+        if value is not None and name not in (HASHES, PROCESSES):
             values = value if isinstance(value, list) else [value]
             lines.append(" ".join([f"--{name}", *(shlex.quote(spelled(each)) for each in values)]))
     return " \\\n    ".join(lines)

@@ -30,6 +30,8 @@ gpu     training steps (LoRA, and over 4 bits), reinforcement and answers of mod
         and random weights: `--model_path` only brings the tokenizer. Besides those above, `flex`, `dense` and `spans`
         are main_SFT.py whose packed rows go through FlexAttention, a mask of all pairs, or attention in spans. Before
         reinforcement and answers, main_SFT.py teaches the model the form of an answer.
+plan    what `--plan` says of a run, and what it then takes on its longest batch: as it is, and with every tensor in
+        a mapping of its own, which tells the gaps of the C library's heap from what tensors take.
 """
 
 import sys
@@ -39,13 +41,14 @@ from scripts.benchmark.encoder import EncoderArgs, encoder
 from scripts.benchmark.gpu import GpuArgs, gpu
 from scripts.benchmark.grpo import GrpoArgs, grpo
 from scripts.benchmark.memory import MemoryArgs, memory
+from scripts.benchmark.plan import PlanArgs, plan
 from scripts.benchmark.predict import InferenceArgs, inference
 from scripts.benchmark.score import ScoreArgs, score
 from scripts.benchmark.sft import SftArgs, sft
 
 BENCHMARKS = {"sft": (sft, SftArgs), "grpo": (grpo, GrpoArgs), "score": (score, ScoreArgs),
               "inference": (inference, InferenceArgs), "encoder": (encoder, EncoderArgs),
-              "memory": (memory, MemoryArgs), "gpu": (gpu, GpuArgs)}  # fmt: skip
+              "memory": (memory, MemoryArgs), "gpu": (gpu, GpuArgs), "plan": (plan, PlanArgs)}  # fmt: skip
 
 
 if __name__ == "__main__":

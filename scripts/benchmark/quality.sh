@@ -36,6 +36,7 @@ speed-scores         scores of 28 labels: a sequence for each label, or one tree
 speed-encoder        encoders against Transformers' Trainer and pipeline                 ~15 minutes
 speed-memory         a step on a case of 8,192 tokens: its memory, with logits of all    8 minutes
                      tokens and with those of the answer alone
+memory-plan          what --plan says of eleven runs, and what they take                  ~30 minutes
 speed-laptop         a step, answers and encoders again, without AVX-512 and AMX         ~30 minutes
 
 Blocks of a laptop simulate it by the variables that take newer instructions away from x86 processors.
@@ -377,6 +378,11 @@ block_speed_scores() {
 block_speed_memory() {
   need_model smollm2-135m-instruct
   python -m scripts.benchmark memory --model_path models/smollm2-135m-instruct --precision bf16
+}
+
+block_memory_plan() {
+  need_model smollm2-135m-instruct
+  python -m scripts.benchmark plan --model_path models/smollm2-135m-instruct
 }
 
 block_speed_encoder() {

@@ -1,0 +1,124 @@
+"""Two processes over gloo, the whole model in each (DDP) or a part of it (FSDP2), learn what one process learns."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from tests.test_exact import moods_dir  # noqa: F401
+
+STEPS, SAVED = 4, 2
+FLAGS = {
+    "sft": {"--batch_size": 2},
+    "exact": {"--expectation": "exact", "--batch_size": 2},
+}
+# what scripts/accelerate/fsdp.yaml comes to; tests/test_train_launcher.py has Accelerate itself read it
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}  # fmt: skip
+
+
+def run(what: str, model: Path, output_dir: Path, spread: str = "one") -> Path:
+    """A run of STEPS steps, in one process that adds up two batches, or in two of a batch each."""
+    stage = "main_SFT.py" if what == "sft" else "main_grpo.py"
+    data = model.parent
+    flags = {
+        "--model_path": model, "--train_data_path": data / "train.tsv", "--dev_data_path": data / "dev.tsv",
+        "--output_dir": output_dir, "--max_steps": STEPS, "--eval_steps": SAVED, "--eval_samples": 8,
+        "--logging_steps": 1, "--precision": "fp32", "--calibration": "off", "--lora_dropout": 0,
+        "--gradient_accumulation_steps": 2 if spread == "one" else 1,
+    } | FLAGS[what]  # fmt: skip
+    if stage == "main_SFT.py":
+        flags |= {"--label_path": data / "labels.txt", "--task": "multi_label"}
+    launcher = [] if spread == "one" else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    driver = ["tests/fsdp_on_cpu.py"] if spread == "fsdp" else []
+    words = [*launcher, *driver, stage, *(word for pair in flags.items() for word in pair)]
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | (FSDP if spread == "fsdp" else {}),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output_dir
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter_model.safetensors")
+
+
+def losses(run: Path) -> list[float]:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def same(found: Path, expected: Path) -> None:
+    assert losses(found) == pytest.approx(losses(expected), abs=1e-4)  # logged with four digits
+    for name, tensor in weights(expected).items():
+        torch.testing.assert_close(weights(found)[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+def cut_off_behind_the_checkpoint(run: Path) -> None:
+    """As a run is that was killed between its first checkpoint and the next."""
+    shutil.rmtree(run / f"checkpoint-{STEPS}")
+    (run / "train_results.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def alone(moods_dir, tmp_path_factory):  # noqa: F811
+    """One process's runs, each made once."""
+    made = {}
+
+    def of(what: str) -> Path:
+        if what not in made:
+            made[what] = run(what, moods_dir, tmp_path_factory.mktemp("alone") / "run")
+        return made[what]
+
+    return of
+
+
+@pytest.mark.parametrize(("what", "spread"), [("sft", "ddp"), ("sft", "fsdp"), ("exact", "ddp")])
+def test_two_processes_learn_what_one_does(moods_dir, alone, tmp_path, what, spread):  # noqa: F811
+    """The same steps; one process goes on from the checkpoint of the two, to the same weights, and they are merged."""
+    two = run(what, moods_dir, tmp_path / "run", spread)
+    same(two, alone(what))
+    cut_off_behind_the_checkpoint(two)
+    run(what, moods_dir, two)
+    same(two, alone(what))
+    words = ["merge_lora.py", "--training_output_dir", str(two)]
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "run-merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("spread", "change", "said"),
+    [
+        (
+            "one",
+            {"processes": 3},
+            "1 processes: --batch_size 2 and --gradient_accumulation_steps 2 make steps of 4 rows",
+        ),
+        ("fsdp", {}, "checkpoint-2: was saved without FSDP, which cannot go on from it"),
+    ],
+)
+def test_steps_that_cannot_be_gone_on_with(moods_dir, alone, tmp_path, spread, change, said):  # noqa: F811
+    begun = tmp_path / "run"
+    shutil.copytree(alone("sft"), begun)
+    cut_off_behind_the_checkpoint(begun)
+    path = begun / "args.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(AssertionError, match=said):
+        run("sft", moods_dir, begun, spread)
+
+
+def test_reinforcement_is_not_for_fsdp(moods_dir, tmp_path):  # noqa: F811
+    with pytest.raises(
+        AssertionError, match=r"PARALLEL=fsdp: is for main_SFT\.py; reinforcement needs the whole model"
+    ):
+        run("exact", moods_dir, tmp_path / "run", "fsdp")
