@@ -80,7 +80,6 @@ def trainer_of(settings: Any) -> Any:
         settings = main_SFT.with_defaults(settings, task)
         data = load_data(settings, task, kind_known=False)
     else:
-        use_huge_pages()
         settings = main_SFT.with_defaults(settings, TASK)
         draw, tokenizer = random.Random(settings.seed), load_tokenizer(settings.model_path)
         about = MemoryArgs(model_path=settings.model_path, tokens=settings.max_length, answer_tokens=256)
@@ -103,6 +102,8 @@ def measured(turns: Turns, args: PlanArgs, case: str) -> None:
 
     Loading is apart: the file is then mapped, too, in pages that the system can take back.
     """
+    if "max_length" in CASES[case]:
+        use_huge_pages()  # as main_SFT.py does for such rows, before there is a tensor
     import peft  # noqa: F401  (libraries are no part of a run's memory)
     import torch
     from trl import GRPOTrainer, SFTTrainer  # noqa: F401
