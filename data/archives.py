@@ -129,5 +129,11 @@ class _Bounded:
 def _check_amount(path: Path, count: int, size: int) -> None:
     if count > _MOST_MEMBERS:
         raise UserError(f"{path.name}: refused, it has more than {_MOST_MEMBERS:,} members")
+    check_unpacked(path, size, path.name)
+
+
+def check_unpacked(path: Path, size: int, name: str | None = None) -> None:
+    """Raise a `UserError`, which calls the file `name` (default: its path), where it unpacks to `size` bytes, and these
+    are many times its own."""
     if size > _MOST_TIMES * max(path.stat().st_size, 1 << 16):
-        raise UserError(f"{path.name}: refused, it would unpack to more than {_MOST_TIMES} times its size")
+        raise UserError(f"{name or path}: refused, it would unpack to more than {_MOST_TIMES} times its size")

@@ -333,7 +333,7 @@ def run(
             raise
         _end(script, message)
     except KeyboardInterrupt:
-        print(f"{_line_begin()}{script}: stopped", file=sys.stderr)
+        print(f"\n{script}: stopped", file=sys.stderr)  # behind a progress bar, or the ^C of the terminal
         sys.exit(130)
 
 

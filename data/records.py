@@ -12,12 +12,12 @@ from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import Any
 
+from data.archives import check_unpacked
 from data.arguments import UserError, one_line
 from data.columns import Columns, Labels, Row
 from data.text_files import Lines, begin_of, lines_of
 
 ROWS_A_BATCH = 4096  # of a Parquet file
-MOST_TIMES = 200  # its size, to which a Parquet file may unpack; text is packed to a tenth or so
 
 
 class Written(str):
@@ -182,8 +182,7 @@ def _check_amount(path: Path, metadata: Any, names: list[str]) -> None:
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     chunks = (group.column(i) for group in groups for i in range(metadata.num_columns))
     size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.partition(".")[0] in names)
-    if size > MOST_TIMES * max(path.stat().st_size, 1 << 16):
-        raise UserError(f"{path}: refused, it would unpack to more than {MOST_TIMES} times its size")
+    check_unpacked(path, size)
 
 
 def _values(path: Path, begin: int, name: str, column) -> list[Any]:

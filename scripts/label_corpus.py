@@ -20,7 +20,7 @@ whole. corpus.json says which rows are of which file, corpus_summary.json what w
 command makes the parts that are not there; it refuses to if model, files or settings are others than it began with.
 A process that dies, on whatever machine, is started anew, and its part made again: no row is lost, none is there twice.
 
-Needs Ray: pip install -r requirements-ray.txt
+Needs Ray: pip install -r scripts/requirements-ray.txt
 """
 
 import sys

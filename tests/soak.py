@@ -62,10 +62,7 @@ STAGES = {
     "sampled": Stage(_training("main_grpo.py", "sft", "--expectation", "sampled"), (ADAPTER_WEIGHTS, "rewards.csv")),
     "exact": Stage(_training("main_grpo.py", "sft", "--expectation", "exact"), (ADAPTER_WEIGHTS, "rewards.csv")),
     "merge": Stage(
-        # without --overwrite, a merge that was killed when all was written is refused: there is a model
-        lambda base, output: (
-            "merge_lora.py", "--training_output_dir", base / "sft", "--output_dir", output, "--overwrite",
-        ),
+        lambda base, output: ("merge_lora.py", "--training_output_dir", base / "sft", "--output_dir", output),
         ("model.safetensors", "config.json", "task.json"),
     ),
     "inference": Stage(

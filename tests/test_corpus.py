@@ -338,7 +338,7 @@ def test_what_goes_wrong_in_a_process_is_one_line(args, tmp_path):
 
 def test_without_ray_one_line_says_what_is_needed(args, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"needs Ray \(pip install -r requirements-ray.txt\)"):
+    with pytest.raises(UserError, match=r"needs Ray \(pip install -r scripts/requirements-ray.txt\)"):
         label_corpus.main(args)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="needs Ray"), connected("auto", 1):

@@ -1,4 +1,4 @@
-"""scripts/label_corpus.py on a real Ray: pip install -r requirements-ray.txt; bash scripts/test.sh -m ray"""
+"""scripts/label_corpus.py on a real Ray: pip install -r scripts/requirements-ray.txt; bash scripts/test.sh -m ray"""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from tests.conftest import ROOT, SAMPLE
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs requirements-ray.txt"),
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs scripts/requirements-ray.txt"),
 ]
 ROWS = 2_000
 ACTOR = "ray::MapWorker(MapBatches(Labeller))"

@@ -34,7 +34,7 @@ from data.prediction_files import Settings
 
 PART_TRIES = 5  # of a part whose process died each time, and of processes that die loading the model: it may be why
 STORE_BYTES = 512 << 20  # of what is read ahead, in a local Ray: a part has a megabyte or two
-NEEDS_RAY = "needs Ray (pip install -r requirements-ray.txt)"
+NEEDS_RAY = "needs Ray (pip install -r scripts/requirements-ray.txt)"
 
 
 # --- Ray ------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Weighed:
         log_probs: (S,).
         parts: each reward of each outcome, (S,), by name.
         losses: (C,), the only one with gradient beside `others`.
-        expected, deviation: (C,) of the reward under the policy.
+        deviation: (C,) of the reward under the policy.
         values: (C,) expected `ExactTraining._worth`, of which the losses are made.
         entropies: (C,) of the valid answers.
         kl: (C,), None where it does not count.
@@ -97,7 +97,6 @@ class Weighed:
     log_probs: Tensor
     parts: dict[str, Tensor]
     losses: Tensor
-    expected: Tensor
     deviation: Tensor
     values: Tensor
     entropies: Tensor
@@ -169,7 +168,7 @@ class ExactTraining(LabelTraining):
             marginals = outcomes.sums(log_probs.exp()[:, None] * outcomes.holds, count)  # (C, K)
             parts = self._rewards_of(outcomes, gold, marginals, share)
             total = self._weighted(parts)
-            expected, deviation = expected_rewards(log_probs, total, outcomes, count)
+            _, deviation = expected_rewards(log_probs, total, outcomes, count)
             index = expected_rewards(log_probs, similarity(outcomes, gold), outcomes, count)
             divisors = self._divisors(*(index if text_of is None else over_texts(*index, text_of, share)))
             worth = self._worth(parts, divisors[outcomes.text])
@@ -183,7 +182,7 @@ class ExactTraining(LabelTraining):
             reference = self._reference(model, batch)[: len(log_probs)]
             kl = divergence(log_probs, reference, outcomes, count)
             losses = losses + self.beta * kl
-        return Weighed(outcomes, log_probs.detach(), parts, losses, expected, deviation, values.detach(),
+        return Weighed(outcomes, log_probs.detach(), parts, losses, deviation, values.detach(),
                        entropies.detach(), None if kl is None else kl.detach(), others)  # fmt: skip
 
     def _divisors(self, mean: Tensor, deviation: Tensor) -> Tensor:
