@@ -40,7 +40,6 @@ From Python:
         predictor.generate_summary(case_description=["…"], consultation_process=["…", "…"])
 """
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -48,7 +47,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag, run
+from data.arguments import UserError, check_at_least, check_output_dir, flag, json_line, run, visible
 from data.calibration import Decision
 from data.contract import Contract, Precision, contract_for, decided_by
 from data.encoding import Objective
@@ -242,7 +241,7 @@ def main(args: Args) -> None:
         else:
             for where, text in [("--text", args.text)] if args.text != "-" else texts_from_stdin():
                 asked = task.asked_in(text, where)
-                print(json.dumps(predictor.predict(asked).as_dict(), ensure_ascii=False), flush=True)
+                print(json_line(predictor.predict(asked).as_dict()), flush=True)
 
 
 def in_its_language(args: Args, contract: Contract, asked: Iterable[Any]) -> Args:
@@ -361,7 +360,7 @@ def shown(prediction: Prediction, free: bool = False, most: int = 5) -> str:
     confidence = f"  ({prediction.confidence:.0%})" if prediction.confidence is not None else ""
     cut = "  (the text was too long and was cut)" if prediction.truncated else ""
     if free:
-        return f"{prediction.completion}{cut}"
+        return f"{visible(prediction.completion)}{cut}"
     lines = [f"  {prediction.in_words(f'no label in {prediction.completion!r}')}{confidence}{cut}"]
     if prediction.label_set is not None:
         lines.append(f"  set: {prediction.set_in_words}")

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import errno
 import io
+import json
 import math
 import os
 import re
@@ -28,6 +29,8 @@ LINE_LIMIT = 1000  # characters of an error line
 _USER_INFO = re.compile(r"://[^/\s@]*@")
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|PASSWORD|SECRET)$")  # HF_TOKEN, OPENAI_API_KEY ...
 _SHORTEST_SECRET = 8  # servers without keys are given "EMPTY" or "none"
+# control characters but tab and line feed, half characters, and those that turn the direction of what follows them
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 LARGEST_NUMBER = 2**63 - 1  # what libraries take for a whole number
 
 
@@ -51,6 +54,27 @@ def one_line(value: object, limit: int = 300) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= limit else f"{text[: limit * 2 // 3]} … {text[-(limit // 3 - 3) :]}"
+
+
+def visible(value: Any) -> Any:
+    r"""Text in which each character can be seen: control characters, half characters, and those that turn the direction
+    of the text after them stand as their code. A terminal would obey them. What is no text is given back.
+
+    >>> visible("a\x00b\u202ec")
+    'a⟨U+0000⟩b⟨U+202E⟩c'
+    """
+    if type(value) is not str:
+        return value
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value.replace("\r\n", "\n"))
+
+
+def json_line(value: Any) -> str:
+    r"""`value` as a line of JSON that a terminal may show: what it would obey is escaped.
+
+    >>> json_line("né\x9b2J")
+    '"né\\u009b2J"'
+    """
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def without_secrets(text: str) -> str:

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from data.arguments import UserError, check_at_least, check_output_dir, flag, run
+from data.arguments import UserError, check_at_least, check_output_dir, flag, run, visible
 from data.contract import Precision, contract_for
 from data.engine.models import check_model_path
 from data.engine.predictor import Predictor
@@ -264,9 +264,9 @@ def main(args: Args) -> None:
         write_text(output_dir / ATTENTION_FILE, as_json(content, output_dir / ATTENTION_FILE) + "\n")
         write_text(output_dir / HEAT_MAP_FILE, heat_map_page(content))
     for text in content["texts"][:SHOWN_ON_CONSOLE]:
-        print(f"{shown_text(text, args.top_words)}\n")
+        print(f"{visible(shown_text(text, args.top_words))}\n")
     if args.text is None:
-        print(f"top words (mean weight over their occurrences)\n{shown_top_words(content['top_words'])}\n")
+        print(f"top words (mean weight over their occurrences)\n{visible(shown_top_words(content['top_words']))}\n")
     print(f"{NOTE}\n\nwritten to {output_dir / ATTENTION_FILE} and {output_dir / HEAT_MAP_FILE}")
 
 

@@ -1,4 +1,4 @@
-"""Run many command lines of the scripts, each in a fork of one interpreter that has done the common imports already.
+"""Run many command lines of the scripts, each in a fork of one interpreter that has done the stages' imports already.
 
     echo '[["main_SFT.py --batch_size 0", "-m scripts.gather --help"], []]' | python tests/command_lines.py
 
@@ -16,8 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import data.arguments
-import data.loading  # noqa: F401
+import download  # noqa: F401
+import inference  # noqa: F401
+import main_grpo  # noqa: F401
+import main_SFT  # noqa: F401
+import merge_lora  # noqa: F401
 
 
 def run(command: str) -> dict:

@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
@@ -31,8 +29,8 @@ from data.learning.rewards import Rewards
 from data.metrics import jaccard
 from inference import Predictor
 from main_grpo import Args, build_trainer, main
-from tests.conftest import ROOT, SAMPLE
-from tests.test_grpo import adapter, rewards_csv
+from tests.conftest import SAMPLE
+from tests.test_grpo import rewards_csv
 
 LABELS = ("joy", "love", "anger", "grief")
 TEXTS = ["what a lovely day", "I miss her", "go away!", "you and me, and the sea"]
@@ -405,27 +403,6 @@ def test_a_killed_run_goes_on_to_the_same_result(args, tmp_path, monkeypatch, fl
     expected, found = (load_file(Path(each.output_dir) / weights) for each in (args, killed))
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-
-
-def test_two_processes_learn_what_one_does(args, tmp_path):
-    """The same texts in a step, in halves on two processes: the same weights, F1 counts of both."""
-    flags = dict(accuracy_reward="f1_macro", max_steps=2)
-    one = dataclasses.replace(args, **flags, output_dir=str(tmp_path / "one"))
-    main(one)
-    two = dataclasses.replace(args, **flags, output_dir=str(tmp_path / "two"), batch_size=2)
-    names = [
-        "model_path", "train_data_path", "dev_data_path", "output_dir", "expectation", "precision", "batch_size",
-        "max_steps", "eval_steps", "logging_steps", "learning_rate", "accuracy_reward",
-    ]  # fmt: skip
-    words = [word for name in names for word in (f"--{name}", str(getattr(two, name)))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "main_grpo.py"]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    expected, found = adapter(one.output_dir), adapter(two.output_dir)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0, msg=name)
-    last, other = rewards_csv(one)[-1], rewards_csv(two)[-1]
-    assert float(last["f1_macro"]) == pytest.approx(float(other["f1_macro"]), abs=1e-5)
 
 
 BAD = {

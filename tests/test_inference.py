@@ -768,6 +768,21 @@ def test_a_set_of_labels_as_a_person_reads_it():
     assert len(shown(dataclasses.replace(few, label_set=None)).splitlines()) == 3
 
 
+TERMINALS_OBEY = "\x1b]0;mine\x07 \x9b2J \u202e\x7f"
+
+
+def test_a_terminal_is_given_no_orders(file_args, monkeypatch, capsys):
+    """By what a model wrote: free text as people read it, and JSON, which still says what it wrote."""
+    written = Prediction((), False, completion=f"fine\n{TERMINALS_OBEY}")
+    monkeypatch.setattr(Predictor, "predict", lambda self, asked: written)
+    main(dataclasses.replace(file_args, test_data_path=None, text="well"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["completion"] == written.completion
+    for said in (line, shown(written), shown(written, free=True)):
+        assert not set(TERMINALS_OBEY) - {"\n"} - set(map(chr, range(32, 127))) & set(said)
+        assert "fine" in said
+
+
 def test_texts_from_a_pipe_and_a_demonstration(file_args, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"first text\n\n  second text\n")))
     main(dataclasses.replace(file_args, test_data_path=None, text="-"))

@@ -149,9 +149,13 @@ def packed_and_plain(model: Path, precision: str, comments: int, compiled: bool 
 
 
 def test_a_packed_row_in_bf16(model):
-    (loss, gradient), (plain_loss, plain_gradient) = packed_and_plain(model, "bf16", comments=16)
-    assert loss == pytest.approx(plain_loss, rel=0.01)
-    assert torch.cosine_similarity(gradient, plain_gradient, dim=0) > 0.999
+    """It rounds no more than padded rows do, by the same step in fp32: how much that is differs by processor."""
+    packed, plain = packed_and_plain(model, "bf16", comments=4)
+    _, (loss, gradient) = packed_and_plain(model, "fp32", comments=4)
+    assert packed[0] == pytest.approx(loss, rel=0.01)
+    off, plainly_off = (1 - torch.cosine_similarity(each, gradient, dim=0) for _, each in (packed, plain))
+    assert off < max(1.5 * plainly_off, 1e-3)
+    assert plainly_off < 0.01
 
 
 def test_a_packed_row_in_fp32_compiled(model):
@@ -183,8 +187,7 @@ def children(process: subprocess.Popen) -> list[int]:
 
 
 def test_a_prediction_killed_by_the_system_goes_on(model, tmp_path):
-    comments = [line.split("\t") for line in (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines()]
-    rows = [f"{text} {turn}\t{label}\t{name}-{turn}\n" for turn in range(2) for text, label, name in comments]
+    rows = (SAMPLE / "train.tsv").read_text(encoding="utf-8").splitlines(keepends=True)[:240]
     (tmp_path / "rows.tsv").write_text("".join(rows), encoding="utf-8")
     command = [*predict_command(model, tmp_path / "rows.tsv", tmp_path / "out"), "--workers", "2"]
     partial = tmp_path / "out" / "predictions.partial.jsonl"

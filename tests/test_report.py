@@ -26,7 +26,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from data.arguments import UserError
+from data.arguments import UserError, visible
 from data.conformal import Promise
 from data.contract import Contract
 from data.files import file_hash
@@ -34,7 +34,7 @@ from data.labels import CUSTOM_TEMPLATE, LabelTask
 from data.report import charts, summary, written
 from data.report.commands import command_line
 from data.report.inline_svg import inline_panels
-from data.report.page import render, visible
+from data.report.page import render
 from data.report.sections import cooccurrence, report_data
 from data.report.sources import Source, read_sources
 from data.report.words import TEMPLATES, Words, figure_words, messages

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
+from data.arguments import UserError
 from data.engine.machine import machine
-from scripts.reproduce import command, lineage, weights
+from scripts.reproduce import Args, command, lineage, main, weights
 from tests.conftest import ROOT, SAMPLE
 
 
@@ -18,6 +19,21 @@ def reproduce(*words) -> subprocess.CompletedProcess:
         [sys.executable, "-m", "scripts.reproduce", *map(str, words)], cwd=ROOT, capture_output=True, text=True,
         timeout=300,
     )  # fmt: skip
+
+
+@pytest.fixture
+def said(capsys):
+    """What the program says of a run, line by line, and whether it found no difference."""
+
+    def of(run, **flags) -> tuple[list[str], bool]:
+        same = True
+        try:
+            main(Args(run=str(run), **flags))
+        except SystemExit as end:
+            same = end.code == 0
+        return capsys.readouterr().out.splitlines(), same
+
+    return of
 
 
 @pytest.fixture(scope="module")
@@ -60,25 +76,25 @@ def test_another_seed_is_noticed(fine_tuned):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "what"),
     [
         (lambda folder: (folder / "train.tsv").write_text("x\t1\t1\n"), "train.tsv: holds something else"),
         (lambda folder: (folder / "train.tsv").unlink(), "train.tsv: is missing"),
     ],
 )
-def test_what_is_different_is_said(fine_tuned, tmp_path, change, said):
+def test_what_is_different_is_said(fine_tuned, tmp_path, said, change, what):
     shutil.copytree(fine_tuned, tmp_path / "copy")
     run = tmp_path / "copy" / "sft"
     flags = json.loads((run / "args.json").read_text())
     (run / "args.json").write_text(json.dumps(flags | {"train_data_path": str(tmp_path / "copy" / "train.tsv")}))
     change(tmp_path / "copy")
-    done = reproduce(run)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("different now")]
-    assert line.endswith(said)
+    lines, same = said(run)
+    assert not same
+    (line,) = [line for line in lines if line.startswith("different now")]
+    assert line.endswith(what)
 
 
-def test_another_machine_and_other_libraries_are_said(fine_tuned, tmp_path):
+def test_another_machine_and_other_libraries_are_said(fine_tuned, tmp_path, said):
     run = tmp_path / "run"
     shutil.copytree(fine_tuned / "sft", run)
     results = json.loads((run / "train_results.json").read_text())
@@ -87,12 +103,12 @@ def test_another_machine_and_other_libraries_are_said(fine_tuned, tmp_path):
     contract = json.loads((run / "task.json").read_text())
     contract["library_versions"]["torch"] = "1.0"
     (run / "task.json").write_text(json.dumps(contract))
-    done = reproduce(run)
-    assert done.returncode == 1
-    said = [line.removeprefix("different now: ") for line in done.stdout.splitlines() if line.startswith("different")]
-    assert [line.partition(":")[0] for line in said] == ["torch", "processor", "commit"]
-    assert said[1].endswith(", was Z80")
-    assert done.stdout.splitlines()[0].endswith(" torchrun --standalone --nproc_per_node 2 main_SFT.py \\")
+    lines, same = said(run)
+    assert not same
+    different = [line.removeprefix("different now: ") for line in lines if line.startswith("different")]
+    assert [line.partition(":")[0] for line in different] == ["torch", "processor", "commit"]
+    assert different[1].endswith(", was Z80")
+    assert lines[0].endswith(" torchrun --standalone --nproc_per_node 2 main_SFT.py \\")
 
 
 def test_a_run_that_began_with_another(fine_tuned, tmp_path):
@@ -104,16 +120,15 @@ def test_a_run_that_began_with_another(fine_tuned, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("flags", "complaint"),
     [
-        ([], "--run is needed: folder of a run of main_SFT.py or main_grpo.py"),
-        (["{folder}/nowhere"], "{folder}/nowhere/args.json: cannot be read"),
-        (["{folder}/sft", "--again", "{folder}/sft"], "--again {folder}/sft: is the run itself"),
-        (["{folder}/sft", "--again", "{folder}"], "--again {folder}: is not empty"),
+        ({}, "--run is needed: folder of a run of main_SFT.py or main_grpo.py"),
+        ({"run": "{folder}/nowhere"}, "{folder}/nowhere/args.json: cannot be read"),
+        ({"run": "{folder}/sft", "again": "{folder}/sft"}, "--again {folder}/sft: is the run itself"),
+        ({"run": "{folder}/sft", "again": "{folder}"}, "--again {folder}: is not empty"),
     ],
 )
-def test_wrong_flags(fine_tuned, words, said):
-    done = reproduce(*(word.format(folder=fine_tuned) for word in words))
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert said.format(folder=fine_tuned) in line
+def test_wrong_flags(fine_tuned, flags, complaint):
+    with pytest.raises(UserError) as error:
+        main(Args(**{name: value.format(folder=fine_tuned) for name, value in flags.items()}))
+    assert complaint.format(folder=fine_tuned) in str(error.value)

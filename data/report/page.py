@@ -7,11 +7,9 @@ seen, or would turn the text around it.
 
 import base64
 import hashlib
-import re
-import unicodedata
 from typing import Any
 
-from data.arguments import one_line
+from data.arguments import one_line, visible
 from data.report import charts, summary, written
 from data.report.heat_map import NOTE, NOTE_ZH, TITLES
 from data.report.inline_svg import inline_panels
@@ -25,7 +23,6 @@ SECTIONS = (
 LONGEST_TEXT = 600  # characters of a text that are shown
 MOST_WORDS = 100  # of a text with weights
 WINDOW = 5  # logged steps whose mean is drawn as a reward
-_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # turn the direction of what follows them
 
 
 def render(report: dict[str, Any], say: Words, title: str | None = None, command: str | None = None) -> str:
@@ -67,21 +64,6 @@ def render(report: dict[str, Any], say: Words, title: str | None = None, command
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-
-
-def visible(value: Any) -> Any:
-    r"""Text in which each character can be seen: control characters, half characters, and those that turn the direction
-    of the text after them stand as their code.
-
-    >>> visible("a\x00b\u202ec")
-    'a⟨U+0000⟩b⟨U+202E⟩c'
-    """
-    if type(value) is not str or (value.isprintable() and value.isascii()):
-        return value
-    return "".join(
-        f"⟨U+{ord(c):04X}⟩" if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t") or _TURNING.match(c) else c
-        for c in value.replace("\r\n", "\n")
     )
 
 
