@@ -8,7 +8,9 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -31,6 +33,7 @@ _SECRET_NAME = re.compile(r"(TOKEN|KEY|PASSWORD|SECRET)$")  # HF_TOKEN, OPENAI_A
 _SHORTEST_SECRET = 8  # servers without keys are given "EMPTY" or "none"
 # control characters but tab and line feed, half characters, and those that turn the direction of what follows them
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_SILENCE = 30.0  # seconds in which the first process of a distributed run has seen what another has
 LARGEST_NUMBER = 2**63 - 1  # what libraries take for a whole number
 
 
@@ -374,8 +377,12 @@ def _system_fault(error: Exception) -> str | None:
 
 
 def _end(script: str, message: str, speaks: bool = True) -> NoReturn:
-    if speaks:
-        print(f"{_line_begin()}{script}: error: {one_line(message, LINE_LIMIT)}", file=sys.stderr)
+    """Say a mistake, and end. A process that does not speak for all gives the one that does the time to: as soon as one
+    has ended, their launcher ends the others. Where that does not come, the mistake is its own."""
+    if not speaks:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(_SILENCE)
+    print(f"{_line_begin()}{script}: error: {one_line(message, LINE_LIMIT)}", file=sys.stderr)
     sys.exit(2)
 
 

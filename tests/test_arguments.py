@@ -218,6 +218,44 @@ def test_a_fault_of_ours_keeps_its_traceback():
     assert b"ValueError: ours" in complained
 
 
+MISTAKEN = """
+import sys
+import data.arguments
+data.arguments._SILENCE = float(sys.argv.pop())
+def main(args):
+    print("begun", flush=True)
+    raise data.arguments.UserError("all wrong")
+from tests.test_arguments import Args
+data.arguments.run(main, Args, {"runs": ["a"]})
+"""
+
+
+def mistaken(process: int, silence: float) -> subprocess.Popen:
+    """A process of two that makes a mistake."""
+    launched = {
+        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", MISTAKEN, str(silence)], cwd=ROOT, env=os.environ | launched, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_the_first_of_several_processes_has_time_to_say_a_mistake():
+    """A launcher ends all where one has ended, so that the others wait for it, and say it themselves at last."""
+    second = mistaken(1, silence=300)
+    assert second.stdout.readline() == "begun\n"
+    _, said = mistaken(0, silence=300).communicate(timeout=60)
+    assert said == "-c: error: all wrong\n"
+    assert second.poll() is None
+    second.terminate()
+    assert second.communicate(timeout=60)[1] == ""
+    alone = mistaken(1, silence=0.1)
+    assert alone.communicate(timeout=60)[1] == "-c: error: all wrong\n"
+    assert alone.returncode == 2
+
+
 def test_a_reader_that_hangs_up():
     code, complained = ended("", closed=True)
     assert (code, complained) == (141, b"")

@@ -16,10 +16,14 @@ from tests.conftest import ROOT
 from tests.test_exact import moods_dir  # noqa: F401
 
 STEPS, SAVED = 4, 2
+DEV = 5  # validation rows, answered two at a time: in two batches by one process, in one by the other
 FLAGS = {
-    "sft": {"--batch_size": 2},
+    "sft": {"--batch_size": 2, "--predict_batch_size": 2},
     "exact": {"--expectation": "exact", "--batch_size": 2, "--accuracy_reward": "f1_macro"},
 }
+# F1 is that of a batch, which one process has as a whole
+ALONE = {"sft": {"--gradient_accumulation_steps": 2}, "exact": {"--batch_size": 4}}
+LOGGED = {"sft": ("loss", "eval_loss", "eval_jaccard"), "exact": ("eval_jaccard",)}  # of all processes
 # what scripts/accelerate/fsdp.yaml comes to; tests/test_train_launcher.py has Accelerate itself read it
 FSDP = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
@@ -28,15 +32,14 @@ FSDP = {
 
 
 def run(what: str, model: Path, output_dir: Path, spread: str = "one") -> Path:
-    """A run of STEPS steps, in one process that adds up two batches, or in two of a batch each."""
+    """A run of STEPS steps over four rows, in one process or in two."""
     stage = "main_SFT.py" if what == "sft" else "main_grpo.py"
     data = model.parent
     flags = {
         "--model_path": model, "--train_data_path": data / "train.tsv", "--dev_data_path": data / "dev.tsv",
-        "--output_dir": output_dir, "--max_steps": STEPS, "--eval_steps": SAVED, "--eval_samples": 8,
+        "--output_dir": output_dir, "--max_steps": STEPS, "--eval_steps": SAVED, "--eval_samples": DEV,
         "--logging_steps": 1, "--precision": "fp32", "--calibration": "off", "--lora_dropout": 0,
-        "--gradient_accumulation_steps": 2 if spread == "one" else 1,
-    } | FLAGS[what]  # fmt: skip
+    } | FLAGS[what] | (ALONE[what] if spread == "one" else {})  # fmt: skip
     if stage == "main_SFT.py":
         flags |= {"--label_path": data / "labels.txt", "--task": "multi_label"}
     launcher = [] if spread == "one" else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -54,9 +57,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter_model.safetensors")
 
 
-def losses(run: Path) -> list[float]:
+def logged(run: Path, name: str) -> list[float]:
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry[name] for entry in history if name in entry]
 
 
 def rewards(run: Path) -> list[dict[str, str]]:
@@ -64,8 +67,9 @@ def rewards(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def same(found: Path, expected: Path) -> None:
-    assert losses(found) == pytest.approx(losses(expected), abs=1e-4)  # logged with four digits
+def same(what: str, found: Path, expected: Path) -> None:
+    for name in LOGGED[what]:
+        assert logged(found, name) == pytest.approx(logged(expected, name), abs=1e-4), name  # logged with four digits
     for name, tensor in weights(expected).items():
         torch.testing.assert_close(weights(found)[name], tensor, atol=1e-5, rtol=0, msg=name)
 
@@ -94,14 +98,14 @@ def test_two_processes_learn_what_one_does(moods_dir, alone, tmp_path, what, spr
     """The same steps; one process goes on from the checkpoint of the two, to the same weights, and what was in parts is
     merged."""
     two = run(what, moods_dir, tmp_path / "run", spread)
-    same(two, alone(what))
+    same(what, two, alone(what))
     if what == "exact":  # the expected F1 of all texts of a step, not of a process's
         assert [float(row["f1_macro"]) for row in rewards(two)] == pytest.approx(
             [float(row["f1_macro"]) for row in rewards(alone(what))], abs=1e-5
         )
     cut_off_behind_the_checkpoint(two)
     run(what, moods_dir, two)
-    same(two, alone(what))
+    same(what, two, alone(what))
     if spread == "fsdp":
         words = ["merge_lora.py", "--training_output_dir", str(two)]
         subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)

@@ -303,13 +303,20 @@ class LabelEvaluationMixin:
         return self.contract.task.sampling is None or chosen_by in self.contract.task.metrics
 
     def label_scores(self) -> dict[str, float]:
-        """Metrics of the validation rows, named `eval_…`; each process answers its share of them."""
+        """Metrics of the validation rows, named `eval_…`; each process answers its share of them.
+
+        Where the weights are spread (FSDP, ZeRO-3), a layer is put together anew for each pass, by all processes: so
+        they have to make the same passes, and each answers all rows.
+        """
         import torch
         from accelerate.utils import gather_object
 
         from data.engine.tree_attention import ordinary_attention
 
-        mine = self.dev[self.args.process_index :: self.args.world_size]
+        spread = self.is_fsdp_enabled or (
+            self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        )
+        mine = self.dev if spread else self.dev[self.args.process_index :: self.args.world_size]
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
@@ -319,7 +326,8 @@ class LabelEvaluationMixin:
         with self.accelerator.autocast(), attention, torch.compiler.set_stance("force_eager"):
             predictions = predictor.predict_batch([e.asked for e in mine], progress=self.is_world_process_zero())
         model.train(training)
-        pairs = gather_object(list(zip(mine, predictions, strict=True)))
+        pairs = list(zip(mine, predictions, strict=True))
+        pairs = pairs if spread else gather_object(pairs)
         scores = self.contract.task.score(*zip(*pairs, strict=True))
         return {f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)}
 
@@ -366,6 +374,7 @@ def train(trainer, checkpoint: str | None) -> None:
     from data.learning.termination import SaveWhenTerminated
 
     begin = time.perf_counter()
+    trainer.args.eval_on_start &= checkpoint is None  # what was saved had been scored
     termination = SaveWhenTerminated(trainer.accelerator)
     trainer.add_callback(termination)
     # an adapter in fp32 would have every layer's input copied to fp32, and autocast copy it back to bf16
