@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from gradio_client import Client, handle_file
 
@@ -134,6 +135,13 @@ def ask(page: str, method: str = "GET", path: str = "/", **headers: str) -> int:
     body = json.dumps({"data": ["so happy"]}) if method == "POST" else None
     connection.request(method, path, body, {"Content-Type": "application/json"} | headers)
     return connection.getresponse().status
+
+
+def test_only_this_machine_is_listened_to(page):
+    """By whatever address another one may know it."""
+    port = int(page.rpartition(":")[2])
+    heard = {each.laddr.ip for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == port}
+    assert heard == {"127.0.0.1"}
 
 
 def test_other_sites_are_refused(page):
