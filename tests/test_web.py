@@ -140,7 +140,9 @@ def ask(page: str, method: str = "GET", path: str = "/", **headers: str) -> int:
 def test_only_this_machine_is_listened_to(page):
     """By whatever address another one may know it."""
     port = int(page.rpartition(":")[2])
-    heard = {each.laddr.ip for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == port}
+    heard = {
+        each.laddr.ip for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.laddr.port == port
+    }
     assert heard == {"127.0.0.1"}
 
 
