@@ -13,8 +13,9 @@ Of a task with many answers, exact reinforcement is planned with as many as `--m
 
 What is reckoned instead, where a model is spread over N GPUs (`spread_over`), is what lies where.
 
-What is in no plan: the allocator's gaps and reserve, Python with its libraries, and a GPU's own context (about 0.5
-GiB). A plan for GPUs takes their attention as fused: it keeps queries, keys, values and a number for each row.
+On a CPU, two things that are no tensors are added (`in_a_process`): what the process has before there is a model, and
+the gaps that the C library's heap leaves, by experience. What is in no plan: a GPU's reserve, and its own context (about
+0.5 GiB). A plan for GPUs takes their attention as fused: it keeps queries, keys, values and a number for each row.
 """
 
 import os
@@ -45,7 +46,13 @@ FROZEN, LEARNING, GRADIENTS, STATES = "weights that stay", "weights that learn",
 CAST, ACTIVATIONS, LOGITS = "weights in bf16 beside", "activations", "logits"
 KEYS, INPUTS, REFERENCE = "keys and values", "token ids and masks", "where the run began"
 COPIES, GATHERED = "copies to exchange", "layers that are gathered"
-KINDS = (FROZEN, LEARNING, GRADIENTS, STATES, REFERENCE, CAST, COPIES, GATHERED, ACTIVATIONS, LOGITS, KEYS, INPUTS)
+GAPS, LIBRARIES = "gaps in the heap, about", "Python, libraries, rows"
+KINDS = (
+    FROZEN, LEARNING, GRADIENTS, STATES, REFERENCE, CAST, COPIES, GATHERED, ACTIVATIONS, LOGITS, KEYS, INPUTS, GAPS,
+    LIBRARIES,
+)  # fmt: skip
+# of all tensors: seven kinds of runs peaked at 1.17 to 1.63 times theirs (scripts/benchmark/RESULTS.md)
+HEAP_GAPS = 3 / 8
 LAUNCHED = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", *OF_LAUNCHERS)
 
 
@@ -90,6 +97,9 @@ def plan(args, build: Callable[[Any], Any]) -> None:
         trainer = build(replace(without_contents_args(planned), output_dir=folder))
         found, tokens = peaks(planned, trainer)
     spread = {phase: spread_over(machine, peak, trainer.model, planned.precision) for phase, peak in found.items()}
+    if not machine.on_gpu:
+        resident = psutil.Process().memory_info().rss  # weights and activations have no contents here
+        spread = {phase: in_a_process(peak, resident) for phase, peak in spread.items()}
     print(shown(machine, planned, spread, tokens))
 
 
@@ -335,6 +345,11 @@ def spread_over(machine: Machine, peak: Mapping[str, int], model, precision: str
     for kind in shared:
         found[kind] = -(-found[kind] // n)
     return found
+
+
+def in_a_process(peak: Mapping[str, int], resident: int) -> Counter[str]:
+    """Bytes of a process on a CPU whose tensors have those of `peak`, and which has `resident` without them."""
+    return Counter(peak) + Counter({GAPS: int(HEAP_GAPS * sum(peak.values())), LIBRARIES: resident})
 
 
 def _bytes(tensor: "Tensor") -> int:
