@@ -14,8 +14,9 @@ Of a task with many answers, exact reinforcement is planned with as many as `--m
 What is reckoned instead, where a model is spread over N GPUs (`spread_over`), is what lies where.
 
 On a CPU, two things that are no tensors are added (`in_a_process`): what the process has before there is a model, and
-the gaps that the C library's heap leaves, by experience. What is in no plan: a GPU's reserve, and its own context (about
-0.5 GiB). A plan for GPUs takes their attention as fused: it keeps queries, keys, values and a number for each row.
+the gaps that the C library's heap leaves, by experience. What is in no plan: a GPU's reserve, and its own context
+(about 0.5 GiB). A plan for GPUs takes their attention as fused: it keeps queries, keys, values and a number for each
+row.
 """
 
 import os
