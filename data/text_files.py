@@ -8,6 +8,7 @@ from pathlib import Path
 from data.arguments import UserError
 
 Lines = Iterator[tuple[int, str]]  # line number (1 = first) and line
+LONGEST_LINE = 64 << 20  # bytes; of a file without line feeds, all would be read
 _HEAD_BYTES = 4096  # enough to tell what a file is
 _KINDS = (
     (rb"PK(\x03\x04|\x05\x06)", "a zip archive, as .xlsx and .docx files are", "unpack it, or export it as CSV"),
@@ -70,10 +71,16 @@ def lines_of(path: Path, blank: bool = False) -> Lines:
     Only a line feed ends a line: texts hold other characters that are called line ends (U+2028, U+0085, form feed).
 
     Raises:
-        UserError: a byte that is not UTF-8.
+        UserError: a byte that is not UTF-8, or a line that would take the memory.
     """
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+            if len(raw) > LONGEST_LINE and raw[:64].lstrip()[:1] == b"[":  # a JSON list, which is read as a whole
+                raw += file.readline()
+            elif len(raw) > LONGEST_LINE:
+                raise UserError(
+                    f"{path}:{number}: is longer than {LONGEST_LINE >> 20} MiB; one row is expected on a line"
+                )
             try:
                 line = raw.decode()
             except UnicodeDecodeError as error:

@@ -290,6 +290,18 @@ def test_bad_files_name_file_and_line(tmp_path, name, content, task, message):
         load_examples(write(tmp_path / name, content), task)
 
 
+def test_a_line_that_would_take_the_memory(tmp_path, monkeypatch):
+    """It is not read to its end; a JSON list may be all on one."""
+    monkeypatch.setattr("data.text_files.LONGEST_LINE", 1 << 20)
+    path = write(tmp_path / "a.tsv", "fine\t1\tx\n" + "a" * (1 << 20) + "b" * 10)
+    with pytest.raises(UserError, match=r"a.tsv:2: is longer than 1 MiB; one row is expected on a line"):
+        load_examples(path, GROUP)
+    rows = [{"text": f"{'long ' * 1000}{n}", "label": 1} for n in range(300)]
+    assert len(load_examples(write(tmp_path / "a.json", json.dumps(rows)), GROUP)) == 300
+    just = write(tmp_path / "b.tsv", "a" * ((1 << 20) - 3) + "\t1\n")
+    assert len(load_examples(just, SST2)) == 1
+
+
 def test_missing_file_names_the_flag(tmp_path):
     with pytest.raises(UserError, match=r"--dev_data_path .*nowhere.tsv: no such file"):
         load_examples(tmp_path / "nowhere.tsv", GROUP, "--dev_data_path")
