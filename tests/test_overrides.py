@@ -36,7 +36,7 @@ class Over:
 
 SEQUENCE_CLASSIFIERS = "transformers:Qwen2ForSequenceClassification transformers:LlamaForSequenceClassification"
 TABLE = {
-    "data.learning.trainers:LabelEvaluationMixin": Over(
+    "data.learning.label_evaluation:LabelEvaluationMixin": Over(
         "transformers:Trainer trl:SFTTrainer trl:GRPOTrainer",
         "__init__ _determine_best_metric create_model_card _save",
     ),

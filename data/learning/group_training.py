@@ -24,7 +24,7 @@ from data.engine.generation import sample_answers
 from data.engine.packing import pack
 from data.engine.tree_attention import computes_packed_rows, ordinary_attention, target_log_probs_and_entropies
 from data.learning.f1_reward import F1Memory
-from data.learning.trainers import LabelEvaluationMixin
+from data.learning.label_evaluation import LabelEvaluationMixin
 
 
 class GroupTraining(LabelEvaluationMixin):

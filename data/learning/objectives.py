@@ -22,7 +22,7 @@ from data.engine.packing import pack
 from data.engine.padding import padded, padded_rows
 from data.engine.scoring import BatchForm, candidate_batch, candidate_scores, text_batch, text_logits
 from data.engine.tree_attention import target_log_probs
-from data.learning.trainers import LabelEvaluationMixin
+from data.learning.label_evaluation import LabelEvaluationMixin
 from data.loading import Example, TaskRow
 
 if TYPE_CHECKING:
