@@ -75,7 +75,9 @@ def lines_of(path: Path, blank: bool = False) -> Lines:
     """
     with path.open("rb") as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
-            if len(raw) > LONGEST_LINE and raw[:64].lstrip()[:1] == b"[":  # a JSON list, which is read as a whole
+            if (
+                len(raw) > LONGEST_LINE and raw[:64].lstrip(b"\xef\xbb\xbf \t")[:1] == b"["
+            ):  # a JSON list, which is read as a whole
                 raw += file.readline()
             elif len(raw) > LONGEST_LINE:
                 raise UserError(

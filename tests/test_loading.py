@@ -297,7 +297,8 @@ def test_a_line_that_would_take_the_memory(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"a.tsv:2: is longer than 1 MiB; one row is expected on a line"):
         load_examples(path, GROUP)
     rows = [{"text": f"{'long ' * 1000}{n}", "label": 1} for n in range(300)]
-    assert len(load_examples(write(tmp_path / "a.json", json.dumps(rows)), GROUP)) == 300
+    for name, begin in (("a.json", ""), ("b.json", "\ufeff")):
+        assert len(load_examples(write(tmp_path / name, begin + json.dumps(rows)), GROUP)) == 300
     just = write(tmp_path / "b.tsv", "a" * ((1 << 20) - 3) + "\t1\n")
     assert len(load_examples(just, SST2)) == 1
 

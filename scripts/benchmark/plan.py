@@ -14,7 +14,7 @@ import main_SFT
 from data.arguments import UserError, check_at_least, check_output_dir, flag
 from data.contract import contract_for
 from data.engine.memory import forget_peak, peak_memory, use_huge_pages
-from data.engine.models import check_model_path, load_tokenizer
+from data.engine.models import check_model_path, load_tokenizer, pick_device
 from data.files import write_json
 from data.learning.memory_plan import in_a_process, longest_batch, peaks, without_contents_args
 from data.learning.trainers import Data, load_data, train
@@ -94,7 +94,8 @@ def planned(turns: Turns, args: PlanArgs, case: str) -> None:
         settings = replace(settings_of(args, case, folder), plan=True)
         found, tokens = peaks(settings, trainer_of(without_contents_args(settings)))
     most = max(found.values(), key=lambda peak: peak.total())
-    turns.done(bytes=most.total(), with_gaps=in_a_process(most, 0).total(), kinds=dict(most), tokens=tokens)
+    whole = most if pick_device() == "cuda" else in_a_process(most, 0)
+    turns.done(bytes=most.total(), with_gaps=whole.total(), kinds=dict(most), tokens=tokens)
 
 
 def measured(turns: Turns, args: PlanArgs, case: str) -> None:
